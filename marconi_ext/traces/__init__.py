@@ -1,0 +1,1 @@
+"""Trace readers and seeded generators: everything yields `Request` objects."""

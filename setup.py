@@ -1,0 +1,45 @@
+"""Build marconi-ext: explicit packages, so that `kernels/` is only ever importable as `marconi_kernels`.
+
+SGLang imports the PyPI package `kernels`; a `kernels/__init__.py` here, or `find_packages`, would shadow it.
+"""
+
+from setuptools import setup
+
+SGLANG = "sglang==0.5.23"  # what it pins comes along: torch 2.14.1, triton 3.8.0, flashinfer
+
+setup(
+    name="marconi-ext",
+    version="0.1.0",
+    description="Exact prefix caching for hybrid LLMs (Mamba2 + attention): an extension of SGLang",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    package_dir={"marconi_kernels": "kernels"},
+    packages=[
+        "marconi_ext",
+        "marconi_ext.traces",
+        "marconi_kernels",
+        "sglang_hooks",
+        "sglang_hooks.cpu_platform",
+    ],
+    install_requires=[
+        "httpx>=0.27",
+        "matplotlib>=3.8",
+        "mistral-common>=1.9",  # ships the Tekken tokenizer
+        "numpy>=1.26",
+        "pydantic>=2.7",
+        "rich>=13.7",
+        "safetensors>=0.4",
+        "typer>=0.12",
+    ],
+    extras_require={
+        "sglang": [SGLANG],
+        "test": [SGLANG, "pytest>=8", "hypothesis>=6.100", "ruff>=0.6"],
+    },
+    entry_points={
+        "console_scripts": ["marconi = marconi_ext.cli:main"],
+        "sglang.srt.plugins": ["marconi = sglang_hooks.plugin:register"],
+        "sglang.srt.platforms": ["marconi_cpu = sglang_hooks.cpu_platform:activate"],
+    },
+)

@@ -1,0 +1,1 @@
+"""An SGLang platform that runs the unmodified engine on a CPU; active only by name."""
