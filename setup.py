@@ -23,6 +23,7 @@ setup(
         "sglang_hooks",
         "sglang_hooks.cpu_platform",
     ],
+    package_data={"marconi_ext": ["py.typed"], "marconi_kernels": ["py.typed"], "sglang_hooks": ["py.typed"]},
     install_requires=[
         "httpx>=0.27",
         "matplotlib>=3.8",
