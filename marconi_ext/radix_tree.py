@@ -1,9 +1,10 @@
 """A radix tree over token ids: KV on every edge, a recurrent state on some nodes.
 
-KV of a prompt can be cut at any token, a recurrent state can't: it stands for exactly the tokens from the root
-to the node that holds it. So an edge is an array of tokens whose KV is held, and a node may or may not hold a
-state. `lookup` is pure; `insert`, `split`, `boundary`, `set_state`, `drop_state`, `touch`, `remove_leaf`,
-`merge_into_child`, `pin` and `unpin` change the tree. Time is an integer tick that the caller hands in.
+KV of a prompt can be cut at any token, a recurrent state can't: it stands for exactly the tokens from the
+root to the node that holds it. So an edge is an array of tokens whose KV is held, and a node may or may not
+hold a state. `lookup` is pure; `insert`, `split`, `boundary`, `set_state`, `drop_state`, `touch`,
+`remove_leaf`, `merge_into_child`, `pin` and `unpin` change the tree. Time is an integer tick that the caller
+hands in.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ class RadixTree:
         return Lookup(tuple(path), None, depth, state_node, diverges)
 
     def insert(self, tokens: np.ndarray, tick: int) -> Insertion:
-        """Hold KV for `tokens: int32[L]`, L > 0. New tokens are copied; nodes' ticks and states stay as they are.
+        """Hold KV for `tokens: int32[L]`, L > 0. New tokens are copied; old ticks and states stay.
 
         A split makes an upper node that takes the lower one's pins; new nodes are stamped `tick`.
         """
@@ -165,7 +166,7 @@ class RadixTree:
         return upper
 
     def boundary(self, node: Node, depth_tokens: int, tick: int) -> Node:
-        """The node that ends `depth_tokens` tokens from the root on the path to `node`, split off if need be."""
+        """The node that ends at `depth_tokens` on the path to `node`, split off if need be."""
         if not 0 < depth_tokens <= node.depth_tokens:
             raise ValueError(f"depth_tokens: {depth_tokens} is not on a path of {node.depth_tokens} tokens")
         while node.depth_tokens - len(node.tokens) >= depth_tokens:
@@ -208,7 +209,7 @@ class RadixTree:
         return len(node.tokens)
 
     def merge_into_child(self, node: Node) -> Node:
-        """Join an inner node with one child, no state and no pins of its own into that child; returns the child."""
+        """Join an inner node with one child, no state, no pins of its own into that child; returns it."""
         if node is self.root or len(node.children) != 1 or node.state is not None:
             raise ValueError(f"node: not mergeable: {node}")
         (child,) = node.children.values()

@@ -21,7 +21,7 @@ def test_lookup_stops_where_the_tree_stops() -> None:
         4,
         4,
         False,
-    )  # it extends a leaf: no divergence
+    )  # extends a leaf
     hit = tree.lookup(arr(1, 2, 9))
     assert (hit.kv_tokens, hit.state_tokens, hit.diverges) == (2, 0, True)
     hit = tree.lookup(arr(1, 2))
@@ -99,7 +99,7 @@ def test_common_prefix_of_long_arrays(length: int) -> None:
 
 
 class TreeAgainstModel(RuleBasedStateMachine):
-    """The model: the set of all held prefixes, the set of prefixes with a state, pinned sequences as a list."""
+    """The model: the set of held prefixes, the set of prefixes with a state, the pinned sequences."""
 
     def __init__(self) -> None:
         super().__init__()
