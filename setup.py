@@ -3,6 +3,8 @@
 SGLang imports the PyPI package `kernels`; a `kernels/__init__.py` here, or `find_packages`, would shadow it.
 """
 
+from pathlib import Path
+
 from setuptools import setup
 
 SGLANG = "sglang==0.5.23"  # what it pins comes along: torch 2.14.1, triton 3.8.0, flashinfer
@@ -11,13 +13,14 @@ setup(
     name="marconi-ext",
     version="0.1.0",
     description="Exact prefix caching for hybrid LLMs (Mamba2 + attention): an extension of SGLang",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
     package_dir={"marconi_kernels": "kernels"},
     packages=[
         "marconi_ext",
+        "marconi_ext.commands",
         "marconi_ext.traces",
         "marconi_kernels",
         "sglang_hooks",

@@ -1,1 +1,8 @@
-"""Trace readers and seeded generators: everything yields `Request` objects."""
+"""Traces of LLM traffic: readers for many formats, seeded generators, and the common format's writer."""
+
+from marconi_ext.traces.problems import Problem, TraceError
+from marconi_ext.traces.read import FORMATS, read_trace
+from marconi_ext.traces.request import Request
+from marconi_ext.traces.timeline import Arrivals
+
+__all__ = ["FORMATS", "Arrivals", "Problem", "Request", "TraceError", "read_trace"]

@@ -1,0 +1,91 @@
+"""Chat messages to token ids, message by message, so that equal histories give equal prefixes."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from marconi_ext.traces.fields import BrokenRecordError, short
+from marconi_ext.traces.request import token_array
+from marconi_ext.traces.text import TextTokenizer
+
+ROLE_NAMES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "tool": "tool",
+    "function": "tool",
+}
+
+
+@dataclass(frozen=True)
+class Message:
+    """role: system, user, assistant or tool; text: what the model sees of it."""
+
+    role: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Call:
+    """One model call: its prompt, its answer and the prompt's message boundaries."""
+
+    input_ids: np.ndarray
+    output_ids: np.ndarray
+    boundaries: tuple[int, ...] = ()
+
+
+def parse_message(value: Any) -> Message:
+    """Read one OpenAI-style message; tool calls become JSON text. Raises BrokenRecordError."""
+    if not isinstance(value, dict):
+        raise BrokenRecordError(f"messages: expected objects, found {short(value)}")
+    role = value.get("role")
+    if not isinstance(role, str) or role not in ROLE_NAMES:
+        raise BrokenRecordError(f"role: expected one of {', '.join(ROLE_NAMES)}, found {short(role)}")
+    parts = [content_text(value.get("content"))]
+    parts += [compact(value[key]) for key in ("tool_calls", "function_call") if value.get(key)]
+    return Message(ROLE_NAMES[role], "\n".join(part for part in parts if part))
+
+
+def content_text(content: Any) -> str:
+    """The text of a message's content: text, null, or a list of parts (only their text is kept)."""
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list) and all(isinstance(part, dict) for part in content):
+        texts = [part.get("text", "") for part in content]
+        if all(isinstance(text, str) for text in texts):
+            return "".join(texts)
+    raise BrokenRecordError(f"content: expected text or a list of parts, found {short(content)}")
+
+
+def compact(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def linear_calls(messages: list[Message], tokenizer: TextTokenizer) -> list[Call]:
+    """One call for each assistant message: the prompt is all before it. Prompts are views of one array."""
+    pieces: list[int] = list(tokenizer.start)
+    ends: list[int] = []
+    spans: list[tuple[int, int, int]] = []  # prompt end, answer end, messages before it
+    for message in messages:
+        before, after = tokenizer.frames[message.role]
+        pieces += before
+        prompt_end = len(pieces)
+        pieces += tokenizer.encode(message.text)
+        pieces += after
+        if message.role == "assistant" and prompt_end:
+            spans.append((prompt_end, len(pieces), len(ends)))
+        ends.append(len(pieces))
+    whole = token_array(pieces)
+    return [Call(whole[:a], whole[a:b], tuple(ends[:n])) for a, b, n in spans]
+
+
+def single_call(messages: list[Message], answer: str, tokenizer: TextTokenizer) -> Call:
+    """The call whose prompt is `messages` and whose answer is a text."""
+    return linear_calls([*messages, Message("assistant", answer)], tokenizer)[-1]

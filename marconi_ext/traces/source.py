@@ -1,0 +1,79 @@
+"""A trace named on the command line: a file, a folder or `synthetic:NAME`, with progress shown."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from marconi_ext.errors import BadInputError
+from marconi_ext.output import stderr_console
+from marconi_ext.traces.problems import Problem
+from marconi_ext.traces.read import read_trace
+from marconi_ext.traces.request import Request
+from marconi_ext.traces.timeline import Arrivals
+
+SYNTHETIC = "synthetic:"
+SHOWN_PROBLEMS = 10
+
+
+def open_source(
+    trace: str,
+    *,
+    format: str = "auto",
+    tokenizer: str = "tekken",
+    strict: bool = False,
+    limit: int | None = None,
+    seed: int = 0,
+    sessions_per_s: float = 1.0,
+    response_s: float = 5.0,
+    on_problem: Callable[[Problem], None] | None = None,
+) -> Iterator[Request]:
+    """Open what `--trace` names. Raises BadInputError for what can't be opened."""
+    if not (sessions_per_s > 0 and response_s >= 0):
+        raise BadInputError("--sessions-per-s must be positive and --response-s at least 0")
+    if trace.startswith(SYNTHETIC):
+        from itertools import islice
+
+        from marconi_ext.traces.synthetic import synthetic
+
+        return islice(synthetic(trace.removeprefix(SYNTHETIC), seed=seed), limit)
+    if not Path(trace).exists():
+        raise BadInputError(f"trace {trace}: no such file or folder (synthetic traffic is synthetic:NAME)")
+    return read_trace(
+        trace,
+        format=format,
+        tokenizer=tokenizer,
+        strict=strict,
+        limit=limit,
+        arrivals=Arrivals(seed, sessions_per_s, response_s),
+        on_problem=on_problem,
+    )
+
+
+class Reporter:
+    """Counts requests on a progress line and prints the first broken records."""
+
+    def __init__(self, progress, task) -> None:
+        self._progress, self._task = progress, task
+        self.problems = 0
+
+    def problem(self, problem: Problem) -> None:
+        self.problems += 1
+        if self.problems <= SHOWN_PROBLEMS:
+            self._progress.console.print(f"skipped: {problem}", markup=False, highlight=False)
+        elif self.problems == SHOWN_PROBLEMS + 1:
+            self._progress.console.print("skipped: more of them; only their number is shown at the end")
+
+    def count(self, requests: Iterable[Request]) -> Iterator[Request]:
+        for request in requests:
+            self._progress.advance(self._task)
+            yield request
+
+
+@contextmanager
+def reporting() -> Iterator[Reporter]:
+    """A progress line on stderr while a trace is read."""
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = SpinnerColumn(), TextColumn("{task.completed:,} requests"), TimeElapsedColumn()
+    with Progress(*columns, console=stderr_console(), transient=True) as progress:
+        yield Reporter(progress, progress.add_task("reading"))
