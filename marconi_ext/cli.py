@@ -13,6 +13,7 @@ from marconi_ext.errors import BadInputError, CheckFailedError
 # name -> (module, attribute): a plain function, or a typer app where the command has sub-commands of its own.
 # Command modules import nothing heavy at the top, so that `marconi --help` stays quick.
 COMMANDS: dict[str, tuple[str, str]] = {
+    "model": ("marconi_ext.commands.model", "model"),
     "trace": ("marconi_ext.commands.trace", "app"),
 }
 

@@ -1,0 +1,244 @@
+"""Write a small hybrid model (NemotronH layout) with seeded weights and a real tokenizer.
+
+Servers, tests and demos need a model that costs nothing to download, is the same to the bit everywhere and
+whose outputs depend on everything it has read: a wrong SSM state, convolution window or KV row must move the
+logprobs. So the weights have normal size, the SSM heads remember from a few tokens up to a few thousand,
+and greedy decoding wanders instead of repeating one token.
+
+Needs numpy, safetensors and mistral-common's data files; never torch.
+"""
+
+import json
+import shutil
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+MAMBA, ATTENTION, MLP = "M", "*", "-"
+TEKKEN_SPECIAL_TOKENS = 1000  # ids below are control tokens; byte and merge tokens follow
+TEKKEN_BYTES = 256
+TEKKEN_FULL_VOCAB = 131_072
+MIN_VOCAB = TEKKEN_SPECIAL_TOKENS + TEKKEN_BYTES
+LOGIT_STD = 4.0  # spread of the next-token logits: peaked enough to differ, flat enough to stay sensitive
+
+
+@dataclass(frozen=True)
+class ToyModel:
+    """Sizes of the model; equal values give files that are equal to the bit.
+
+    `pattern` lists the layers: M Mamba2, * attention, - MLP. `mlp` is the MLP's width; 0 means 2 · hidden.
+    """
+
+    hidden: int = 64
+    pattern: str = "M*M-"
+    heads: int = 4  # attention query heads
+    kv_heads: int = 2
+    head_dim: int = 16
+    mamba_heads: int = 8
+    mamba_head_dim: int = 16
+    n_groups: int = 2
+    state_size: int = 16
+    conv_kernel: int = 4
+    chunk_size: int = 64
+    mlp: int = 0
+    vocab: int = 4096
+    context: int = 131_072
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        sizes = {k: v for k, v in asdict(self).items() if k not in ("pattern", "mlp", "seed")}
+        for name, value in sizes.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.seed < 0 or self.mlp < 0:
+            raise ValueError(f"seed and mlp must not be negative, got seed={self.seed}, mlp={self.mlp}")
+        if not self.pattern or set(self.pattern) - {MAMBA, ATTENTION, MLP}:
+            raise ValueError(f"pattern takes the letters M, * and -, got {self.pattern!r}")
+        if MAMBA not in self.pattern or ATTENTION not in self.pattern:
+            raise ValueError(
+                f"pattern needs at least one Mamba (M) and one attention (*) layer, got {self.pattern!r}"
+            )
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+        if self.mamba_heads % self.n_groups:
+            raise ValueError(
+                f"mamba_heads ({self.mamba_heads}) must be a multiple of n_groups ({self.n_groups})"
+            )
+        if self.chunk_size & (self.chunk_size - 1):
+            raise ValueError(f"chunk_size must be a power of two, got {self.chunk_size}")
+        if self.conv_kernel > self.chunk_size:
+            raise ValueError(
+                f"conv_kernel ({self.conv_kernel}) must not exceed chunk_size ({self.chunk_size})"
+            )
+        if not MIN_VOCAB <= self.vocab <= TEKKEN_FULL_VOCAB:
+            raise ValueError(
+                f"vocab must lie between {MIN_VOCAB} (Tekken's control tokens and bytes) and "
+                f"{TEKKEN_FULL_VOCAB}, got {self.vocab}"
+            )
+
+    @property
+    def inner(self) -> int:
+        """Width of the Mamba mixer: heads · head_dim."""
+        return self.mamba_heads * self.mamba_head_dim
+
+    @property
+    def conv_dim(self) -> int:
+        """Channels of the causal convolution: x, B and C side by side."""
+        return self.inner + 2 * self.n_groups * self.state_size
+
+    @property
+    def mlp_width(self) -> int:
+        return self.mlp or 2 * self.hidden
+
+
+def write_model(path: str | Path, model: ToyModel | None = None, *, force: bool = False) -> Path:
+    """Write config.json, model.safetensors and tekken.json into the folder `path` and return it.
+
+    Raises: FileExistsError if the folder holds another model and `force` is false. A folder with the same
+    sizes is left as it is, so callers may ask again at no cost.
+    """
+    model = model or ToyModel()
+    path = Path(path)
+    config = json.dumps(config_json(model), indent=2) + "\n"
+    present = path / "config.json"
+    if present.exists() and not force:
+        if present.read_text() == config:
+            return path
+        raise FileExistsError(f"{path} holds a model of other sizes; pass --force to replace it")
+    # Into a folder beside it first: config.json is what marks a model as complete, so it appears last.
+    path.mkdir(parents=True, exist_ok=True)
+    present.unlink(missing_ok=True)
+    save_file(weights(model), path / "model.safetensors", metadata={"format": "pt"})
+    write_tekken(path / "tekken.json", model.vocab)
+    (path / "generation_config.json").write_text(json.dumps({"bos_token_id": 1, "eos_token_id": 2}) + "\n")
+    present.write_text(config)
+    return path
+
+
+def config_json(model: ToyModel) -> dict:
+    """The Hugging Face config, under both the names that checkpoints use and those SGLang's class reads."""
+    return {
+        "architectures": ["NemotronHForCausalLM"],
+        "model_type": "nemotron_h",
+        "torch_dtype": "float32",
+        "vocab_size": model.vocab,
+        "hidden_size": model.hidden,
+        "intermediate_size": model.mlp_width,
+        "hybrid_override_pattern": model.pattern,
+        "num_hidden_layers": len(model.pattern),
+        "num_attention_heads": model.heads,
+        "num_key_value_heads": model.kv_heads,
+        "head_dim": model.head_dim,
+        "attention_head_dim": model.head_dim,
+        "mamba_num_heads": model.mamba_heads,
+        "mamba_head_dim": model.mamba_head_dim,
+        "n_groups": model.n_groups,
+        "mamba_n_groups": model.n_groups,
+        "ssm_state_size": model.state_size,
+        "conv_kernel": model.conv_kernel,
+        "mamba_d_conv": model.conv_kernel,
+        "chunk_size": model.chunk_size,
+        "expand": 2,
+        "use_conv_bias": True,
+        "mamba_hidden_act": "silu",
+        "mlp_hidden_act": "relu2",
+        "use_bias": False,
+        "mlp_bias": False,
+        "attention_bias": False,
+        "mamba_proj_bias": False,
+        "layer_norm_epsilon": 1e-5,
+        "residual_in_fp32": False,
+        "tie_word_embeddings": False,
+        "max_position_embeddings": model.context,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 11,
+        "marconi_toy_seed": model.seed,
+    }
+
+
+def weights(model: ToyModel) -> dict[str, np.ndarray]:
+    """All tensors, fp32, under the names of NemotronH checkpoints."""
+
+    def rng(name: str) -> np.random.RandomState:
+        # RandomState's streams are frozen for good; one a tensor, so that tensors don't depend on each other.
+        return np.random.RandomState([model.seed, zlib.crc32(name.encode())])
+
+    def normal(name: str, *shape: int, std: float) -> np.ndarray:
+        return (rng(name).standard_normal(shape) * std).astype(np.float32)
+
+    d = model.hidden
+    tensors = {"backbone.embeddings.weight": normal("embeddings", model.vocab, d, std=1.0)}
+    for layer, kind in enumerate(model.pattern):
+        prefix = f"backbone.layers.{layer}"
+        tensors[f"{prefix}.norm.weight"] = np.ones(d, np.float32)
+        if kind == MAMBA:
+            tensors |= _mamba_tensors(model, f"{prefix}.mixer", rng)
+        for name, (rows, columns, gain) in _linears(model, kind).items():
+            full = f"{prefix}.mixer.{name}.weight"
+            tensors[full] = normal(full, rows, columns, std=gain * columns**-0.5)
+    tensors["backbone.norm_f.weight"] = np.ones(d, np.float32)
+    head = normal("lm_head", model.vocab, d, std=LOGIT_STD * d**-0.5)
+    head[:TEKKEN_SPECIAL_TOKENS] = (
+        0.0  # logit 0: greedy decoding never emits a control token, nor ends by EOS
+    )
+    tensors["lm_head.weight"] = head
+    return tensors
+
+
+def _linears(model: ToyModel, kind: str) -> dict[str, tuple[int, int, float]]:
+    """Rows, columns and gain of a layer's projections: gain 1 keeps the variance of its input."""
+    d, queries, keys = model.hidden, model.heads * model.head_dim, model.kv_heads * model.head_dim
+    if kind == MAMBA:
+        return {
+            "in_proj": (model.inner + model.conv_dim + model.mamba_heads, d, 1.0),
+            "out_proj": (d, model.inner, 1.0),
+        }
+    if kind == ATTENTION:  # sharper than a plain average over the context
+        return {
+            "q_proj": (queries, d, 2.0),
+            "k_proj": (keys, d, 1.0),
+            "v_proj": (keys, d, 2.0),
+            "o_proj": (d, queries, 2.0),
+        }
+    return {"up_proj": (model.mlp_width, d, 1.0), "down_proj": (d, model.mlp_width, 0.5)}
+
+
+def _mamba_tensors(model: ToyModel, prefix: str, rng) -> dict[str, np.ndarray]:
+    """Convolution and SSM parameters; time constants 1 / (A · dt) run from a few to a few thousand tokens."""
+    heads = model.mamba_heads
+    conv = f"{prefix}.conv1d"
+    kernel = rng(f"{conv}.weight").standard_normal((model.conv_dim, 1, model.conv_kernel))
+    # Softplus of dt_bias is the step size, spread evenly in the logarithm like Mamba2's own initialisation.
+    dt = np.exp(rng(f"{prefix}.dt_bias").uniform(np.log(0.01), np.log(0.2), heads))
+    decay_tokens = np.exp(rng(f"{prefix}.A_log").uniform(np.log(4.0), np.log(4000.0), heads))
+    return {
+        f"{conv}.weight": (kernel * model.conv_kernel**-0.5 * 1.5).astype(np.float32),
+        f"{conv}.bias": (rng(f"{conv}.bias").standard_normal(model.conv_dim) * 0.1).astype(np.float32),
+        f"{prefix}.A_log": np.log(1.0 / (decay_tokens * dt)).astype(np.float32),
+        f"{prefix}.D": np.full(heads, 0.5, np.float32),
+        f"{prefix}.dt_bias": (dt + np.log(-np.expm1(-dt))).astype(np.float32),  # inverse softplus
+        f"{prefix}.norm.weight": np.ones(model.inner, np.float32),
+    }
+
+
+def write_tekken(path: Path, vocab: int) -> None:
+    """Write mistral-common's Tekken, cut to `vocab` ids (1,000 control tokens, the rest bytes and merges).
+
+    Tekken's merges are ordered, so its first n are a tokenizer of their own: any text still encodes and
+    decodes exactly, only into more tokens. At 131,072 ids it is Tekken itself.
+    """
+    import mistral_common
+
+    source = Path(mistral_common.__file__).parent / "data" / "tekken_240911.json"
+    if vocab == TEKKEN_FULL_VOCAB:
+        shutil.copyfile(source, path)
+        return
+    tekken = json.loads(source.read_text(encoding="utf-8"))
+    tekken["config"]["default_vocab_size"] = vocab
+    tekken["config"]["num_vocab_tokens"] = vocab - TEKKEN_SPECIAL_TOKENS
+    tekken["vocab"] = tekken["vocab"][: vocab - TEKKEN_SPECIAL_TOKENS]
+    path.write_text(json.dumps(tekken, ensure_ascii=False), encoding="utf-8")
