@@ -1,0 +1,122 @@
+"""Depthwise causal convolution with cached windows, in vectorised torch.
+
+Twins of SGLang's Triton `causal_conv1d_fn` and `causal_conv1d_update` (0.5.23), for machines without a GPU.
+The pool keeps each sequence's last K - 1 inputs, `conv_states` [slots, dim, K - 1], oldest first.
+"""
+
+import torch
+import torch.nn.functional as F
+
+PAD_SLOT_ID = -1
+
+
+def causal_conv1d_fn(
+    x,
+    weight,
+    bias=None,
+    conv_states=None,
+    query_start_loc=None,
+    seq_lens_cpu=None,
+    cache_indices=None,
+    has_initial_state=None,
+    activation="silu",
+    pad_slot_id=PAD_SLOT_ID,
+    **unused,
+):
+    """Convolve a ragged batch.
+
+    x: [dim, T], sequences side by side; weight: [dim, K]; bias: [dim] or None; query_start_loc: int[N + 1];
+    seq_lens_cpu: N lengths (read from query_start_loc if absent); cache_indices: int[N] slots, `pad_slot_id`
+    skips a sequence; has_initial_state: bool[N], whether to start from the slot's window or from zeros.
+    Returns [dim, T]. Mutates conv_states: each sequence's slot gets its last K - 1 inputs.
+    """
+    if seq_lens_cpu is None:
+        seq_lens_cpu = query_start_loc.diff().tolist() if query_start_loc is not None else [x.shape[1]]
+    window = weight.shape[1] - 1
+    slots = _rows(cache_indices, len(seq_lens_cpu))
+    starts_warm = has_initial_state.tolist() if has_initial_state is not None else [False] * len(slots)
+
+    tokens = x.transpose(0, 1)  # [T, dim]
+    zeros = tokens.new_zeros(window, x.shape[0])
+    pieces, spans, at, row = [], [], 0, 0
+    for length, slot, warm in zip(seq_lens_cpu, slots, starts_warm, strict=True):
+        warm = warm and conv_states is not None and slot != pad_slot_id
+        pieces.append(conv_states[slot, :, :window].transpose(0, 1).to(x.dtype) if warm else zeros)
+        pieces.append(tokens[at : at + length])
+        spans.append((row, length))
+        at += length
+        row += window + length
+    padded = torch.cat(pieces)  # every sequence behind its own window: no token sees another sequence
+    if conv_states is not None:
+        for slot, (row, length) in zip(slots, spans, strict=True):
+            if slot != pad_slot_id:
+                conv_states[slot, :, :window] = padded[row + length : row + length + window].transpose(0, 1)
+
+    out = _depthwise(padded, weight, bias)
+    if len(spans) > 1:
+        out = torch.cat([out[row : row + length] for row, length in spans])
+    return _activate(out, activation).to(x.dtype).transpose(0, 1)
+
+
+def causal_conv1d_update(
+    x,
+    conv_state,
+    weight,
+    bias=None,
+    activation=None,
+    cache_seqlens=None,
+    conv_state_indices=None,
+    pad_slot_id=PAD_SLOT_ID,
+    **unsupported,
+):
+    """Convolve one new token for each sequence.
+
+    x: [N, dim] or [N, dim, 1]; conv_state_indices: int[N] slots, `pad_slot_id` skips a row.
+    Returns x's shape. Mutates conv_state: the window of each slot moves on by one token.
+    Raises: NotImplementedError for circular buffers, several tokens at once and speculative trees.
+    """
+    extra = [name for name, value in unsupported.items() if value is not None and name != "validate_data"]
+    if cache_seqlens is not None or extra or (x.dim() == 3 and x.shape[2] != 1):
+        raise NotImplementedError(f"the torch convolution takes one token a step; got {extra or 'more'}")
+    column = x if x.dim() == 3 else x.unsqueeze(-1)
+    window = weight.shape[1] - 1
+    if conv_state_indices is None:
+        slots = torch.arange(x.shape[0], device=x.device)
+    else:
+        slots = conv_state_indices.long()
+    states = conv_state[slots.clamp(min=0), :, :window]
+    full = torch.cat([states.to(x.dtype), column], dim=2)  # [N, dim, K]
+    kept = full[:, :, 1:].to(conv_state.dtype)
+    # Padding rows write their window back to slot 0 unchanged: no data-dependent shapes on the decode path.
+    real = slots != pad_slot_id
+    if not bool(real.all()):
+        slots, kept = slots[real], kept[real]
+    conv_state[slots, :, :window] = kept
+    out = (full.float() * weight.float()).sum(dim=2)
+    if bias is not None:
+        out = out + bias.float()
+    out = _activate(out, activation).to(x.dtype)
+    return out.unsqueeze(-1) if x.dim() == 3 else out
+
+
+def _depthwise(padded, weight, bias):
+    """padded: [T + K - 1, dim] -> [T, dim], fp32; tap j of the kernel reads the token K - 1 - j back."""
+    taps = weight.float().transpose(0, 1)  # [K, dim]
+    length = padded.shape[0] - taps.shape[0] + 1
+    padded = padded.float()
+    out = padded[:length] * taps[0]
+    for tap in range(1, taps.shape[0]):
+        out.addcmul_(padded[tap : tap + length], taps[tap])
+    return out if bias is None else out.add_(bias.float())
+
+
+def _activate(out, activation):
+    if activation in ("silu", "swish", True):
+        return F.silu(out, inplace=True)
+    if activation in (None, False):
+        return out
+    raise ValueError(f"activation must be silu, swish or None, got {activation!r}")
+
+
+def _rows(cache_indices, count):
+    return list(range(count)) if cache_indices is None else cache_indices[:count].tolist()
