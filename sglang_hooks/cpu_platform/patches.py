@@ -1,0 +1,13 @@
+"""The patches of the CPU platform in the order in which they are applied."""
+
+from sglang_hooks.cpu_platform import host_memory, mamba_operators, triton_interpreter
+
+
+def apply_all(*, fast: bool) -> None:
+    """Apply every patch for the mode. Raises: RuntimeError if kernels were compiled for a GPU already."""
+    host_memory.apply()
+    if fast:
+        mamba_operators.apply_fast()
+    else:
+        triton_interpreter.apply()
+        mamba_operators.apply_interpreter()

@@ -1,0 +1,38 @@
+"""The platform class: answers SGLang's questions about the device for plain CPU tensors."""
+
+from sglang.srt.platforms.cpu import CpuDeviceMixin
+from sglang.srt.platforms.device_mixin import PlatformEnum
+from sglang.srt.platforms.interface import PlatformCapabilities, SRTPlatform
+
+
+class MarconiCpuPlatform(CpuDeviceMixin, SRTPlatform):
+    """CPU tensors under SGLang's device-neutral code paths.
+
+    Out-of-tree rather than SGLang's own CPU engine: that one wants a CPU build of sgl-kernel, and turns
+    features such as overlap scheduling off.
+    """
+
+    _enum = PlatformEnum.OOT
+    device_name = "marconi_cpu"
+    device_type = "cpu"
+    capabilities = PlatformCapabilities()  # no Triton, no graphs: core picks its torch-native paths
+
+    def get_default_attention_backend(self) -> str:
+        return "torch_native"
+
+    def support_mamba_cache_extra_buffer(self) -> bool:
+        return True
+
+    def get_compile_backend(self, mode: str | None = None) -> str:
+        return "eager"
+
+    def is_pin_memory_available(self, device=None) -> bool:
+        return False
+
+    def get_torch_profiler_activity_str(self) -> str:
+        return "CPU"
+
+    def get_torch_profiler_activity(self):
+        import torch
+
+        return torch.profiler.ProfilerActivity.CPU
