@@ -3,6 +3,16 @@
 from marconi_ext.traces.problems import Problem, TraceError
 from marconi_ext.traces.read import FORMATS, read_trace
 from marconi_ext.traces.request import Request
+from marconi_ext.traces.synthetic import SYNTHETIC_NAMES, synthetic
 from marconi_ext.traces.timeline import Arrivals
 
-__all__ = ["FORMATS", "Arrivals", "Problem", "Request", "TraceError", "read_trace"]
+__all__ = [
+    "FORMATS",
+    "SYNTHETIC_NAMES",
+    "Arrivals",
+    "Problem",
+    "Request",
+    "TraceError",
+    "read_trace",
+    "synthetic",
+]

@@ -78,7 +78,10 @@ class FolderTokenizer:
         self.frames = {role: (self._encode_now(f"<|{role}|>\n"), end) for role in ROLES}
 
     def _encode_now(self, text: str) -> list[int]:
-        return self._model.encode(text, add_special_tokens=False).ids
+        whole = text.encode(
+            "utf-8", "replace"
+        ).decode()  # half a surrogate pair, which JSON may hold, would raise
+        return self._model.encode(whole, add_special_tokens=False).ids
 
     def encode(self, text: str) -> list[int]:
         return self._encode(text) if len(text) <= CACHED_CHARS else self._encode_now(text)

@@ -1,0 +1,62 @@
+"""Traffic by name that needs no file: the same name, seed and sizes always give the same requests."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
+
+from marconi_ext.errors import BadInputError
+from marconi_ext.traces import chat_traffic, workloads
+from marconi_ext.traces.request import Request
+from marconi_ext.traces.script import VOCABULARY, Script, play
+
+# name -> (default sizes, function of sizes, seed and vocabulary)
+GENERATORS: dict[str, tuple[object, Callable[..., list[Script]]]] = {
+    "agent": (workloads.AgentSizes(), workloads.agent),
+    "few-shot": (workloads.FewShotSizes(), workloads.few_shot),
+    "fork": (workloads.ForkSizes(), workloads.fork),
+    "lmsys": (chat_traffic.LMSYS, lambda *args: chat_traffic.chats("lmsys", *args)),
+    "sharegpt": (chat_traffic.SHAREGPT, lambda *args: chat_traffic.chats("sharegpt", *args)),
+    "swe-agent": (chat_traffic.SWE_AGENT, lambda *args: chat_traffic.chats("swe-agent", *args)),
+    "tree-search": (chat_traffic.TreeSearchSizes(), chat_traffic.tree_search),
+}
+SYNTHETIC_NAMES = tuple(GENERATORS)
+
+
+def scripts(
+    name: str, *, seed: int = 0, sessions: int | None = None, vocabulary: int = VOCABULARY, **sizes
+) -> list[Script]:
+    """The conversations of a named kind of traffic, unanswered.
+
+    sizes: fields of the kind's sizes to change, e.g. user_tokens=(50, 300) or sessions_per_s=2.0
+    Raises BadInputError for an unknown name or field, or a size that makes no traffic.
+    """
+    if name not in GENERATORS:
+        raise BadInputError(f"synthetic:{name}: not one of {', '.join(SYNTHETIC_NAMES)}")
+    if seed < 0:
+        raise BadInputError(f"--seed {seed}: must be at least 0")
+    default, generate = GENERATORS[name]
+    known = {field.name for field in fields(default)}
+    if unknown := sorted(set(sizes) - known):
+        raise BadInputError(f"synthetic:{name} has no size {unknown[0]!r}, but {', '.join(sorted(known))}")
+    if sessions is not None:
+        sizes["sessions"] = sessions
+    for key, value in sizes.items():
+        check_size(name, key, value)
+    return generate(replace(default, **sizes), seed, vocabulary)
+
+
+def synthetic(name: str, *, seed: int = 0, sessions: int | None = None, **sizes) -> Iterator[Request]:
+    """Yield the requests of a named kind of traffic, with drawn answers. Arguments as for `scripts`."""
+    found = scripts(name, seed=seed, sessions=sessions, **sizes)
+    return play(found, seed, sizes.get("vocabulary", VOCABULARY))
+
+
+def check_size(name: str, key: str, value) -> None:
+    """Raise BadInputError for a size that makes no traffic."""
+    low, high = value if isinstance(value, tuple) and len(value) == 2 else (value, value)
+    least = 0 if key in ("system_tokens", "forks", "backtrack", "response_s", "step_s") else 1
+    if key.endswith("_sigma") or key == "sessions_per_s":
+        least = 1e-9
+    if not (isinstance(low, int | float) and isinstance(high, int | float) and least <= low <= high):
+        raise BadInputError(
+            f"synthetic:{name}: {key}={value} is not a number of at least {least}, or a range"
+        )
