@@ -1,8 +1,18 @@
-"""Entry point of the general plugin: SGLang calls `register` in every process, first of all."""
+"""Entry point `sglang.srt.plugins`: SGLang calls `register` once in each of its processes.
 
-from sglang_hooks import cpu_platform
+Nothing here changes how SGLang serves until --enable-marconi is given: only the flags, and one hook on the
+scheduler's constructor that looks whether they were.
+"""
+
+from __future__ import annotations
 
 
 def register() -> None:
-    """Install what is asked for; idempotent, and no effect where nothing is."""
-    cpu_platform.apply()
+    """Add the flags and, on the CPU platform, what it needs. Idempotent: SGLang loads plugins once a process."""
+    from . import cpu_platform
+    from .flags import LAUNCHER_HOOKS, add_engine_arguments
+    from .seams import SCHEDULER_INIT, install
+
+    cpu_platform.apply()  # a no-op unless SGLang was started for it
+    install([*LAUNCHER_HOOKS, SCHEDULER_INIT], apply=False)  # SGLang applies them after the last plugin
+    add_engine_arguments()

@@ -1,0 +1,110 @@
+"""The extension's settings: what SGLang's command line, Engine and YAML config accept, validated once."""
+
+from __future__ import annotations
+
+import math
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+ENV_VAR = "MARCONI_CONFIG"
+"""Scheduler processes inherit the environment: the launcher leaves its settings here as JSON."""
+
+
+class CheckpointKind(StrEnum):
+    """Where in a request a recurrent state may be saved."""
+
+    BRANCH = "branch"  # where the request leaves what the KV cache already holds
+    PROMPT_END = "prompt-end"
+    LAST_TOKEN = "last-token"  # after the last decoded token
+
+
+ALL_KINDS = tuple(CheckpointKind)
+
+
+class ConfigError(ValueError):
+    """A flag has a value that can't be used; the message names the flag and the fix."""
+
+
+def _parse_kinds(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    if value.strip() == "all":
+        return ALL_KINDS
+    names = [name.strip() for name in value.split(",") if name.strip()]
+    known = [kind.value for kind in CheckpointKind]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"no checkpoint kind {name!r}; choose from {', '.join(known)}, or 'all'")
+    if not names:
+        raise ValueError(f"no checkpoint kind given; choose from {', '.join(known)}, or 'all'")
+    return tuple(kind for kind in CheckpointKind if kind.value in names)
+
+
+def _parse_eff_weight(value: object) -> object:
+    if isinstance(value, str) and value != "auto":
+        try:
+            value = float(value)
+        except ValueError:
+            raise ValueError(f"expected 'auto' or a number of at least 0, got {value!r}") from None
+    if isinstance(value, float | int) and not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"expected 'auto' or a finite number of at least 0, got {value}")
+    return value
+
+
+class MarconiConfig(BaseModel):
+    """Validated settings; every field is a flag `--marconi-FIELD` of SGLang's command line."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    eff_weight: Annotated[Literal["auto"] | float, BeforeValidator(_parse_eff_weight)] = Field(
+        "auto",
+        description="Weight (alpha) of compute saved per byte against recency in eviction: 'auto' tunes it "
+        "from recent requests, a number fixes it. Kept for eviction by utility; today superseded states go first.",
+    )
+    bootstrap_window_size: int | None = Field(
+        None,
+        ge=1,
+        description="Requests to record before the first tuning round. Default: bootstrap multiplier x the "
+        "requests seen before the first eviction.",
+    )
+    bootstrap_multiplier: int = Field(
+        5,
+        ge=1,
+        description="Bootstrap window = this x the requests seen before the first eviction (15 for chat).",
+    )
+    tuning_interval: int | None = Field(
+        None, ge=1, description="Requests between tuning rounds after the first. Default: tune once."
+    )
+    checkpoints: Annotated[tuple[CheckpointKind, ...], BeforeValidator(_parse_kinds)] = Field(
+        ALL_KINDS,
+        description="Which recurrent states to save: a comma-separated list of "
+        + ", ".join(ALL_KINDS)
+        + "; or 'all'.",
+    )
+
+    def saves(self, kind: CheckpointKind) -> bool:
+        """Whether checkpoints of this kind are wanted."""
+        return kind in self.checkpoints
+
+
+def flag_name(field: str) -> str:
+    """The command-line flag of a field: `eff_weight` → `--marconi-eff-weight`."""
+    return "--marconi-" + field.replace("_", "-")
+
+
+def build_config(values: dict[str, object]) -> MarconiConfig:
+    """Validate raw flag values; None means "not given".
+
+    Raises:
+        ConfigError: names the flag, what was given and what is accepted.
+    """
+    given = {name: value for name, value in values.items() if value is not None}
+    try:
+        return MarconiConfig.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = str(first["loc"][0]) if first["loc"] else "?"
+        reason = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{flag_name(field)}: {reason} (got {first['input']!r})") from None

@@ -1,0 +1,85 @@
+"""What the extension supports, checked before anything is allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from marconi_ext.config import ConfigError
+
+SUPPORTED_SGLANG = ("0.5.23",)
+"""The hooks patch private names, so each release is added here once its seams were checked."""
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """A setting that can't be combined with --enable-marconi.
+
+    applies: view of resolved arguments → whether the conflict is there
+    message: what to do
+    """
+
+    applies: Callable[[Any], bool]
+    message: str
+
+
+CONFLICTS = (
+    Conflict(lambda a: a.disable_radix_cache, "needs the radix cache: drop --disable-radix-cache"),
+    Conflict(
+        lambda a: a.mamba_radix_cache_strategy == "no_buffer",
+        "needs --mamba-radix-cache-strategy extra_buffer (no_buffer was given, or chosen because overlap "
+        "scheduling is off or the model or platform lacks the other)",
+    ),
+    Conflict(
+        lambda a: a.mamba_radix_cache_strategy == "extra_buffer_lazy",
+        "takes no tracking slots, so there is nothing to be lazy about: use --mamba-radix-cache-strategy extra_buffer",
+    ),
+    Conflict(lambda a: a.speculative_algorithm is not None, "does not support --speculative-algorithm yet"),
+    Conflict(lambda a: a.disaggregation_mode != "null", "does not support --disaggregation-mode yet"),
+    Conflict(
+        lambda a: a.enable_int8_mamba_checkpoint, "keeps exact states: drop --enable-int8-mamba-checkpoint"
+    ),
+    Conflict(
+        lambda a: a.radix_cache_backend is not None,
+        "brings its own radix cache: drop --radix-cache-backend",
+    ),
+    Conflict(lambda a: a.enable_lmcache, "does not support --enable-lmcache"),
+    Conflict(lambda a: a.enable_flexkv, "does not support --enable-flexkv"),
+    Conflict(
+        lambda a: a.enable_unified_cache_external_linker,
+        "does not support --enable-unified-cache-external-linker",
+    ),
+    Conflict(lambda a: a.enable_streaming_session, "does not support --enable-streaming-session yet"),
+    Conflict(lambda a: a.enable_unified_memory, "does not support --enable-unified-memory yet"),
+    Conflict(lambda a: a.dcp_size > 1, "does not support --dcp-size above 1"),
+    Conflict(lambda a: a.pp_size > 1, "does not support --pp-size above 1 yet"),
+    Conflict(lambda a: a.enable_pdmux, "does not support --enable-pdmux (split prefill)"),
+)
+
+
+def check_version() -> None:
+    """Raises: ConfigError if the installed SGLang is not one whose seams are known."""
+    try:
+        installed = version("sglang")
+    except PackageNotFoundError:
+        raise ConfigError(f"SGLang is not installed: pip install sglang=={SUPPORTED_SGLANG[-1]}") from None
+    if installed not in SUPPORTED_SGLANG:
+        raise ConfigError(
+            f"--enable-marconi supports SGLang {', '.join(SUPPORTED_SGLANG)}, but {installed} is installed: "
+            f"pip install sglang=={SUPPORTED_SGLANG[-1]}, or start without the flag"
+        )
+
+
+def check_arguments(arguments: Any) -> None:
+    """Refuse resolved SGLang arguments that the extension can't work with.
+
+    A model without recurrent state passes: it is served as stock, and the scheduler says so.
+    Raises: ConfigError that lists every conflict and its fix.
+    """
+    if arguments.disable_radix_cache is False and not arguments.uses_mamba_radix_cache:
+        return
+    found = [conflict.message for conflict in CONFLICTS if conflict.applies(arguments)]
+    if found:
+        raise ConfigError("--enable-marconi " + "; --enable-marconi ".join(found))

@@ -1,0 +1,38 @@
+"""The extension's state in one scheduler process: None until a hybrid model's cache is built with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from marconi_ext.config import MarconiConfig
+
+from .forward import ForwardCheckpoints
+from .ledger import CheckpointLedger
+
+if TYPE_CHECKING:
+    from .cache import MarconiRadixCache
+
+
+@dataclass
+class Live:
+    """What the hooks share in a scheduler process."""
+
+    config: MarconiConfig
+    ledger: CheckpointLedger
+    forward: ForwardCheckpoints
+    cache: MarconiRadixCache
+
+
+_live: Live | None = None
+
+
+def live() -> Live | None:
+    """The running extension, or None where SGLang serves as stock."""
+    return _live
+
+
+def go_live(state: Live) -> None:
+    """Called once, by the cache factory."""
+    global _live
+    _live = state

@@ -1,0 +1,246 @@
+"""Every name of SGLang that the extension patches in a scheduler process, each with the reason.
+
+SGLang only logs a plugin's exception and serves on as stock, so `install` checks that each hook really took.
+Remove a hook when upstream offers the same as an API; the signatures are compared with the installed SGLang
+before anything is patched.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Hook:
+    """One patched name.
+
+    kind: "after" | "around" - as SGLang's HookRegistry calls them
+    parameters: names of the original's parameters in the release we support; None: bound at runtime
+    """
+
+    target: str
+    kind: str
+    function: Callable[..., Any]
+    why: str
+    parameters: str | None
+
+
+class SeamError(RuntimeError):
+    """SGLang is not as the hooks expect it."""
+
+
+def check_signatures(hooks: Iterable[Hook]) -> list[str]:
+    """Compare each target with the installed SGLang. Returns: one line a difference, empty if all agree."""
+    problems = []
+    for hook in hooks:
+        if hook.parameters is None:
+            continue
+        try:
+            original = inspect.unwrap(pkgutil.resolve_name(hook.target))
+        except (ImportError, AttributeError) as error:
+            problems.append(f"{hook.target}: not found ({error})")
+            continue
+        found = " ".join(inspect.signature(original).parameters)
+        if found != hook.parameters:
+            problems.append(f"{hook.target}: parameters {found!r}, expected {hook.parameters!r}")
+    return problems
+
+
+def install(hooks: Iterable[Hook], *, apply: bool = True) -> None:
+    """Register the hooks with SGLang; with `apply`, patch at once and verify.
+
+    Raises: SeamError naming each target that could not be patched.
+    """
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    hooks = [hook for hook in hooks if hook.target not in HookRegistry._patched]
+    for hook in hooks:
+        HookRegistry.register(hook.target, hook.function, HookType(hook.kind))
+    if not apply:
+        return
+    HookRegistry.apply_hooks()
+    missing = [hook.target for hook in hooks if hook.target not in HookRegistry._patched]
+    if missing:
+        raise SeamError("could not patch " + ", ".join(missing))
+
+
+# ---- hooks: each looks for the live extension first, so that a stock model passes through ----
+
+
+def _scheduler_init(
+    original: Callable[..., Any], scheduler: Any, server_args: Any, *args: Any, **kwargs: Any
+) -> None:
+    from .flags import config_of
+
+    config = config_of(server_args)
+    if config is None:
+        return original(scheduler, server_args, *args, **kwargs)
+    problems = check_signatures(LIVE_HOOKS)
+    if problems:
+        raise SeamError("this SGLang differs from the supported one: " + "; ".join(problems))
+    install(LIVE_HOOKS)
+    original(scheduler, server_args, *args, **kwargs)
+    from .status import announce
+
+    announce(scheduler)
+
+
+def _create_cache(original: Callable[..., Any], ctx: Any, **kwargs: Any) -> Any:
+    from .cache import build_cache
+    from .flags import config_of
+
+    config = config_of(ctx.server_args)
+    if config is None or ctx.disable_radix_cache:
+        return original(ctx, **kwargs)
+    return build_cache(original, ctx, config=config)
+
+
+def _plan_extend(original: Callable[..., Any], batch: Any, req: Any) -> Any:
+    state = _live()
+    if state is None:
+        return original(batch, req)
+    from sglang.srt.managers.schedule_batch import _MambaRadixCacheV2TrackEntry
+
+    state.cache.mamba.plan_request(req)
+    return _MambaRadixCacheV2TrackEntry(False, req.kv.mamba_next_track_idx, -1)
+
+
+def _run_batch(original: Callable[..., Any], scheduler: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+    state = _live()
+    if state is None:
+        return original(scheduler, batch, *args, **kwargs)
+    state.forward.arm(batch)
+    try:
+        return original(scheduler, batch, *args, **kwargs)
+    finally:
+        state.forward.disarm()
+
+
+def _bind_plan(_result: None, backend: Any, forward_batch: Any) -> None:
+    state = _live()
+    if state is not None:
+        state.forward.bind(backend)
+
+
+def _run_layer(original: Callable[..., Any], backend: Any, *args: Any, **kwargs: Any) -> Any:
+    state = _live()
+    if state is None:
+        return original(backend, *args, **kwargs)
+    return state.forward.run_layer(original, backend, *args, **kwargs)
+
+
+def _conv(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    state = _live()
+    return original(*args, **kwargs) if state is None else state.forward.conv(original, *args, **kwargs)
+
+
+def _scan(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    state = _live()
+    return original(*args, **kwargs) if state is None else state.forward.scan(original, *args, **kwargs)
+
+
+def _track_grid(original: Callable[..., int], tree_page: int) -> int:
+    state = _live()
+    if state is None:
+        return original(tree_page)
+    # At page 1 the running slot itself is donated; else the last page multiple is what a key can name.
+    return 1 << 40 if tree_page == 1 else tree_page
+
+
+def _internal_state(result: Any, _scheduler: Any, _recv_req: Any) -> None:
+    state = _live()
+    if state is not None:
+        from .status import report
+
+        result.internal_state["marconi"] = report(state)
+
+
+def _live() -> Any:
+    from .live import live
+
+    return live()
+
+
+_MIXER = "sglang.srt.layers.attention.mamba.mamba"
+_BACKEND = "sglang.srt.layers.attention.hybrid_linear_attn_backend.Mamba2AttnBackend"
+
+SCHEDULER_INIT = Hook(
+    "sglang.srt.managers.scheduler.Scheduler.__init__",
+    "around",
+    _scheduler_init,
+    why="the first place in a scheduler process that sees the arguments: patch the rest only if enabled",
+    parameters="self server_args port_args",
+)
+
+LIVE_HOOKS = (
+    Hook(
+        "sglang.srt.mem_cache.registry.create_unified_radix_cache",
+        "around",
+        _create_cache,
+        why="our cache and Mamba component; a named cache backend would be refused with HiCache",
+        parameters="ctx cache_class",
+    ),
+    Hook(
+        "sglang.srt.managers.schedule_batch.ScheduleBatch._mamba_radix_cache_v2_req_prepare_for_extend",
+        "around",
+        _plan_extend,
+        why="stock plans one grid-aligned state an extend; we plan exact ones and turn its tracking off",
+        parameters="self req",
+    ),
+    Hook(
+        "sglang.srt.managers.scheduler.Scheduler.run_batch",
+        "around",
+        _run_batch,
+        why="carry the batch's plan to its forward pass, and learn that the pass was launched",
+        parameters="self batch pp_proxy_tensors",
+    ),
+    Hook(
+        f"{_BACKEND}.init_forward_metadata",
+        "after",
+        _bind_plan,
+        why="put the plan on the device once a forward",
+        parameters="self forward_batch",
+    ),
+    Hook(
+        f"{_BACKEND}.forward",
+        "around",
+        _run_layer,
+        why="know the layer, hence its state pools, while its mixer runs",
+        parameters="self mixer hidden_states output layer_id forward_batch mup_vector use_triton_causal_conv",
+    ),
+    *(
+        Hook(
+            f"{_MIXER}.{name}",
+            "around",
+            _conv,
+            why="save conv windows before the conv overwrites them",
+            parameters=None,
+        )
+        for name in ("causal_conv1d_fn", "causal_conv1d_fn_triton")
+    ),
+    Hook(
+        f"{_MIXER}.mamba_chunk_scan_combined",
+        "around",
+        _scan,
+        why="save SSM states in the scan",
+        parameters=None,
+    ),
+    Hook(
+        "sglang.srt.runtime_context.mamba_track_grid",
+        "around",
+        _track_grid,
+        why="no tracking during decode at page 1, page multiples above",
+        parameters="tree_page",
+    ),
+    Hook(
+        "sglang.srt.managers.scheduler.Scheduler.get_internal_state",
+        "after",
+        _internal_state,
+        why="counters and the slot census in /server_info",
+        parameters="self recv_req",
+    ),
+)

@@ -1,0 +1,40 @@
+"""What an operator sees of the extension: one log line at start, a section in /server_info."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from marconi_ext import __version__
+
+from .live import Live, live
+
+logger = logging.getLogger(__name__)
+
+
+def announce(scheduler: Any) -> None:
+    """Log the one line that says that the extension is live and on what."""
+    state = live()
+    if state is None:
+        return
+    cache = state.cache
+    logger.warning(
+        "marconi-ext %s live: checkpoints=%s slots=%d page=%d layers=%d tp_rank=%d",
+        __version__,
+        ",".join(state.config.checkpoints),
+        cache.req_to_token_pool.mamba_allocator.size,
+        cache.page_size,
+        len(cache.req_to_token_pool.mamba_map),
+        scheduler.ps.tp_rank if hasattr(scheduler, "ps") else 0,
+    )
+
+
+def report(state: Live) -> dict[str, Any]:
+    """The section `marconi` of /server_info's internal states: plain JSON types."""
+    return {
+        "version": __version__,
+        "live": True,
+        "config": state.config.model_dump(mode="json"),
+        "counters": {name: int(count) for name, count in sorted(state.ledger.counters.items())},
+        "slots": state.cache.slot_census(),
+    }
