@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 PAD_SLOT_ID = -1
+STEP_ELEMENTS = 1 << 16
 
 
 def causal_conv1d_fn(
@@ -101,13 +102,19 @@ def causal_conv1d_update(
 
 def _depthwise(padded, weight, bias):
     """padded: [T + K - 1, dim] -> [T, dim], fp32; tap j of the kernel reads the token K - 1 - j back."""
-    taps = weight.float().transpose(0, 1)  # [K, dim]
+    taps = weight.float().transpose(0, 1).contiguous()  # [K, dim]
     length = padded.shape[0] - taps.shape[0] + 1
-    padded = padded.float()
-    out = padded[:length] * taps[0]
-    for tap in range(1, taps.shape[0]):
-        out.addcmul_(padded[tap : tap + length], taps[tap])
-    return out if bias is None else out.add_(bias.float())
+    out = torch.empty(length, padded.shape[1], dtype=torch.float32, device=padded.device)
+    step = max(64, STEP_ELEMENTS // padded.shape[1])  # a step's rows stay in cache from tap to tap
+    for start in range(0, length, step):
+        part = out[start : start + step]
+        rows = padded[start : start + len(part) + taps.shape[0] - 1].float()
+        torch.mul(rows[: len(part)], taps[0], out=part)
+        for tap in range(1, taps.shape[0]):
+            part.addcmul_(rows[tap : tap + len(part)], taps[tap])
+        if bias is not None:
+            part.add_(bias.float())
+    return out
 
 
 def _activate(out, activation):

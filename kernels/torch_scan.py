@@ -14,8 +14,12 @@ import torch.nn.functional as F
 
 from marconi_kernels.scan import ScanStages
 
-# Elements of the decay matrix [c, h, Q, Q] held at once: small enough to stay in a core's cache.
-DECAY_BLOCK_ELEMENTS = 1 << 19
+# Elements of x that one step works on: what a step touches should stay in a core's cache.
+STEP_ELEMENTS = 1 << 17
+# Rows of a chunk that share a reference point for their decays, and how far (in e-foldings) one such block
+# may decay before exp(-decay) gets near the end of fp32's range.
+ROW_BLOCK = 64
+MAX_LOG_RANGE = 60.0
 
 
 def chunk_cumsum(dt, A, chunk_size, dt_bias=None, dt_softplus=False, dt_limit=(0.0, float("inf"))):
@@ -44,11 +48,16 @@ def chunk_state(B, x, dt, dA_cumsum, seq_idx=None, states=None, states_in_fp32=T
     B: [b, T, g, n]; x: [b, T, h, p]; dt, dA_cumsum: fp32[b, h, c, Q]; seq_idx: int[b, T] or None.
     Returns [b, c, h, p, n], fp32 or B's dtype.
     """
-    chunk_size = dt.shape[-1]
+    batch, _, chunks, chunk_size = dt.shape
     weight = torch.exp(dA_cumsum[..., -1:] - dA_cumsum) * dt  # [b, h, c, Q]
     if seq_idx is not None:
-        weight = weight * _reaches_chunk_end(seq_idx, chunk_size)[:, None]
-    added = _weighted_outer(x=_chunked(x, chunk_size), B=_chunked(B, chunk_size), weight=weight)
+        ids = _chunk_ids(seq_idx, chunk_size)
+        weight = weight * (ids == ids[:, :, -1:])[:, None]
+    added = _weighted_outer(
+        x=_chunked(x, chunk_size).flatten(0, 1),
+        B=_chunked(B, chunk_size).flatten(0, 1),
+        weight=weight.transpose(1, 2).flatten(0, 1),
+    ).unflatten(0, (batch, chunks))
     if states is None:
         return added if states_in_fp32 else added.to(B.dtype)
     states.copy_(added)
@@ -141,30 +150,30 @@ def chunk_scan(
     states: [b, c, h, p, n], before each chunk; D: [h] or [h, p]; initial_states: [sequences, h, p, n].
     Mutates `out` [b, T, h, p]. Returns the output before gating by z, or None without z.
     """
-    seqlen, heads, head_dim = x.shape[1:]
-    chunk_size = dt.shape[3]
-    groups = C.shape[2]
-    x_chunks, C_chunks = _chunked(x, chunk_size), _chunked(C, chunk_size)
-
-    # Carried state: C · state, decayed from the chunk's start, for tokens of the sequence that crosses it.
-    carried = torch.matmul(
-        C_chunks.transpose(2, 3).float(),  # [b, c, g, Q, n]
-        states.float().unflatten(2, (groups, -1)).flatten(3, 4).transpose(3, 4),  # [b, c, g, n, r·p]
-    ).unflatten(4, (heads // groups, head_dim))  # [b, c, g, Q, r, p]
-    y = carried.permute(0, 1, 3, 2, 4, 5).flatten(3, 4)  # [b, c, Q, h, p]
-    from_start = torch.exp(dA_cumsum).permute(0, 2, 3, 1)  # [b, c, Q, h]
+    batch, _, chunks, chunk_size = dt.shape
+    C = _chunked(C, chunk_size)
+    ids = before = None
+    C_carried = C
     if seq_idx is not None:
         ids = _chunk_ids(seq_idx, chunk_size)
         before = F.pad(_last_sequence(seq_idx, chunk_size), (1, 0))[:, :-1]
-        from_start = from_start * (ids == before[..., None])[..., None]
-    y = y * from_start[..., None]
-    if seq_idx is not None and initial_states is not None:
-        _add_initial_states(y, dA_cumsum, C_chunks, initial_states, ids, before)
+        crosses = ids == before[..., None]  # [b, c, Q]: the state carried into the chunk is this token's own
+        if not bool(crosses.all()):
+            C_carried = C * crosses[..., None, None]
+    y = _scan_chunks(
+        cb.flatten(0, 1),
+        _chunked(x, chunk_size).flatten(0, 1),
+        dt.transpose(1, 2).flatten(0, 1),
+        dA_cumsum.transpose(1, 2).flatten(0, 1),
+        C_carried.flatten(0, 1),
+        states.flatten(0, 1),
+    ).unflatten(0, (batch, chunks))
+    if initial_states is not None and C_carried is not C:
+        _add_initial_states(y, dA_cumsum, C, initial_states, ids, before)
 
-    y = y + _inside_chunks(cb, x_chunks, dt, dA_cumsum)
-    y = y.flatten(1, 2)[:, :seqlen]
+    y = y.flatten(1, 2)[:, : x.shape[1]]
     if D is not None:
-        y = y + x.float() * (D.float() if D.dim() == 2 else D.float()[:, None])
+        y.addcmul_(x.float(), D.float() if D.dim() == 2 else D.float()[:, None])
     if z is None:
         out.copy_(y)
         return None
@@ -192,7 +201,7 @@ def chunk_state_varlen(B, x, dt, dA_cumsum, cu_seqlens, chunk_states, initial_st
     # Tokens outside the span may have a positive exponent: mask before exp, or inf · 0 turns into NaN.
     log_weight = (last[..., None] - log).masked_fill(~inside, float("-inf"))
     weight = torch.exp(log_weight) * dt[:, chunk]
-    state = _weighted_outer(x=x[rows][None], B=B[rows][None], weight=weight[None])[0]
+    state = _weighted_outer(x=x[rows], B=B[rows], weight=weight.transpose(0, 1))
 
     carried = starts < base  # the span crosses into its last chunk: start from the state before that chunk
     offset = (starts - base - 1).clamp(min=0)
@@ -237,46 +246,89 @@ def _last_sequence(seq_idx, chunk_size):
     return _chunk_ids(seq_idx, chunk_size)[:, :, -1]
 
 
-def _reaches_chunk_end(seq_idx, chunk_size):
-    """bool[b, c, Q]: tokens of the sequence that holds the chunk's last token."""
-    ids = _chunk_ids(seq_idx, chunk_size)
-    return ids == ids[:, :, -1:]
+def _steps(x):
+    """Slices of the leading dimension that keep a step's share of x near STEP_ELEMENTS."""
+    step = max(1, STEP_ELEMENTS // max(1, x[0].numel()))
+    return [slice(start, start + step) for start in range(0, x.shape[0], step)]
+
+
+def _by_group(t, groups):
+    """[m, Q, h, ...] -> [m, g, Q, r, ...]: the r heads of a group share B and C."""
+    return t.unflatten(2, (groups, -1)).transpose(1, 2)
 
 
 def _weighted_outer(*, x, B, weight):
     """Sum over a chunk's tokens of weight · x ⊗ B.
 
-    x: [b, c, Q, h, p]; B: [b, c, Q, g, n]; weight: [b, h, c, Q]. Returns fp32[b, c, h, p, n].
+    x: [m, Q, h, p]; B: [m, Q, g, n]; weight: fp32[m, h, Q]. Returns fp32[m, h, p, n].
     """
-    groups = B.shape[3]
-    x = x.float() * weight.permute(0, 2, 3, 1)[..., None]
-    x = x.unflatten(3, (groups, -1)).flatten(4, 5)  # [b, c, Q, g, r·p]
-    out = torch.matmul(x.permute(0, 1, 3, 4, 2), B.float().transpose(2, 3))  # [b, c, g, r·p, n]
-    return out.unflatten(3, (weight.shape[1] // groups, -1)).flatten(2, 3)
+    chunks, _, heads, head_dim = x.shape
+    groups, dstate = B.shape[2:]
+    out = torch.empty(
+        chunks, groups, heads // groups * head_dim, dstate, dtype=torch.float32, device=x.device
+    )
+    for part in _steps(x):
+        weighted = _by_group(x[part].float() * weight[part].transpose(1, 2)[..., None], groups).flatten(3)
+        torch.matmul(weighted.transpose(2, 3), B[part].float().transpose(1, 2), out=out[part])
+    return out.view(chunks, heads, head_dim, dstate)
 
 
-def _inside_chunks(cb, x, dt, dA_cumsum):
-    """The masked attention form inside each chunk; fp32[b, c, Q, h, p].
+def _scan_chunks(cb, x, dt, log, C, states):
+    """Each token's sum over its chunk so far plus what the carried state gives; fp32[m, Q, h, p].
 
-    Works through the chunks in blocks: the decay matrix [h, Q, Q] of all of them at once would be large.
+    cb: [m, g, Q, Q]; x: [m, Q, h, p]; dt and log (the running sum of A · dt): fp32[m, h, Q]; C: [m, Q, g, n];
+    states: [m, h, p, n].
     """
-    batch, chunks, size, heads, head_dim = x.shape
-    groups = cb.shape[2]
-    causal = torch.ones(size, size, dtype=torch.bool, device=x.device).tril()
-    x = (x.float() * dt.permute(0, 2, 3, 1)[..., None]).permute(0, 1, 3, 2, 4)  # [b, c, h, Q, p]
-    log = dA_cumsum.transpose(1, 2)  # [b, c, h, Q]
-    cb = cb.float().masked_fill(~causal, 0.0)
-    y = torch.empty(batch, chunks, heads, size, head_dim, dtype=torch.float32, device=x.device)
-    step = max(1, DECAY_BLOCK_ELEMENTS // (heads * size * size * batch))
-    for start in range(0, chunks, step):
-        part = slice(start, start + step)
-        # Above the diagonal the exponent is positive: clamp it, as exp would overflow (cb is zero there).
-        decay = (log[:, part, :, :, None] - log[:, part, :, None, :]).clamp_(max=0.0).exp_()
-        scores = decay.unflatten(2, (groups, -1)).mul_(cb[:, part, :, None]).flatten(2, 3)
-        torch.matmul(scores, x[:, part], out=y[:, part]) if batch == 1 else y[:, part].copy_(
-            torch.matmul(scores, x[:, part])
+    y = torch.empty(x.shape, dtype=torch.float32, device=x.device)
+    starts = F.pad(log[..., ROW_BLOCK - 1 : -1 : ROW_BLOCK], (1, 0))
+    ends = log[..., [*range(ROW_BLOCK - 1, log.shape[2] - 1, ROW_BLOCK), log.shape[2] - 1]]
+    scan = _scan_scaled if float((ends - starts).min()) > -MAX_LOG_RANGE else _scan_exact
+    groups = cb.shape[1]
+    for part in _steps(x):
+        scan(
+            cb[part].float(),
+            _by_group(x[part].float(), groups),
+            _by_group(dt[part].transpose(1, 2), groups),
+            _by_group(log[part].transpose(1, 2), groups),
+            C[part].float().transpose(1, 2),
+            states[part].float().unflatten(1, (groups, -1)).flatten(2, 3).transpose(2, 3),
+            _by_group(y[part], groups),
         )
-    return y.transpose(2, 3)
+    return y
+
+
+def _scan_scaled(cb, x, dt, log, C, state, y):
+    """Decays as scales of rows and columns, so that the heads of a group share one matrix product.
+
+    Row q of a block is exp(a_q - a_s) · (Σ_k≤q cb_qk · exp(a_s - a_k) · dt_k · x_k + exp(a_s) · C_q · state),
+    where a is the running log decay and s the token before the block.
+    cb: [m, g, Q, Q]; x, y: [m, g, Q, r, p]; dt, log: [m, g, Q, r]; C: [m, g, Q, n]; state: [m, g, n, r·p].
+    Mutates y.
+    """
+    size = x.shape[2]
+    for start in range(0, size, ROW_BLOCK):
+        stop = min(start + ROW_BLOCK, size)
+        rows = slice(start, stop)
+        reference = log[:, :, start - 1 : start] if start else torch.zeros_like(log[:, :, :1])
+        weight = torch.exp(reference - log[:, :, :stop]).mul_(dt[:, :, :stop])
+        keys = (x[:, :, :stop] * weight[..., None]).flatten(3)
+        carried = torch.matmul(C[:, :, rows], state)
+        if start:
+            carried = (carried.unflatten(3, x.shape[3:]) * torch.exp(reference)[..., None]).flatten(3)
+        block = torch.matmul(cb[:, :, rows, :stop].tril(start), keys).add_(carried)
+        scale = torch.exp(log[:, :, rows] - reference)[..., None]
+        torch.mul(block.unflatten(3, x.shape[3:]), scale, out=y[:, :, rows])
+
+
+def _scan_exact(cb, x, dt, log, C, state, y):
+    """The same with one decay matrix a head: for chunks that decay beyond fp32's range. Mutates y."""
+    log = log.transpose(2, 3)  # [m, g, r, Q]
+    # Above the diagonal the exponent is positive: clamp it, as exp would overflow (cb is cut to zero there).
+    decay = (log[..., :, None] - log[..., None, :]).clamp_(max=0.0).exp_()
+    keys = (x * dt[..., None]).transpose(2, 3)  # [m, g, r, Q, p]
+    block = torch.matmul(decay.mul_(cb.tril()[:, :, None]), keys)
+    carried = torch.matmul(C, state).unflatten(3, x.shape[3:]).transpose(2, 3)
+    y.copy_(block.addcmul_(carried, torch.exp(log)[..., None]).transpose(2, 3))
 
 
 def _add_initial_states(y, dA_cumsum, C, initial_states, ids, before):

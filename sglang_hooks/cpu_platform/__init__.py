@@ -38,6 +38,10 @@ def activate() -> str | None:
     if mode() == "interpreter":
         # Read when a kernel is decorated, so it has to stand before SGLang imports its kernels.
         os.environ["TRITON_INTERPRET"] = "1"
+    # OpenMP's idle threads sleep rather than spin: spinning is slightly faster on idle cores, and several
+    # times slower once anything else wants one (the tokenizer, another rank). It is read when OpenMP loads,
+    # so this reaches the processes started from here, which are those that compute.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return "sglang_hooks.cpu_platform.platform.MarconiCpuPlatform"
 
 

@@ -4,6 +4,8 @@ from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import PlatformCapabilities, SRTPlatform
 
+from sglang_hooks.cpu_platform.allocator import keep_freed_memory
+
 
 class MarconiCpuPlatform(CpuDeviceMixin, SRTPlatform):
     """CPU tensors under SGLang's device-neutral code paths.
@@ -28,6 +30,9 @@ class MarconiCpuPlatform(CpuDeviceMixin, SRTPlatform):
 
     def is_pin_memory_available(self, device=None) -> bool:
         return False
+
+    def post_load_model(self, model) -> None:
+        keep_freed_memory()  # here, because only the process that computes loads a model
 
     def get_torch_profiler_activity_str(self) -> str:
         return "CPU"
