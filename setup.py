@@ -21,12 +21,19 @@ setup(
     packages=[
         "marconi_ext",
         "marconi_ext.commands",
+        "marconi_ext.policies",
+        "marconi_ext.profiles",
+        "marconi_ext.simulator",
         "marconi_ext.traces",
         "marconi_kernels",
         "sglang_hooks",
         "sglang_hooks.cpu_platform",
     ],
-    package_data={"marconi_ext": ["py.typed"], "marconi_kernels": ["py.typed"], "sglang_hooks": ["py.typed"]},
+    package_data={
+        "marconi_ext": ["py.typed", "profiles/configs/*.json"],
+        "marconi_kernels": ["py.typed"],
+        "sglang_hooks": ["py.typed"],
+    },
     install_requires=[
         "httpx>=0.27",
         "matplotlib>=3.8",

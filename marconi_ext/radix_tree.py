@@ -81,7 +81,7 @@ class Lookup:
     partial: Node | None  # the next node, where its edge matches in part only
     kv_tokens: int  # tokens whose KV is held
     state_node: Node | None  # deepest node on the path with a state
-    diverges: bool  # the sequence leaves the tree where another continuation exists
+    diverges: bool  # the tree holds another continuation beyond kv_tokens, so the sequence will part from it
 
     @property
     def state_tokens(self) -> int:
@@ -120,12 +120,12 @@ class RadixTree:
             matched = common_prefix_tokens(child.tokens, tokens[depth:])
             depth += matched
             if matched < len(child.tokens):
-                return Lookup(tuple(path), child, depth, state_node, depth < length)
+                return Lookup(tuple(path), child, depth, state_node, True)
             node = child
             path.append(node)
             if node.state is not None:
                 state_node = node
-        diverges = depth < length and bool(node.children) and node is not self.root
+        diverges = bool(node.children) and node is not self.root
         return Lookup(tuple(path), None, depth, state_node, diverges)
 
     def insert(self, tokens: np.ndarray, tick: int) -> Insertion:

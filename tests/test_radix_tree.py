@@ -25,7 +25,7 @@ def test_lookup_stops_where_the_tree_stops() -> None:
     hit = tree.lookup(arr(1, 2, 9))
     assert (hit.kv_tokens, hit.state_tokens, hit.diverges) == (2, 0, True)
     hit = tree.lookup(arr(1, 2))
-    assert (hit.kv_tokens, hit.diverges, hit.partial is not None) == (2, False, True)
+    assert (hit.kv_tokens, hit.diverges, hit.partial is not None) == (2, True, True)
 
 
 def test_split_keeps_the_state_at_its_end() -> None:
@@ -128,7 +128,7 @@ class TreeAgainstModel(RuleBasedStateMachine):
         key = tuple(tokens)
         kv = max((k for k in range(1, len(key) + 1) if key[:k] in self.held), default=0)
         state = max((k for k in range(1, kv + 1) if key[:k] in self.states), default=0)
-        fork = 0 < kv < len(key) and any(len(h) == kv + 1 and h[:kv] == key[:kv] for h in self.held)
+        fork = kv > 0 and any(len(h) == kv + 1 and h[:kv] == key[:kv] for h in self.held)
         hit = self.tree.lookup(arr(*tokens))
         assert (hit.kv_tokens, hit.state_tokens, hit.diverges) == (kv, state, fork)
 

@@ -1,0 +1,147 @@
+"""Admission: at which positions of a sequence a state is offered to the cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from marconi_ext.policies.checkpoints import Kind
+
+
+@dataclass(frozen=True, slots=True)
+class PromptFacts:
+    """What is known of a request when its states are planned. All positions are token counts from its start."""
+
+    prompt_tokens: int
+    sequence_tokens: int  # prompt and output with KV
+    hit_tokens: int  # the state that serves it
+    kv_tokens: int  # KV that the cache holds of it
+    diverges: bool  # another continuation is held beyond kv_tokens
+    boundaries: tuple[int, ...] = ()  # ends of messages inside the prompt
+    proven_forks: tuple[int, ...] = ()  # ghosts above kv_tokens at which earlier requests parted
+    ghosts: tuple[int, ...] = ()  # all ghosts above kv_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """One state to save. `displaced`: wanted, but the engine has no room for it in this extend."""
+
+    depth_tokens: int
+    kind: Kind
+    displaced: bool = False
+
+
+class EveryBlock:
+    """vLLM+: a state at each multiple of the block, prompt and output alike. Hits round down to blocks."""
+
+    def __init__(self, block_tokens: int = 32) -> None:
+        self.grid_tokens = block_tokens
+
+    def plan(self, facts: PromptFacts) -> list[Offer]:
+        first = facts.hit_tokens // self.grid_tokens + 1
+        last = facts.sequence_tokens // self.grid_tokens
+        return [Offer(i * self.grid_tokens, Kind.BLOCK) for i in range(first, last + 1)]
+
+
+class Grid:
+    """SGLang's extra buffer: one state an extend, on the chunk grid; a branch replaces the tail; decode states
+    at multiples of the interval, the last of them kept.
+
+    Source: SGLang 0.5.23, `_mamba_radix_cache_v2_req_prepare_for_extend`, `mamba_track_interval`.
+    """
+
+    def __init__(self, grid_tokens: int = 256, decode_interval: int = 256, prefill_chunk: int = 8192) -> None:
+        self.grid_tokens = grid_tokens
+        self.decode_interval = decode_interval
+        self.prefill_chunk = prefill_chunk
+
+    def plan(self, facts: PromptFacts) -> list[Offer]:
+        offers = []
+        branch = facts.kv_tokens // self.grid_tokens * self.grid_tokens if facts.diverges else 0
+        start = facts.hit_tokens
+        while start < facts.prompt_tokens:
+            end = min(start + self.prefill_chunk, facts.prompt_tokens)
+            tail = start + (end - start) // self.grid_tokens * self.grid_tokens
+            takes_branch = start < branch <= end
+            if takes_branch:
+                offers.append(Offer(branch, Kind.BRANCH))
+            if tail > start and tail != branch:
+                offers.append(Offer(tail, Kind.GRID, displaced=takes_branch))
+            start = end
+        decoded = facts.sequence_tokens // self.decode_interval * self.decode_interval
+        if decoded > facts.prompt_tokens:
+            offers.append(Offer(decoded, Kind.GRID))
+        return offers
+
+
+class Judicious:
+    """The paper: the branch point, where the prompt would split an edge, and the last token."""
+
+    grid_tokens = 1
+
+    def plan(self, facts: PromptFacts) -> list[Offer]:
+        return [*_branch(facts, 1), Offer(facts.sequence_tokens, Kind.LAST_TOKEN)]
+
+
+class Exact:
+    """The branch point, the prompt's end and the last token, all exact."""
+
+    grid_tokens = 1
+
+    def plan(self, facts: PromptFacts) -> list[Offer]:
+        offers = [*_branch(facts, 1)]
+        if facts.prompt_tokens < facts.sequence_tokens:
+            offers.append(Offer(facts.prompt_tokens, Kind.PROMPT_END))
+        offers.append(Offer(facts.sequence_tokens, Kind.LAST_TOKEN))
+        return offers
+
+
+class Selective:
+    """As `Exact`, but a branch must gain max(8, min(64, match/8)) tokens, and proven forks are saved again.
+
+    Requests match a few words past the real fork by chance; each would save a useless, deeper branch.
+    """
+
+    grid_tokens = 1
+
+    def plan(self, facts: PromptFacts) -> list[Offer]:
+        offers = {}
+        gain = max(8, min(64, facts.kv_tokens // 8))
+        for fork in facts.proven_forks:
+            if fork > facts.hit_tokens:
+                offers[fork] = Offer(fork, Kind.BRANCH)
+        # a branch just past a fork that this request passed anyway adds little: measure from that fork
+        floor = max(facts.hit_tokens, *offers) if offers else facts.hit_tokens
+        if facts.diverges and facts.kv_tokens - floor >= gain:
+            offers[facts.kv_tokens] = Offer(facts.kv_tokens, Kind.BRANCH)
+        if facts.prompt_tokens < facts.sequence_tokens:
+            offers[facts.prompt_tokens] = Offer(facts.prompt_tokens, Kind.PROMPT_END)
+        offers[facts.sequence_tokens] = Offer(facts.sequence_tokens, Kind.LAST_TOKEN)
+        return [offers[depth] for depth in sorted(offers)]
+
+
+class Foresight(Selective):
+    """`Selective` and message boundaries: the first message's end and the last one's, so that a shared prefix
+    is reused on its second appearance and not only on its third."""
+
+    def plan(self, facts: PromptFacts) -> list[Offer]:
+        offers = {offer.depth_tokens: offer for offer in super().plan(facts)}
+        inside = [b for b in facts.boundaries if facts.hit_tokens < b < facts.prompt_tokens]
+        for boundary in {*inside[:1], *inside[-1:]}:
+            offers.setdefault(boundary, Offer(boundary, Kind.BOUNDARY))
+        return [offers[depth] for depth in sorted(offers)]
+
+
+def _branch(facts: PromptFacts, gain_tokens: int) -> list[Offer]:
+    if facts.diverges and facts.kv_tokens - facts.hit_tokens >= gain_tokens:
+        return [Offer(facts.kv_tokens, Kind.BRANCH)]
+    return []
+
+
+ADMISSIONS = {
+    "every-block": EveryBlock,
+    "grid": Grid,
+    "judicious": Judicious,
+    "exact": Exact,
+    "selective": Selective,
+    "foresight": Foresight,
+}

@@ -1,0 +1,166 @@
+"""The book of checkpoints: what a policy may know about every state that was ever offered.
+
+One row a record. A row outlives its state: evicted and refused states stay as *ghosts* while their KV is held,
+because requests that come back to a ghost say what it would have been worth. Rows form a tree like the tokens
+they stand for, without the tokens. Columns are numpy arrays, so that a score is one vectorised pass.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+
+
+class Kind(IntEnum):
+    """Where in a sequence a state was taken."""
+
+    BRANCH = 0  # where a prompt leaves an earlier sequence
+    LAST_TOKEN = 1  # after the last decoded token with KV
+    PROMPT_END = 2
+    BOUNDARY = 3  # end of a message inside the prompt
+    GRID = 4  # a multiple of the engine's grid
+    BLOCK = 5  # a multiple of the block size
+
+
+class Fate(IntEnum):
+    """Why a row's state isn't there, or that it is."""
+
+    NEVER = 0
+    LIVE = 1
+    EVICTED = 2
+    REFUSED = 3
+    DISPLACED = 4  # another position of the same extend was saved instead
+
+
+_COLUMNS = {
+    "live": bool,
+    "kind": np.int8,
+    "fate": np.int8,
+    "depth": np.int64,  # tokens from the root
+    "parent": np.int32,  # row of the nearest record above, -1: none
+    "owner": np.int32,  # row of the nearest live state above, -1: none
+    "above": np.int64,  # its depth, 0: none (tokens)
+    "born": np.int64,  # tick
+    "last_use": np.int64,  # tick at which it served, or was saved
+    "last_path": np.int64,  # tick at which a request last went through it
+    "uses": np.int32,
+    "fanout": np.int32,  # continuations held below it in the KV tree
+    "leaf_tokens": np.int64,  # KV tokens that go with the state when it is evicted (a leaf's edge), else 0
+    "pins": np.int32,
+}
+
+
+class CheckpointBook:
+    """Rows are handed out by `add` and returned by `forget`; `size` bounds the rows in use."""
+
+    def __init__(self, rows: int = 256) -> None:
+        self.size = 0
+        self.num_live = 0
+        self._free: list[int] = []
+        self.children: list[list[int]] = []
+        for name, dtype in _COLUMNS.items():
+            setattr(self, name, np.zeros(rows, dtype))
+        self.in_use = np.zeros(rows, bool)
+
+    def add(
+        self, parent: int, depth: int, kind: Kind, tick: int, below: list[int] | tuple[int, ...] = ()
+    ) -> int:
+        """A record without a state under `parent` (-1: none). `below`: rows of `parent` that now hang under it."""
+        row = self._free.pop() if self._free else self._grow()
+        self.in_use[row] = True
+        self.live[row] = False
+        self.kind[row] = kind
+        self.fate[row] = Fate.NEVER
+        self.depth[row] = depth
+        self.parent[row] = parent
+        above = parent if parent < 0 or self.live[parent] else int(self.owner[parent])
+        self.owner[row] = above
+        self.above[row] = self.depth[above] if above >= 0 else 0
+        self.born[row] = self.last_use[row] = self.last_path[row] = tick
+        self.uses[row] = self.fanout[row] = self.leaf_tokens[row] = self.pins[row] = 0
+        self.children[row] = list(below)
+        for child in below:
+            self.parent[child] = row
+            if parent >= 0:
+                self.children[parent].remove(child)
+        if parent >= 0:
+            self.children[parent].append(row)
+        return row
+
+    def set_live(self, row: int, tick: int) -> None:
+        """The row's state is held from now on."""
+        self.live[row] = True
+        self.fate[row] = Fate.LIVE
+        self.last_use[row] = max(tick, self.last_use[row])
+        self.num_live += 1
+        self._rehang(row, row)
+
+    def set_gone(self, row: int, fate: Fate) -> None:
+        """The row's state was evicted, refused or displaced; the row stays as a ghost."""
+        self.fate[row] = fate
+        if self.live[row]:
+            self.live[row] = False
+            self.num_live -= 1
+            self._rehang(row, int(self.owner[row]))
+
+    def forget(self, row: int) -> None:
+        """The KV is gone, and the record with it. The row may be handed out again."""
+        if self.live[row]:
+            self.set_gone(row, Fate.EVICTED)
+        parent = int(self.parent[row])
+        if parent >= 0:
+            self.children[parent].remove(row)
+        for child in self.children[row]:
+            self.parent[child] = parent
+            if parent >= 0:
+                self.children[parent].append(child)
+        self.children[row] = []
+        self.in_use[row] = False
+        self._free.append(row)
+
+    def live_rows(self) -> np.ndarray:
+        """Rows with a state, ascending: int64[num_live]."""
+        return np.flatnonzero(self.live[: self.size])
+
+    def rows(self) -> np.ndarray:
+        """All rows in use, ascending."""
+        return np.flatnonzero(self.in_use[: self.size])
+
+    def check(self) -> None:
+        """Recompute owners and counts from the parents."""
+        rows = self.rows()
+        assert self.num_live == int(self.live[rows].sum()), "live states miscounted"
+        assert not self.live[: self.size][~self.in_use[: self.size]].any(), "a free row is live"
+        for row in map(int, rows):
+            parent = int(self.parent[row])
+            owner = parent
+            while owner >= 0 and not self.live[owner]:
+                owner = int(self.parent[owner])
+            assert owner == self.owner[row], f"row {row}: owner {self.owner[row]}, counted {owner}"
+            assert self.above[row] == (self.depth[owner] if owner >= 0 else 0), (
+                f"row {row}: wrong depth above"
+            )
+            if parent >= 0:
+                assert row in self.children[parent], f"row {row} is not among its parent's children"
+                assert self.depth[parent] < self.depth[row], f"row {row} is above its parent"
+
+    def _rehang(self, row: int, owner: int) -> None:
+        """Give all rows below `row`, down to the next live ones, a new owner."""
+        above = self.depth[owner] if owner >= 0 else 0
+        stack = list(self.children[row])
+        while stack:
+            child = stack.pop()
+            self.owner[child] = owner
+            self.above[child] = above
+            if not self.live[child]:
+                stack.extend(self.children[child])
+
+    def _grow(self) -> int:
+        if self.size == len(self.live):
+            for name in (*_COLUMNS, "in_use"):
+                old = getattr(self, name)
+                setattr(self, name, np.concatenate([old, np.zeros_like(old)]))
+        self.size += 1
+        self.children.append([])
+        return self.size - 1

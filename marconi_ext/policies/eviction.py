@@ -1,0 +1,124 @@
+"""Eviction by fixed rules: each scores all states in one pass, and the lowest score goes.
+
+`scores(book, rows, tick)` gets the rows with a state and returns float64[len(rows)]; +inf: never a victim.
+`request` is told of each request's path before its states are offered. Ties go to the lowest row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import numpy as np
+
+from marconi_ext.policies.checkpoints import CheckpointBook
+
+
+@dataclass(frozen=True, slots=True)
+class Currency:
+    """What a hit of L tokens is worth, linear·L + quadratic·L², and what a state and a KV token cost (bytes)."""
+
+    linear: float = 1.0
+    quadratic: float = 0.0
+    state_bytes: float = 1.0
+    kv_bytes_per_token: float = 0.0
+
+    def worth(self, depth: np.ndarray, above: np.ndarray) -> np.ndarray:
+        """Worth of having the state at `depth` where the nearest one above is at `above`."""
+        depth, above = depth.astype(np.float64), above.astype(np.float64)
+        return self.linear * (depth - above) + self.quadratic * (depth * depth - above * above)
+
+    def cost_bytes(self, book: CheckpointBook, rows: np.ndarray) -> np.ndarray:
+        """Bytes that evicting each row frees."""
+        return self.state_bytes + self.kv_bytes_per_token * book.leaf_tokens[rows]
+
+
+class Eviction(Protocol):
+    """A policy. One that `refuses` may turn a newcomer away that scores lower than every state held."""
+
+    refuses: ClassVar[bool]
+
+    def request(self, book: CheckpointBook, path: list[int], served: int, tick: int) -> None: ...
+    def offered(self, book: CheckpointBook, row: int, tick: int) -> None: ...
+    def forgotten(self, book: CheckpointBook, row: int) -> None: ...
+    def scores(self, book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray: ...
+
+
+class FixedRule:
+    """Base of rules without a memory of their own."""
+
+    refuses: ClassVar[bool] = False
+
+    def __init__(self, currency: Currency | None = None) -> None:
+        self.currency = currency or Currency()
+
+    def request(self, book: CheckpointBook, path: list[int], served: int, tick: int) -> None:
+        """`path`: rows on the matched path, shallow first; `served`: the live one that was hit, or -1."""
+
+    def offered(self, book: CheckpointBook, row: int, tick: int) -> None:
+        """A state is offered at `row`, new or seen before."""
+
+    def forgotten(self, book: CheckpointBook, row: int) -> None:
+        """`row` is about to be freed."""
+
+    def parameters(self) -> dict[str, float]:
+        """What tuning or learning ended with."""
+        return {}
+
+
+class Lru(FixedRule):
+    """Least recently used state; a hit refreshes the one that served."""
+
+    def scores(self, book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray:
+        return book.last_use[rows].astype(np.float64)
+
+
+class LruLeaf(FixedRule):
+    """SGLang+: least recently used among the states with none below; a request refreshes its whole path."""
+
+    def scores(self, book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray:
+        score = book.last_path[rows].astype(np.float64)
+        owners = book.owner[rows]
+        inner = np.zeros(book.size, bool)
+        inner[owners[owners >= 0]] = True
+        score[inner[rows]] += 1e15  # only when no leaf is left
+        return score
+
+
+class SegLen(FixedRule):
+    """Tokens to the nearest state above, over age."""
+
+    def scores(self, book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray:
+        return (book.depth[rows] - book.above[rows]) / _age(book, rows, tick)
+
+
+class FlopAware(FixedRule):
+    """The paper's utility, scaled(1/age) + α·scaled(FLOPs saved per byte), over nodes with at most one child."""
+
+    def __init__(
+        self, currency: Currency | None = None, alpha: float = 1.0, max_fanout: int | None = None
+    ) -> None:
+        super().__init__(currency)
+        self.alpha = alpha
+        self.max_fanout = max_fanout
+
+    def scores(self, book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray:
+        efficiency = self.currency.worth(book.depth[rows], book.above[rows]) / self.currency.cost_bytes(
+            book, rows
+        )
+        return scaled(1.0 / _age(book, rows, tick)) + self.alpha * scaled(efficiency)
+
+    def parameters(self) -> dict[str, float]:
+        return {"alpha": self.alpha}
+
+
+def scaled(values: np.ndarray) -> np.ndarray:
+    """Min-max scaled to [0, 1]; all equal: ones."""
+    if len(values) == 0:
+        return values
+    low, high = values.min(), values.max()
+    return np.ones_like(values) if low == high else (values - low) / (high - low)
+
+
+def _age(book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray:
+    return (tick - book.last_use[rows] + 1).astype(np.float64)

@@ -1,0 +1,173 @@
+"""GIT, the learned policy: keep what is expected to save most per slot-step, by what has been reused so far.
+
+A state is worth (index of its class and age + that of the most valuable ghost below it) × what it saves over
+the nearest live state above. A newcomer worth less than everything held is refused. Classes:
+
+- tails (no record below), by uses in their chain {0, 1, 2-4, 5+}; the first group is split by how often tails
+  under the same fork went on {unknown, < 3 %, < 15 %, < 50 %, more};
+- inner records, by forks {0, 1, 2-3, 4+} × kind {branch, last token, prompt end, boundary or other}.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from marconi_ext.policies.checkpoints import CheckpointBook, Kind
+from marconi_ext.policies.eviction import Currency
+from marconi_ext.policies.reuse_index import ReuseIndex, age_bucket
+
+REFRESH_REQUESTS = 64
+TAIL_CLASSES = 8
+CLASSES = TAIL_CLASSES + 16
+_MIN_BORN = 4  # tails under a fork before their share that went on is believed
+
+
+class LearnedIndex:
+    """The policy. Deterministic: integer ticks, no randomness, ties to the lowest row."""
+
+    refuses: ClassVar[bool] = True
+
+    def __init__(self, currency: Currency | None = None, half_life_requests: float = 4000.0) -> None:
+        self.currency = currency or Currency()
+        self.index = ReuseIndex(CLASSES, half_life_requests)
+        self._refreshed = 0
+        n = 256
+        self._label = np.zeros(n, np.int64)
+        self._use = np.zeros(n, np.int64)  # tick of the last use, ghosts' included
+        self._counted = np.zeros(n, np.int64)  # exposure is booked up to this tick
+        self._chain = np.zeros(n, np.int64)  # uses along the chain that ends here
+        self._born = np.zeros(n, np.int64)  # tails born under this fork
+        self._went_on = np.zeros(n, np.int64)
+        self._known = np.zeros(n, bool)
+        self._from_chain = 0  # chain length that this request's tails inherit
+
+    # --- events ------------------------------------------------------------------------------------------
+
+    def request(self, book: CheckpointBook, path: list[int], served: int, tick: int) -> None:
+        self._from_chain = 0
+        if path:
+            deepest = path[-1]
+            self._credit(book, deepest, tick)
+            self._from_chain = int(self._chain[deepest])
+            forked_before = served >= 0 and served != deepest and book.fanout[served] > 1
+            if forked_before and book.kind[deepest] == Kind.BRANCH:
+                self._credit(book, served, tick)
+        if tick - self._refreshed >= REFRESH_REQUESTS:
+            self._refresh(book, tick)
+
+    def offered(self, book: CheckpointBook, row: int, tick: int) -> None:
+        self._fit(len(book.live))
+        if self._known[row]:
+            self._use[row] = max(self._use[row], book.last_use[row])
+            return
+        parent = int(book.parent[row])
+        self._known[row] = True
+        self._use[row] = self._counted[row] = tick
+        self._chain[row] = self._from_chain
+        self._born[row] = self._went_on[row] = 0
+        self._label[row] = self._classify(book, row)
+        if not book.children[row] and self._chain[row] == 0:
+            fork = self._fork(book, row)
+            if fork >= 0:
+                self._born[fork] += 1
+        if parent >= 0:
+            self._relabel(book, parent, tick)
+
+    def forgotten(self, book: CheckpointBook, row: int) -> None:
+        self._known[row] = False
+
+    def _credit(self, book: CheckpointBook, row: int, tick: int) -> None:
+        if not self._known[row]:
+            return
+        self._account(row, tick)
+        self.index.used(int(self._label[row]), tick - self._use[row])
+        if not book.children[row] and self._chain[row] == 0:
+            fork = self._fork(book, row)
+            if fork >= 0:
+                self._went_on[fork] += 1
+        self._use[row] = self._counted[row] = tick
+        self._chain[row] += 1
+        self._label[row] = self._classify(book, row)
+
+    def _account(self, row: int, tick: int) -> None:
+        if tick > self._counted[row]:
+            ages = np.array([self._counted[row] - self._use[row]]), np.array([tick - self._use[row]])
+            self.index.expose(self._label[row : row + 1], *ages)
+            self._counted[row] = tick
+
+    def _relabel(self, book: CheckpointBook, row: int, tick: int) -> None:
+        label = self._classify(book, row)
+        if label != self._label[row]:
+            self._account(row, tick)
+            self._label[row] = label
+
+    def _refresh(self, book: CheckpointBook, tick: int) -> None:
+        rows = np.flatnonzero(self._known & (self._counted < tick))
+        use = self._use[rows]
+        self.index.expose(self._label[rows], self._counted[rows] - use, tick - use)
+        self._counted[rows] = tick
+        self.index.refresh(tick - self._refreshed)
+        self._refreshed = tick
+
+    # --- classes -----------------------------------------------------------------------------------------
+
+    def _fork(self, book: CheckpointBook, row: int) -> int:
+        """The nearest record above that has forked, or -1."""
+        row = int(book.parent[row])
+        while row >= 0 and book.fanout[row] < 2:
+            row = int(book.parent[row])
+        return row
+
+    def _classify(self, book: CheckpointBook, row: int) -> int:
+        if book.children[row]:
+            forks = max(int(book.fanout[row]) - 1, 0)
+            group = 0 if forks == 0 else 1 if forks == 1 else 2 if forks < 4 else 3
+            return TAIL_CLASSES + 4 * group + min(int(book.kind[row]), 3)
+        chain = int(self._chain[row])
+        if chain:
+            return 5 if chain == 1 else 6 if chain < 5 else 7
+        fork = self._fork(book, row)
+        if fork < 0 or self._born[fork] < _MIN_BORN:
+            return 0
+        share = self._went_on[fork] / self._born[fork]
+        return 1 if share < 0.03 else 2 if share < 0.15 else 3 if share < 0.5 else 4
+
+    # --- scores ------------------------------------------------------------------------------------------
+
+    def scores(self, book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray:
+        self._fit(len(book.live))
+        known = np.flatnonzero(self._known[: book.size])
+        index = np.zeros(book.size)
+        index[known] = self.index.value[self._label[known], age_bucket(tick - self._use[known])]
+        demand = np.zeros(book.size + 1)  # the last is for rows with no live state above
+        ghosts = known[~book.live[known]]
+        newcomers = rows[~book.live[rows]]
+        np.maximum.at(demand, book.owner[ghosts], index[ghosts])
+        for row in newcomers:  # what it would serve if it were held
+            demand[row] = max((index[g] for g in self._ghosts_below(book, int(row))), default=0.0)
+        total = index[rows] + demand[rows]
+        return (
+            total
+            * self.currency.worth(book.depth[rows], book.above[rows])
+            / self.currency.cost_bytes(book, rows)
+        )
+
+    def _ghosts_below(self, book: CheckpointBook, row: int) -> list[int]:
+        found, stack = [], list(book.children[row])
+        while stack:
+            child = stack.pop()
+            if not book.live[child]:
+                found.append(child)
+                stack.extend(book.children[child])
+        return found
+
+    def parameters(self) -> dict[str, float]:
+        return {"uses_counted": float(self.index.uses.sum())}
+
+    def _fit(self, rows: int) -> None:
+        if rows > len(self._known):
+            for name in ("_label", "_use", "_counted", "_chain", "_born", "_went_on", "_known"):
+                old = getattr(self, name)
+                setattr(self, name, np.concatenate([old, np.zeros(rows - len(old), old.dtype)]))

@@ -1,0 +1,107 @@
+"""Policies by name: an eviction name, `ADMISSION+EVICTION`, or a named pair; parameters after a colon."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from marconi_ext.errors import BadInputError
+from marconi_ext.policies.admission import ADMISSIONS
+from marconi_ext.policies.eviction import Currency, FlopAware, Lru, LruLeaf, SegLen
+from marconi_ext.policies.learned import LearnedIndex
+from marconi_ext.policies.ours import Ours
+from marconi_ext.policies.tuner import Marconi
+
+# eviction name -> (admission used by default, needs a number after the colon, factory)
+EVICTIONS: dict[str, tuple[str, bool, Callable]] = {
+    "lru-leaf": ("judicious", False, LruLeaf),
+    "lru": ("judicious", False, Lru),
+    "seglen": ("judicious", False, SegLen),
+    "flop-aware": ("judicious", True, lambda currency, alpha: FlopAware(currency, alpha, max_fanout=1)),
+    "marconi": ("judicious", False, Marconi),
+    "git": ("selective", False, LearnedIndex),
+    "ours": ("selective", False, Ours),
+}
+PAIRS = {"vllm+": "every-block+lru", "sglang+": "judicious+lru-leaf", "sglang": "grid+lru"}
+ARTIFACTS = ("artifact-lru", "artifact-static", "artifact-marconi", "artifact-vllm")
+HINDSIGHT = ("best-static", "clairvoyant")  # offline bounds: they see the whole trace
+
+
+@dataclass(frozen=True)
+class PolicyName:
+    """A parsed name. `family`: online, artifact or hindsight."""
+
+    text: str
+    family: str
+    admission: str = ""
+    admission_parameter: float | None = None
+    eviction: str = ""
+    eviction_parameter: float | None = None
+
+    def build(self, currency: Currency) -> tuple[object, object]:
+        """A fresh (admission, eviction) for one run of an online policy."""
+        admission = ADMISSIONS[self.admission]
+        amount = self.admission_parameter
+        made = admission() if amount is None else admission(int(amount))
+        _, wants_number, factory = EVICTIONS[self.eviction]
+        evict = factory(currency, self.eviction_parameter) if wants_number else factory(currency)
+        return made, evict
+
+
+def parse_policy(text: str) -> PolicyName:
+    """Parse one name. Raises BadInputError that lists what is known."""
+    name = PAIRS.get(text.strip(), text.strip())
+    base, number = _parameter(name)
+    if base in ARTIFACTS:
+        if (number is None) == (base == "artifact-static"):
+            raise BadInputError(
+                f"--policy: {text!r}: artifact-static takes an α (artifact-static:1.0), others none"
+            )
+        return PolicyName(text, "artifact", eviction=base, eviction_parameter=number)
+    admission, plus, eviction = name.rpartition("+")
+    eviction, number = _parameter(eviction)
+    if eviction in HINDSIGHT:
+        default = "judicious" if eviction == "best-static" else "selective"
+        family = "hindsight"
+    elif eviction in EVICTIONS:
+        default, wants_number, _ = EVICTIONS[eviction]
+        if wants_number != (number is not None):
+            raise BadInputError(
+                f"--policy: {text!r}: {'give' if wants_number else 'takes'} {_ALPHA[wants_number]}"
+            )
+        family = "online"
+    else:
+        raise BadInputError(
+            f"--policy: unknown {text!r}; known: {', '.join(policy_names())}, or ADMISSION+EVICTION"
+        )
+    admission, amount = _parameter(admission) if plus else (default, None)
+    if admission not in ADMISSIONS:
+        raise BadInputError(
+            f"--policy: {text!r}: unknown admission {admission!r}; known: {', '.join(ADMISSIONS)}"
+        )
+    if amount is not None and (admission not in ("every-block", "grid") or amount < 1):
+        raise BadInputError(f"--policy: {text!r}: only every-block and grid take a number of tokens")
+    return PolicyName(text, family, admission, amount, eviction, number)
+
+
+def policy_names() -> list[str]:
+    """What `--policy` takes besides ADMISSION+EVICTION."""
+    online = [f"{name}:ALPHA" if wants else name for name, (_, wants, _) in EVICTIONS.items()]
+    artifacts = [f"{name}:ALPHA" if name == "artifact-static" else name for name in ARTIFACTS]
+    return [*PAIRS, *online, *HINDSIGHT, *artifacts]
+
+
+_ALPHA = {True: "an α, e.g. flop-aware:1.0", False: "no number"}
+
+
+def _parameter(text: str) -> tuple[str, float | None]:
+    name, colon, number = text.partition(":")
+    if not colon:
+        return name, None
+    try:
+        value = float(number)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1e9:
+        raise BadInputError(f"--policy: {text!r}: {number!r} is not a number of at least 0")
+    return name, value

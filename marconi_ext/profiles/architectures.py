@@ -1,0 +1,148 @@
+"""From a config's fields to its layers, one function an architecture (keyed by `model_type`).
+
+Each returns [(kind, LayerCost)] over all layers; embeddings and the head, run for one token only, are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from marconi_ext.profiles.layers import LayerCost, gdn, gqa, kda, mamba1, mamba2, mla, mlp, moe
+
+Layers = list[tuple[str, LayerCost]]
+
+
+def _attention(c: dict, kv_dtype_bytes: int, tp: int) -> LayerCost:
+    heads = c["num_attention_heads"]
+    head_dim = c.get("head_dim") or c.get("attention_head_dim") or c["hidden_size"] // heads
+    kv_heads = c.get("num_key_value_heads") or heads
+    return gqa(c["hidden_size"], heads, kv_heads, head_dim, kv_dtype_bytes=kv_dtype_bytes, tp=tp)
+
+
+def _mamba2(c: dict, heads: int, head_dim: int, ssm_dtype_bytes: int, tp: int) -> LayerCost:
+    """Bamba's names for the rest, shared by Falcon-H1 and Granite 4."""
+    sizes = (c["mamba_d_state"], c["mamba_n_groups"], c["mamba_d_conv"])
+    return mamba2(c["hidden_size"], heads, head_dim, *sizes, ssm_dtype_bytes=ssm_dtype_bytes, tp=tp)
+
+
+def nemotron_h(c: dict, *, ssm_dtype_bytes: int, kv_dtype_bytes: int, tp: int) -> Layers:
+    """`hybrid_override_pattern`: M Mamba-2, * attention, - squared-ReLU MLP, one kind a layer."""
+    sizes = (c["mamba_num_heads"], c["mamba_head_dim"], c["ssm_state_size"], c["n_groups"], c["conv_kernel"])
+    costs = {
+        "M": ("mamba2", mamba2(c["hidden_size"], *sizes, ssm_dtype_bytes=ssm_dtype_bytes, tp=tp)),
+        "*": ("attention", _attention(c, kv_dtype_bytes, tp)),
+        "-": ("mlp", mlp(c["hidden_size"], c["intermediate_size"], gated=False)),
+    }
+    return [costs[letter] for letter in c["hybrid_override_pattern"]]
+
+
+def falcon_h1(c: dict, *, ssm_dtype_bytes: int, kv_dtype_bytes: int, tp: int) -> Layers:
+    """Attention and Mamba-2 side by side in every layer, then a gated MLP."""
+    inner = c.get("mamba_d_ssm") or c["mamba_expand"] * c["hidden_size"]
+    mixer = _mamba2(c, c["mamba_n_heads"], inner // c["mamba_n_heads"], ssm_dtype_bytes, tp)
+    layer = [
+        ("mamba2", mixer),
+        ("attention", _attention(c, kv_dtype_bytes, tp)),
+        ("mlp", mlp(c["hidden_size"], c["intermediate_size"], gated=True)),
+    ]
+    return layer * c["num_hidden_layers"]
+
+
+def granite_hybrid(c: dict, *, ssm_dtype_bytes: int, kv_dtype_bytes: int, tp: int) -> Layers:
+    """`layer_types` names the mixer; every layer has experts, a shared one, or only the shared one."""
+    inner = c["mamba_expand"] * c["hidden_size"]
+    mamba = _mamba2(c, c["mamba_n_heads"], inner // c["mamba_n_heads"], ssm_dtype_bytes, tp)
+    mixers = {"mamba": ("mamba2", mamba), "attention": ("attention", _attention(c, kv_dtype_bytes, tp))}
+    shared = c["shared_intermediate_size"]
+    experts = c.get("num_local_experts") or 0
+    if experts:
+        active = c["num_experts_per_tok"]
+        feed = (
+            "moe",
+            moe(c["hidden_size"], c["intermediate_size"], experts, active, shared_intermediate=shared),
+        )
+    else:
+        feed = ("mlp", mlp(c["hidden_size"], shared, gated=True))
+    return [layer for kind in c["layer_types"] for layer in (mixers[kind], feed)]
+
+
+def bamba(c: dict, *, ssm_dtype_bytes: int, kv_dtype_bytes: int, tp: int) -> Layers:
+    """Mamba-2 but for `attn_layer_indices`; a gated MLP in every layer."""
+    inner = c["mamba_expand"] * c["hidden_size"]
+    mamba = ("mamba2", _mamba2(c, c["mamba_n_heads"], inner // c["mamba_n_heads"], ssm_dtype_bytes, tp))
+    attention = ("attention", _attention(c, kv_dtype_bytes, tp))
+    feed = ("mlp", mlp(c["hidden_size"], c["intermediate_size"], gated=True))
+    chosen = set(c["attn_layer_indices"])
+    return [
+        part for i in range(c["num_hidden_layers"]) for part in (attention if i in chosen else mamba, feed)
+    ]
+
+
+def jamba(c: dict, *, ssm_dtype_bytes: int, kv_dtype_bytes: int, tp: int) -> Layers:
+    """Mamba-1 with attention every `attn_layer_period` layers, experts every `expert_layer_period`."""
+    hidden = c["hidden_size"]
+    rank = c["mamba_dt_rank"]
+    rank = -(-hidden // 16) if rank == "auto" else rank
+    sizes = (c["mamba_expand"] * hidden, c["mamba_d_state"], rank, c["mamba_d_conv"])
+    mamba = ("mamba1", mamba1(hidden, *sizes, ssm_dtype_bytes=ssm_dtype_bytes, tp=tp))
+    attention = ("attention", _attention(c, kv_dtype_bytes, tp))
+    dense = ("mlp", mlp(hidden, c["intermediate_size"], gated=True))
+    experts = ("moe", moe(hidden, c["intermediate_size"], c["num_experts"], c["num_experts_per_tok"]))
+    found: Layers = []
+    for i in range(c["num_hidden_layers"]):
+        found.append(attention if i % c["attn_layer_period"] == c["attn_layer_offset"] else mamba)
+        found.append(experts if i % c["expert_layer_period"] == c["expert_layer_offset"] else dense)
+    return found
+
+
+def qwen3_next(c: dict, *, ssm_dtype_bytes: int, kv_dtype_bytes: int, tp: int) -> Layers:
+    """Gated DeltaNet with gated attention every `full_attention_interval` layers; experts and a shared one."""
+    hidden = c["hidden_size"]
+    heads = (c["linear_num_key_heads"], c["linear_num_value_heads"])
+    dims = (c["linear_key_head_dim"], c["linear_value_head_dim"], c["linear_conv_kernel_dim"])
+    linear = ("gdn", gdn(hidden, *heads, *dims, ssm_dtype_bytes=ssm_dtype_bytes, tp=tp))
+    output_gate = LayerCost(2 * hidden * c["num_attention_heads"] * c["head_dim"])
+    attention = ("attention", _attention(c, kv_dtype_bytes, tp) + output_gate)
+    sizes = (c["moe_intermediate_size"], c["num_experts"], c["num_experts_per_tok"])
+    feed = ("moe", moe(hidden, *sizes, shared_intermediate=c["shared_expert_intermediate_size"]))
+    every = c["full_attention_interval"]
+    mixers = [attention if (i + 1) % every == 0 else linear for i in range(c["num_hidden_layers"])]
+    return [layer for mixer in mixers for layer in (mixer, feed)]
+
+
+def kimi_linear(c: dict, *, ssm_dtype_bytes: int, kv_dtype_bytes: int, tp: int) -> Layers:
+    """KDA layers and MLA layers by number (from 1); experts but for the first dense layers."""
+    hidden, linear = c["hidden_size"], c["linear_attn_config"]
+    sizes = (linear["num_heads"], linear["head_dim"], linear["short_conv_kernel_size"])
+    recurrent = ("kda", kda(hidden, *sizes, ssm_dtype_bytes=ssm_dtype_bytes, tp=tp))
+    dims = (c["kv_lora_rank"], c["qk_nope_head_dim"], c["qk_rope_head_dim"], c["v_head_dim"])
+    latent = mla(
+        hidden,
+        c["num_attention_heads"],
+        *dims,
+        q_lora_rank=c.get("q_lora_rank"),
+        kv_dtype_bytes=kv_dtype_bytes,
+    )
+    dense = ("mlp", mlp(hidden, c["intermediate_size"], gated=True))
+    width = c["moe_intermediate_size"]
+    shared = c["num_shared_experts"] * width
+    experts = (
+        "moe",
+        moe(hidden, width, c["num_experts"], c["num_experts_per_token"], shared_intermediate=shared),
+    )
+    found: Layers = []
+    for i in range(c["num_hidden_layers"]):
+        found.append(("mla", latent) if i + 1 in linear["full_attn_layers"] else recurrent)
+        found.append(dense if i < c["first_k_dense_replace"] else experts)
+    return found
+
+
+ARCHITECTURES: dict[str, Callable[..., Layers]] = {
+    "nemotron_h": nemotron_h,
+    "falcon_h1": falcon_h1,
+    "granitemoehybrid": granite_hybrid,
+    "bamba": bamba,
+    "jamba": jamba,
+    "qwen3_next": qwen3_next,
+    "kimi_linear": kimi_linear,
+}

@@ -1,0 +1,321 @@
+"""The corrected simulator: a radix tree, a capacity, an admission and an eviction policy.
+
+A request is matched (at most prompt length − 1 tokens, since one must be computed), its path is pinned, its KV
+inserted, and the states that admission asks for are offered to eviction. An answer's last token is sampled but
+never fed back, so it has no KV. With concurrency c up to c requests hold their pins at once.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from marconi_ext.policies.admission import PromptFacts
+from marconi_ext.policies.checkpoints import CheckpointBook, Fate
+from marconi_ext.policies.eviction import Currency
+from marconi_ext.radix_tree import Lookup, Node, RadixTree
+from marconi_ext.simulator.capacity import Capacity
+from marconi_ext.traces import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What one request got. `lost` maps a cause to tokens between the KV held and the state that served."""
+
+    hit_tokens: int
+    kv_tokens: int
+    lost: dict[str, int]
+
+
+@dataclass(slots=True)
+class _Running:
+    pinned: Node
+    state_row: int
+
+
+_CAUSES = {
+    Fate.EVICTED: "evicted",
+    Fate.REFUSED: "evicted",  # refused by the eviction policy: it would have been the next to go
+    Fate.DISPLACED: "displaced",
+    Fate.NEVER: "never_saved",
+}
+
+
+class Simulator:
+    """`serve` requests in order, then `finish`. Counters are read from `tree`, `book` and `counts`."""
+
+    def __init__(
+        self, capacity: Capacity, admission, eviction, currency: Currency, concurrency: int = 1
+    ) -> None:
+        self.capacity = capacity
+        self.admission = admission
+        self.eviction = eviction
+        self.currency = currency
+        self.concurrency = concurrency
+        self.tree = RadixTree()
+        self.book = CheckpointBook()
+        self.tick = 0
+        self.counts: Counter[str] = Counter()
+        self._nodes: list[Node | None] = []  # by row
+        self._running: deque[_Running] = deque()
+        self._leaf_heap: list[tuple[int, int, Node]] = []
+        self._bounded_kv = capacity.bytes is not None or capacity.tokens is not None
+        self._max_fanout = getattr(eviction, "max_fanout", None)
+
+    def serve(self, request: Request) -> Served:
+        """Match, account, insert, save; returns what the request got."""
+        self.tick += 1
+        while len(self._running) >= self.concurrency:
+            self._end(self._running.popleft())
+        prompt = request.input_ids
+        look = self.tree.lookup(prompt[: len(prompt) - 1])
+        path = [node.data for node in look.path if node.data is not None]
+        served = look.state_node.data if look.state_node is not None else -1
+        lost = self._causes(look, path, len(prompt))
+        self._use(look, path, served)
+        facts = self._facts(request, look, path)
+        running = self._insert(request, look, served)
+        if running is not None:
+            for offer in self.admission.plan(facts):
+                self._offer(running.pinned, offer)
+            self._running.append(running)
+        return Served(facts.hit_tokens, look.kv_tokens, lost)
+
+    def finish(self) -> None:
+        """End what runs, and audit the books."""
+        while self._running:
+            self._end(self._running.popleft())
+        self.check()
+
+    def check(self) -> None:
+        """Recount tree, book and what links them; nothing may exceed the capacity."""
+        self.tree.check()
+        self.book.check()
+        live = 0
+        for node in self.tree.nodes():
+            assert (node.state is not None) == (node.data is not None and bool(self.book.live[node.data]))
+            live += node.state is not None
+            if node.data is not None:
+                assert self._nodes[node.data] is node and self.book.depth[node.data] == node.depth_tokens
+                leaf_tokens = len(node.tokens) if node.is_leaf else 0
+                assert self.book.leaf_tokens[node.data] == leaf_tokens, f"leaf tokens of {node}"
+                assert self.book.fanout[node.data] == len(node.children), f"fan-out of {node}"
+        assert live == self.book.num_live
+        assert not self._excess(0, 0), "over capacity"
+
+    # --- one request -------------------------------------------------------------------------------------
+
+    def _use(self, look: Lookup, path: list[int], served: int) -> None:
+        for node in look.path:
+            node.last_tick = self.tick
+        if look.partial is not None:
+            look.partial.last_tick = self.tick
+        if path:
+            self.book.last_path[path] = self.tick
+        self.eviction.request(self.book, path, served, self.tick)
+        if served >= 0:
+            self.book.last_use[served] = self.tick
+            self.book.uses[served] += 1
+
+    def _facts(self, request: Request, look: Lookup, path: list[int]) -> PromptFacts:
+        hit = look.state_tokens
+        ghosts = [row for row in path if not self.book.live[row] and self.book.depth[row] > hit]
+        forks = [row for row in ghosts if self.book.fanout[row] > 1]
+        return PromptFacts(
+            prompt_tokens=len(request.input_ids),
+            sequence_tokens=len(request.input_ids) + max(len(request.output_ids) - 1, 0),
+            hit_tokens=hit,
+            kv_tokens=look.kv_tokens,
+            diverges=look.diverges,
+            boundaries=request.boundaries,
+            proven_forks=tuple(int(self.book.depth[row]) for row in forks),
+            ghosts=tuple(int(self.book.depth[row]) for row in ghosts),
+        )
+
+    def _insert(self, request: Request, look: Lookup, served: int) -> _Running | None:
+        sequence = np.concatenate([request.input_ids, request.output_ids[:-1]])
+        if self._bounded_kv:
+            held = look.partial or (look.path[-1] if look.path else None)
+            if held is not None:
+                self.tree.pin(held)
+            if served >= 0:
+                self.book.pins[served] += 1
+            new = len(sequence) - self.tree.lookup(sequence).kv_tokens
+            fits = self._make_room(0, new)
+            if held is not None:
+                self.tree.unpin(held)
+            if served >= 0:
+                self.book.pins[served] -= 1
+            if not fits:
+                self.counts["requests_too_large"] += 1
+                return None
+        done = self.tree.insert(sequence, self.tick)
+        self._tend(done.node)
+        self._tend(done.node.parent)
+        if done.upper is not None:
+            self._tend(done.upper)
+            for child in done.upper.children.values():
+                self._tend(child)
+        self.tree.pin(done.node)
+        if served >= 0:
+            self.book.pins[served] += 1
+        return _Running(done.node, served)
+
+    def _end(self, running: _Running) -> None:
+        self.tree.unpin(running.pinned)
+        if running.state_row >= 0:
+            self.book.pins[running.state_row] -= 1
+
+    def _causes(self, look: Lookup, path: list[int], prompt_tokens: int) -> dict[str, int]:
+        """Split the tokens between the state that served and the KV held by why no state was there."""
+        hit, kv, lost = look.state_tokens, look.kv_tokens, {}
+        if kv == hit:
+            return lost
+        deepest = path[-1] if path else -1
+        reached = hit
+        if deepest >= 0 and self.book.depth[deepest] > hit:
+            reached = int(self.book.depth[deepest])
+            lost[_CAUSES[Fate(self.book.fate[deepest])]] = reached - hit
+        rest = kv - reached
+        grid = self.admission.grid_tokens
+        if rest and grid > 1:
+            rounded = min(rest, kv % grid)
+            lost["rounded_to_grid"] = rounded
+            rest -= rounded
+        if rest:
+            first_seen = look.diverges and look.partial is not None
+            cause = "first_divergence" if first_seen else "never_saved"
+            lost[cause] = lost.get(cause, 0) + rest
+        return lost
+
+    # --- states ------------------------------------------------------------------------------------------
+
+    def _offer(self, leaf: Node, offer) -> None:
+        if offer.depth_tokens > leaf.depth_tokens or offer.depth_tokens <= 0:
+            return
+        node = self.tree.boundary(leaf, offer.depth_tokens, self.tick)
+        if node.data is None:
+            self._record(node, offer.kind)
+        row = node.data
+        if self.book.live[row]:
+            self.book.last_use[row] = self.book.last_path[row] = self.tick
+            return
+        if offer.displaced:
+            self.book.set_gone(row, Fate.DISPLACED)
+            return
+        self.counts["offers"] += 1
+        self.eviction.offered(self.book, row, self.tick)
+        if self._make_room(1, 0, newcomer=row):
+            self.tree.set_state(node, row + 1)
+            self.book.set_live(row, self.tick)
+            self.counts["saves"] += 1
+        else:
+            self.book.set_gone(row, Fate.REFUSED)
+            self.counts["refusals"] += 1
+
+    def _record(self, node: Node, kind) -> None:
+        above = node.parent
+        while above is not self.tree.root and above.data is None:
+            above = above.parent
+        parent = -1 if above is self.tree.root else above.data
+        below, stack = [], list(node.children.values())
+        while stack:
+            child = stack.pop()
+            if child.data is not None:
+                below.append(child.data)
+            else:
+                stack.extend(child.children.values())
+        row = self.book.add(parent, node.depth_tokens, kind, self.tick, below)
+        node.data = row
+        while len(self._nodes) <= row:
+            self._nodes.append(None)
+        self._nodes[row] = node
+        self._tend(node)
+        for child in node.children.values():
+            self._tend(child)
+
+    def _tend(self, node: Node) -> None:
+        """Bring a node's facts in the book, and its place among the leaves, up to date."""
+        if node is self.tree.root:
+            return
+        if node.data is not None:
+            self.book.fanout[node.data] = len(node.children)
+            self.book.leaf_tokens[node.data] = len(node.tokens) if node.is_leaf else 0
+        if self._bounded_kv and node.is_leaf:
+            heapq.heappush(self._leaf_heap, (node.last_tick, node.serial, node))
+
+    # --- room --------------------------------------------------------------------------------------------
+
+    def _excess(self, states: int, tokens: int) -> bool:
+        cap, tree = self.capacity, self.tree
+        if cap.bytes is not None:
+            used = (tree.num_states + states) * self.currency.state_bytes
+            return used + (tree.num_tokens + tokens) * self.currency.kv_bytes_per_token > cap.bytes
+        over_slots = states and cap.slots is not None and tree.num_states + states > cap.slots
+        return bool(over_slots) or (
+            tokens and cap.tokens is not None and tree.num_tokens + tokens > cap.tokens
+        )
+
+    def _make_room(self, states: int, tokens: int, newcomer: int = -1) -> bool:
+        """Evict until so many states and KV tokens fit; False: refused, or all else is pinned."""
+        while self._excess(states, tokens):
+            if self._bounded_kv and (tokens or self.capacity.bytes is not None) and self._evict_dead_leaf():
+                continue
+            whole_leaves = self.capacity.bytes is None and tokens > 0
+            victim = self._victim(newcomer, whole_leaves)
+            if victim is None or victim == newcomer:
+                return False
+            node = self._nodes[victim]
+            self.tree.drop_state(node)
+            self.book.set_gone(victim, Fate.EVICTED)
+            self.counts["state_evictions"] += 1
+            if self._bounded_kv and node.is_leaf:
+                heapq.heappush(self._leaf_heap, (-1, node.serial, node))  # its KV is dead weight: first to go
+        return True
+
+    def _victim(self, newcomer: int, whole_leaves: bool) -> int | None:
+        rows = self.book.live_rows()
+        rows = rows[self.book.pins[rows] == 0]
+        if whole_leaves:
+            rows = rows[self.book.leaf_tokens[rows] > 0]
+        elif self.capacity.bytes is not None and self._max_fanout is not None:
+            rows = rows[self.book.fanout[rows] <= self._max_fanout]
+        if self._bounded_kv and len(rows):  # a pinned leaf's state frees nothing of its KV, but may go
+            rows = np.array([r for r in rows if not (whole_leaves and self._nodes[r].pins)], dtype=np.int64)
+        if newcomer >= 0 and self.eviction.refuses:
+            rows = np.append(rows, newcomer)
+        if len(rows) == 0:
+            return None
+        return int(rows[int(self.eviction.scores(self.book, rows, self.tick).argmin())])
+
+    def _evict_dead_leaf(self) -> bool:
+        """Remove the oldest leaf without a state (no request can reuse its KV); False: there is none."""
+        put_back, found = [], None
+        heap = self._leaf_heap
+        while heap:
+            tick, serial, node = heapq.heappop(heap)
+            if node.parent is None or not node.is_leaf or node.state is not None:
+                continue
+            if tick != node.last_tick and tick >= 0:
+                heapq.heappush(heap, (node.last_tick, serial, node))
+                continue
+            if node.pins:
+                put_back.append((tick, serial, node))
+                continue
+            found = node
+            break
+        for entry in put_back:
+            heapq.heappush(heap, entry)
+        if found is None:
+            return False
+        parent = found.parent
+        if found.data is not None:
+            self.eviction.forgotten(self.book, found.data)
+            self.book.forget(found.data)
+            self._nodes[found.data] = None
+        self.counts["kv_tokens_evicted"] += self.tree.remove_leaf(found)
+        self._tend(parent)
+        return True

@@ -1,0 +1,117 @@
+"""Sweeps: traces × policies × capacities, one process a core, results kept as they come."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from marconi_ext.errors import BadInputError
+from marconi_ext.policies.registry import PolicyName
+from marconi_ext.profiles import ModelProfile
+from marconi_ext.simulator.capacity import Capacity
+from marconi_ext.simulator.cell import Options, run_cell
+from marconi_ext.simulator.workload import Workload
+
+
+@dataclass(frozen=True)
+class CellKey:
+    """What tells one cell from another, across runs too."""
+
+    trace: str
+    seed: int
+    policy: str
+    capacity: Capacity
+    model: str
+
+    def matches(self, cell: dict) -> bool:
+        pools = (cell["capacity_bytes"], cell["slots"], cell["tokens"])
+        wanted = (self.capacity.bytes, self.capacity.slots, self.capacity.tokens)
+        names = (cell["trace"], cell["seed"], cell["policy"], cell["model"])
+        return pools == wanted and names == (self.trace, self.seed, self.policy, self.model)
+
+
+class Results:
+    """The JSON file of a sweep; written after each cell, so that a stopped sweep can go on."""
+
+    def __init__(self, path: Path | None, header: dict, resume: bool) -> None:
+        self._path = path
+        self._header = header
+        self.cells: list[dict] = []
+        if resume:
+            if path is None:
+                raise BadInputError("--resume: needs --json FILE, the file to go on from")
+            if path.exists():
+                self.cells = self._read(path)
+
+    def _read(self, path: Path) -> list[dict]:
+        try:
+            old = json.loads(path.read_text(encoding="utf-8"))
+            cells = old.pop("cells")
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise BadInputError(f"--resume: {path} is not a sweep's result: {error}") from None
+        if old != self._header:
+            differ = sorted(k for k in {*old, *self._header} if old.get(k) != self._header.get(k))
+            raise BadInputError(f"--resume: {path} was made with other options: {', '.join(differ)}")
+        return cells
+
+    def has(self, key: CellKey) -> bool:
+        return any(key.matches(cell) for cell in self.cells)
+
+    def add(self, cell: dict) -> None:
+        self.cells.append(cell)
+        self.write()
+
+    def write(self) -> None:
+        """Replace the file in one step."""
+        if self._path is None:
+            return
+        scratch = self._path.with_name(self._path.name + ".part")
+        try:
+            scratch.write_text(
+                json.dumps({**self._header, "cells": self.cells}, indent=1) + "\n", encoding="utf-8"
+            )
+            scratch.replace(self._path)
+        except OSError as error:
+            raise BadInputError(f"--json {self._path}: {error.strerror}") from None
+
+
+_work: tuple[Workload, ModelProfile, Options] | None = None  # inherited by forked workers, never copied
+
+
+def _run(job: tuple[PolicyName, Capacity]) -> dict:
+    workload, profile, options = _work
+    return run_cell(workload, *job, profile, options)
+
+
+def run_cells(
+    workload: Workload,
+    jobs: list[tuple[PolicyName, Capacity]],
+    profile: ModelProfile,
+    options: Options,
+    *,
+    processes: int,
+    done: Callable[[dict], None],
+) -> None:
+    """Run all jobs of one workload; `done` is called in the parent, in order of the jobs."""
+    global _work
+    _work = (workload, profile, options)
+    try:
+        if processes <= 1 or len(jobs) <= 1:
+            for job in jobs:
+                done(_run(job))
+            return
+        context = multiprocessing.get_context("fork")
+        with context.Pool(min(processes, len(jobs))) as pool:
+            for cell in pool.imap(_run, jobs):
+                done(cell)
+    finally:
+        _work = None
+
+
+def default_processes() -> int:
+    """One a core that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
