@@ -13,6 +13,7 @@ from marconi_ext.errors import BadInputError, CheckFailedError
 # name -> (module, attribute): a plain function, or a typer app where the command has sub-commands of its own.
 # Command modules import nothing heavy at the top, so that `marconi --help` stays quick.
 COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("marconi_ext.commands.demo", "demo"),
     "model": ("marconi_ext.commands.model", "model"),
     "simulate": ("marconi_ext.commands.simulate", "simulate"),
     "trace": ("marconi_ext.commands.trace", "app"),
@@ -43,6 +44,7 @@ app = typer.Typer(
     cls=LazyGroup,
     add_completion=False,
     no_args_is_help=True,
+    pretty_exceptions_enable=False,
     help="Exact prefix caching for hybrid LLMs: demo, traces, checks.",
 )
 

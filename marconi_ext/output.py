@@ -19,3 +19,9 @@ def stderr_console():
     from rich.console import Console
 
     return Console(stderr=True)
+
+
+def check_writable(path: Path | None) -> None:
+    """Raise BadInputError now if a long run could not write its JSON at its end."""
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise BadInputError(f"--json {path}: not a file in an existing folder")
