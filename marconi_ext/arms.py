@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from marconi_ext.errors import BadInputError, CheckFailedError
 
 # The extension's one line at startup; a server that lacks it runs as stock, whatever was asked for.
-STATUS_LINE = re.compile(r"marconi-ext .* live")
+STATUS_LINE = re.compile(r"marconi-ext \S+ live\b")
+REFUSAL_LINE = re.compile(r"marconi-ext \S+ not live\b.*")
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,11 @@ def require_status(arm: Arm, log: str) -> str | None:
     """
     found = next((line.strip() for line in log.splitlines() if STATUS_LINE.search(line)), None)
     if arm.extended and found is None:
+        refusal = REFUSAL_LINE.search(log)
         raise CheckFailedError(
             f"arm {arm.name}: the server runs, but its log has no line saying that the extension is live, "
-            "so its figures would be stock SGLang's. `marconi doctor` says what is missing."
+            "so its figures would be stock SGLang's. "
+            + (f"It says: {refusal[0]}" if refusal else "`marconi doctor` says what is missing.")
         )
     if found and not arm.extended:
         raise CheckFailedError(f"arm {arm.name}: the extension is live although nobody asked for it: {found}")

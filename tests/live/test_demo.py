@@ -17,7 +17,7 @@ from marconi_ext.toy_model import write_model
 from marconi_ext.traces.synthetic import scripts
 
 STUB = (sys.executable, str(Path(__file__).with_name("stub_server.py")))
-LINE = "marconi-ext 0.1.0: checkpoints live"
+LINE = "[2026-01-01 00:00:00] marconi-ext 0.1.0 live: checkpoints=branch,prompt,last slots=48"
 
 
 @pytest.fixture(scope="session")
@@ -72,6 +72,10 @@ def test_a_stock_arm_with_a_status_line_is_refused() -> None:
         require_status(arms["stock"], f"hello\n{LINE}\n")
     assert require_status(arms["stock"], "hello") is None
     assert require_status(arms["marconi"], f"hello\n  {LINE}\n") == LINE
+    with pytest.raises(CheckFailedError, match=r"It says: .*not live: no Mamba layer"):
+        require_status(
+            arms["marconi"], "marconi-ext 0.1.0: not live: no Mamba layer; serving as stock SGLang"
+        )
 
 
 def test_a_server_that_dies_ends_the_run_with_its_log(model: Path, monkeypatch) -> None:
