@@ -150,3 +150,36 @@ def check_tokens(cu_seqlens: list[int], num_tokens: int) -> None:
         raise ValueError(f"cu_seqlens: must rise from 0, got {cu_seqlens}")
     if cu_seqlens[-1] > num_tokens:
         raise ValueError(f"cu_seqlens: ends at {cu_seqlens[-1]}, but x has {num_tokens} tokens")
+
+
+def check_gdn_arguments(
+    k: torch.Tensor,
+    v: torch.Tensor,
+    g_cumsum: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    plan: CheckpointPlan,
+    pool: torch.Tensor,
+) -> None:
+    """Raise a ValueError that names the first argument of a Gated DeltaNet save that does not fit."""
+    if pool.dim() != 4 or pool.dtype not in POOL_DTYPES:
+        raise ValueError(f"pool: expected [num_slots, heads, V, K], got {pool.dtype}{list(pool.shape)}")
+    _, heads, value_dim, key_dim = pool.shape
+    if k.dim() != 3 or k.shape[2] != key_dim or heads % k.shape[1]:
+        raise ValueError(f"k: expected [tokens, divisor of {heads}, {key_dim}], got {list(k.shape)}")
+    num_tokens = k.shape[0]
+    if v.shape != (num_tokens, heads, value_dim) or v.dtype != k.dtype:
+        expected = f"{k.dtype}{[num_tokens, heads, value_dim]}"
+        raise ValueError(f"v_new: expected {expected}, got {v.dtype}{list(v.shape)}")
+    if g_cumsum.shape != (num_tokens, heads):
+        raise ValueError(f"g_cumsum: expected {[num_tokens, heads]}, got {list(g_cumsum.shape)}")
+    check_cu_seqlens(cu_seqlens)
+    check_devices(k, v_new=v, g_cumsum=g_cumsum, cu_seqlens=cu_seqlens, plan=plan, pool=pool)
+    if k.device.type == "cpu":
+        cu = cu_seqlens.tolist()
+        check_tokens(cu, num_tokens)
+        plan.validate(cu, pool.shape[0])
+        for row, (seq, _, slot) in enumerate(plan.rows()):
+            if slot >= 0 and cu[seq] == cu[seq + 1]:
+                raise ValueError(
+                    f"seq: row {row} has {seq}, a sequence without tokens, which has no chunk state"
+                )

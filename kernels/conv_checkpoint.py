@@ -18,6 +18,7 @@ import triton.language as tl
 from marconi_kernels.checks import check_conv_arguments
 from marconi_kernels.dispatch import runs_triton
 from marconi_kernels.plan import CheckpointPlan
+from marconi_kernels.strides import named_strides
 
 
 def save_conv_checkpoints_torch(
@@ -147,11 +148,8 @@ def save_conv_checkpoints_triton(
         num_seqs=cu_seqlens.numel() - 1,
         num_slots=num_slots,
         num_tokens=num_tokens,
-        stride_x_dim=x.stride(0),
-        stride_x_token=x.stride(1),
-        stride_pool_slot=pool.stride(0),
-        stride_pool_dim=pool.stride(1),
-        stride_pool_token=pool.stride(2),
+        **named_strides("x", x, "dim", "token"),
+        **named_strides("pool", pool, "slot", "dim", "token"),
         HAS_CACHE=cache_indices is not None,
         BLOCK_W=triton.next_power_of_2(width),
         **config,

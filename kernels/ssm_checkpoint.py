@@ -27,6 +27,7 @@ import triton.language as tl
 from marconi_kernels.checks import check_ssm_arguments
 from marconi_kernels.dispatch import runs_triton
 from marconi_kernels.plan import CheckpointPlan
+from marconi_kernels.strides import named_strides
 
 
 def ssm_states_reference(
@@ -276,7 +277,6 @@ def save_ssm_checkpoints_triton(
     _, ngroups, dstate = B.shape
     config = launch_config(headdim, dstate, dA_cumsum.shape[2]) if tile is None else dict(tile)
     tiles = triton.cdiv(headdim, config["BLOCK_M"]) * triton.cdiv(dstate, config["BLOCK_N"])
-    init_strides = (0, 0, 0, 0) if initial_states is None else initial_states.stride()
     _ssm_checkpoint_kernel[(tiles, len(plan), nheads)](
         x_ptr=x,
         b_ptr=B,
@@ -296,30 +296,13 @@ def save_ssm_checkpoints_triton(
         num_seqs=cu_seqlens.numel() - 1,
         num_slots=pool.shape[0],
         num_tokens=num_tokens,
-        stride_x_token=x.stride(0),
-        stride_x_head=x.stride(1),
-        stride_x_dim=x.stride(2),
-        stride_b_token=B.stride(0),
-        stride_b_group=B.stride(1),
-        stride_b_state=B.stride(2),
-        stride_dt_head=dt.stride(0),
-        stride_dt_chunk=dt.stride(1),
-        stride_dt_token=dt.stride(2),
-        stride_dA_head=dA_cumsum.stride(0),
-        stride_dA_chunk=dA_cumsum.stride(1),
-        stride_dA_token=dA_cumsum.stride(2),
-        stride_states_chunk=states.stride(0),
-        stride_states_head=states.stride(1),
-        stride_states_dim=states.stride(2),
-        stride_states_state=states.stride(3),
-        stride_init_seq=init_strides[0],
-        stride_init_head=init_strides[1],
-        stride_init_dim=init_strides[2],
-        stride_init_state=init_strides[3],
-        stride_pool_slot=pool.stride(0),
-        stride_pool_head=pool.stride(1),
-        stride_pool_dim=pool.stride(2),
-        stride_pool_state=pool.stride(3),
+        **named_strides("x", x, "token", "head", "dim"),
+        **named_strides("b", B, "token", "group", "state"),
+        **named_strides("dt", dt, "head", "chunk", "token"),
+        **named_strides("dA", dA_cumsum, "head", "chunk", "token"),
+        **named_strides("states", states, "chunk", "head", "dim", "state"),
+        **named_strides("init", initial_states, "seq", "head", "dim", "state"),
+        **named_strides("pool", pool, "slot", "head", "dim", "state"),
         HAS_INIT=initial_states is not None,
         **config,
     )

@@ -1,0 +1,360 @@
+"""The state pass of a Gated DeltaNet prefill with exact checkpoints: one walk through each sequence's chunks.
+
+It computes what the engine's own state pass computes (chunk states, new values, final states) and saves the
+state at any tokens on the way, out of fp32 registers. In the place of the engine's stage it costs nothing but the
+checkpoints' own dots and stores; beside it, it is the cheapest exact way to get them, since the chunk states
+that the engine keeps are rounded to bf16 (see `gdn_checkpoint`): the nearest exact state is the initial one.
+
+For a chunk with state h, inputs w, u (the delta rule's factors), k, and decay sums g:
+    v_new = u - w · hᵀ;     h(end) = h · exp(g[end-1]) + sum_{t < end} exp(g[end-1] - g[t]) · v_new_t ⊗ k_t
+A checkpoint is the second line at its token, the next chunk's state the same line at the chunk's last.
+
+Numerics: fp32 state; h and the scaled v_new are rounded to k's dtype before each dot. A checkpoint has the bits of
+a pass that ends there, always: the chunk grid restarts with each sequence.
+Source: SGLang 0.5.23, kernels/ops/attention/fla/chunk_delta_h.py.
+Deviates: any number of saved states at any tokens; one key block instead of slices of 64.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from marconi_kernels.dispatch import runs_triton
+from marconi_kernels.gdn_checkpoint import CHUNK_SIZE, first_chunks
+from marconi_kernels.grouped_plan import GroupedPlan
+from marconi_kernels.strides import named_strides
+
+
+def gdn_state_pass_torch(
+    k: torch.Tensor,
+    w: torch.Tensor,
+    u: torch.Tensor,
+    g_cumsum: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    plan: GroupedPlan,
+    pool: torch.Tensor,
+    *,
+    initial_indices: torch.Tensor,
+    h: torch.Tensor | None = None,
+    v_new: torch.Tensor | None = None,
+    update_initial: bool = False,
+) -> None:
+    """The same in torch, vectorised over heads. Arguments as `gdn_state_pass`."""
+    cu, chunk_of, first = cu_seqlens.tolist(), first_chunks(cu_seqlens).tolist(), plan.first.tolist()
+    ends, slots = plan.end.tolist(), plan.slot.tolist()
+    repeat = w.shape[1] // k.shape[1]
+    for seq, initial in enumerate(initial_indices.tolist()):
+        state = pool[initial].float() if initial >= 0 else torch.zeros(pool.shape[1:], dtype=torch.float32)
+        rows = list(range(first[seq], first[seq + 1]))
+        for row in rows:
+            if ends[row] == cu[seq]:
+                pool[slots[row]] = state.to(pool.dtype)
+        for c, begin in enumerate(range(cu[seq], cu[seq + 1], CHUNK_SIZE)):
+            stop = min(begin + CHUNK_SIZE, cu[seq + 1])
+            if h is not None:
+                h[chunk_of[seq] + c] = state.to(h.dtype)
+            values = u[begin:stop].float() - torch.einsum("thk,hvk->thv", w[begin:stop].float(), state)
+            if v_new is not None:
+                v_new[begin:stop] = values.to(v_new.dtype)
+            keys = k[begin:stop].float().repeat_interleave(repeat, dim=1)
+            g = g_cumsum[begin:stop].float()
+
+            def state_at(count, state=state, values=values, keys=keys, g=g):
+                scaled = values[:count] * torch.exp(g[count - 1] - g[:count])[:, :, None]
+                decayed = state * torch.exp(g[count - 1])[:, None, None]
+                return decayed + torch.einsum("thv,thk->hvk", scaled, keys[:count])
+
+            for row in rows:
+                if begin < ends[row] <= stop:
+                    pool[slots[row]] = state_at(ends[row] - begin).to(pool.dtype)
+            state = state_at(stop - begin)
+        if update_initial and initial >= 0:
+            pool[initial] = state.to(pool.dtype)
+
+
+@triton.jit
+def _state_after(state, values, k, g, g_ptr, count, stride_g_token, offs_t):
+    """The state after `count` tokens of a chunk (count > 0)."""
+    g_end = tl.load(g_ptr + (count - 1) * stride_g_token).to(tl.float32)
+    scale = tl.where(offs_t < count, tl.exp(g_end - g), 0.0)
+    scaled = (values * scale[:, None]).to(k.dtype)
+    return state * tl.exp(g_end) + tl.dot(tl.trans(scaled), k)
+
+
+@triton.jit
+def _gdn_state_pass_kernel(
+    # pointers
+    k_ptr,
+    w_ptr,
+    u_ptr,
+    g_ptr,
+    h_ptr,
+    v_new_ptr,
+    pool_ptr,
+    cu_seqlens_ptr,
+    first_chunk_ptr,
+    initial_ptr,
+    plan_first_ptr,
+    plan_end_ptr,
+    plan_slot_ptr,
+    # sizes
+    value_dim,
+    key_dim,
+    heads_per_key_head,
+    num_slots,
+    # strides
+    stride_k_token,
+    stride_k_head,
+    stride_k_dim,
+    stride_w_token,
+    stride_w_head,
+    stride_w_dim,
+    stride_u_token,
+    stride_u_head,
+    stride_u_dim,
+    stride_g_token,
+    stride_g_head,
+    stride_h_chunk,
+    stride_h_head,
+    stride_h_value,
+    stride_h_key,
+    stride_v_new_token,
+    stride_v_new_head,
+    stride_v_new_dim,
+    stride_pool_slot,
+    stride_pool_head,
+    stride_pool_value,
+    stride_pool_key,
+    SAVE_H: tl.constexpr,
+    SAVE_V_NEW: tl.constexpr,
+    UPDATE_INITIAL: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    seq = tl.program_id(1)
+    head = tl.program_id(2).to(tl.int64)
+    start = tl.load(cu_seqlens_ptr + seq).to(tl.int64)
+    stop = tl.load(cu_seqlens_ptr + seq + 1).to(tl.int64)
+    row = tl.load(plan_first_ptr + seq)
+    last_row = tl.load(plan_first_ptr + seq + 1)
+
+    offs_v = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
+    offs_k = tl.arange(0, BLOCK_K)
+    offs_t = tl.arange(0, CHUNK)
+    mask_v, mask_k = offs_v < value_dim, offs_k < key_dim
+    mask_state = mask_v[:, None] & mask_k[None, :]
+    pool_ptr += head * stride_pool_head
+    offs_pool = offs_v[:, None] * stride_pool_value + offs_k[None, :] * stride_pool_key
+    k_ptr += (head // heads_per_key_head) * stride_k_head
+    w_ptr += head * stride_w_head
+    u_ptr += head * stride_u_head
+    g_ptr += head * stride_g_head
+
+    initial = tl.load(initial_ptr + seq).to(tl.int64)
+    known = (initial >= 0) & (initial < num_slots)
+    state = tl.load(pool_ptr + initial * stride_pool_slot + offs_pool, mask=mask_state & known, other=0.0).to(
+        tl.float32
+    )
+    end = tl.load(plan_end_ptr + row, mask=row < last_row, other=0)
+    while (row < last_row) & (end == start):
+        slot = tl.load(plan_slot_ptr + row)
+        tl.store(
+            pool_ptr + slot * stride_pool_slot + offs_pool,
+            state.to(pool_ptr.dtype.element_ty),
+            mask=mask_state,
+        )
+        row += 1
+        end = tl.load(plan_end_ptr + row, mask=row < last_row, other=0)
+
+    chunk = tl.load(first_chunk_ptr + seq).to(tl.int64)
+    for first in range(start, stop, CHUNK):
+        count = tl.minimum(stop - first, CHUNK).to(tl.int32)
+        mask_t = offs_t < count
+        if SAVE_H:
+            tl.store(
+                h_ptr
+                + chunk * stride_h_chunk
+                + head * stride_h_head
+                + offs_v[:, None] * stride_h_value
+                + offs_k[None, :] * stride_h_key,
+                state.to(h_ptr.dtype.element_ty),
+                mask=mask_state,
+            )
+        w = tl.load(
+            w_ptr
+            + first * stride_w_token
+            + offs_t[:, None] * stride_w_token
+            + offs_k[None, :] * stride_w_dim,
+            mask=mask_t[:, None] & mask_k[None, :],
+            other=0.0,
+        )
+        u = tl.load(
+            u_ptr
+            + first * stride_u_token
+            + offs_t[:, None] * stride_u_token
+            + offs_v[None, :] * stride_u_dim,
+            mask=mask_t[:, None] & mask_v[None, :],
+            other=0.0,
+        )
+        values = u - tl.dot(w, tl.trans(state).to(w.dtype))
+        if SAVE_V_NEW:
+            tl.store(
+                v_new_ptr
+                + head * stride_v_new_head
+                + first * stride_v_new_token
+                + offs_t[:, None] * stride_v_new_token
+                + offs_v[None, :] * stride_v_new_dim,
+                values.to(v_new_ptr.dtype.element_ty),
+                mask=mask_t[:, None] & mask_v[None, :],
+            )
+        k = tl.load(
+            k_ptr
+            + first * stride_k_token
+            + offs_t[:, None] * stride_k_token
+            + offs_k[None, :] * stride_k_dim,
+            mask=mask_t[:, None] & mask_k[None, :],
+            other=0.0,
+        )
+        chunk_g_ptr = g_ptr + first * stride_g_token
+        g = tl.load(chunk_g_ptr + offs_t * stride_g_token, mask=mask_t, other=0.0).to(tl.float32)
+        while (row < last_row) & (end <= first + count):
+            saved = _state_after(
+                state, values, k, g, chunk_g_ptr, (end - first).to(tl.int32), stride_g_token, offs_t
+            )
+            slot = tl.load(plan_slot_ptr + row)
+            tl.store(
+                pool_ptr + slot * stride_pool_slot + offs_pool,
+                saved.to(pool_ptr.dtype.element_ty),
+                mask=mask_state,
+            )
+            row += 1
+            end = tl.load(plan_end_ptr + row, mask=row < last_row, other=0)
+        state = _state_after(state, values, k, g, chunk_g_ptr, count, stride_g_token, offs_t)
+        chunk += 1
+    if UPDATE_INITIAL:
+        tl.store(
+            pool_ptr + initial * stride_pool_slot + offs_pool,
+            state.to(pool_ptr.dtype.element_ty),
+            mask=mask_state & known,
+        )
+
+
+def launch_config(value_dim: int, key_dim: int) -> dict[str, int]:
+    """32 rows of the state a program with all its keys: 4 warps hold it in 32 registers a thread at K = 128."""
+    return {
+        "BLOCK_V": max(16, min(32, triton.next_power_of_2(value_dim))),
+        "BLOCK_K": max(16, triton.next_power_of_2(key_dim)),
+        "num_warps": 4,
+        "num_stages": 1,
+    }
+
+
+def gdn_state_pass_triton(
+    k: torch.Tensor,
+    w: torch.Tensor,
+    u: torch.Tensor,
+    g_cumsum: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    plan: GroupedPlan,
+    pool: torch.Tensor,
+    *,
+    initial_indices: torch.Tensor,
+    h: torch.Tensor | None = None,
+    v_new: torch.Tensor | None = None,
+    update_initial: bool = False,
+) -> None:
+    """Launch the kernel. Arguments as `gdn_state_pass`; nothing is checked here."""
+    num_slots, heads, value_dim, key_dim = pool.shape
+    config = launch_config(value_dim, key_dim)
+    _gdn_state_pass_kernel[(triton.cdiv(value_dim, config["BLOCK_V"]), cu_seqlens.numel() - 1, heads)](
+        k_ptr=k,
+        w_ptr=w,
+        u_ptr=u,
+        g_ptr=g_cumsum,
+        h_ptr=h,
+        v_new_ptr=v_new,
+        pool_ptr=pool,
+        cu_seqlens_ptr=cu_seqlens,
+        first_chunk_ptr=first_chunks(cu_seqlens),
+        initial_ptr=initial_indices,
+        plan_first_ptr=plan.first,
+        plan_end_ptr=plan.end,
+        plan_slot_ptr=plan.slot,
+        value_dim=value_dim,
+        key_dim=key_dim,
+        heads_per_key_head=heads // k.shape[1],
+        num_slots=num_slots,
+        **named_strides("k", k, "token", "head", "dim"),
+        **named_strides("w", w, "token", "head", "dim"),
+        **named_strides("u", u, "token", "head", "dim"),
+        **named_strides("g", g_cumsum, "token", "head"),
+        **named_strides("h", h, "chunk", "head", "value", "key"),
+        **named_strides("v_new", v_new, "token", "head", "dim"),
+        **named_strides("pool", pool, "slot", "head", "value", "key"),
+        SAVE_H=h is not None,
+        SAVE_V_NEW=v_new is not None,
+        UPDATE_INITIAL=update_initial,
+        CHUNK=CHUNK_SIZE,
+        **config,
+    )
+
+
+def gdn_state_pass(
+    k: torch.Tensor,
+    w: torch.Tensor,
+    u: torch.Tensor,
+    g_cumsum: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    plan: GroupedPlan,
+    pool: torch.Tensor,
+    *,
+    initial_indices: torch.Tensor,
+    h: torch.Tensor | None = None,
+    v_new: torch.Tensor | None = None,
+    update_initial: bool = False,
+) -> None:
+    """Walk through every sequence and save the planned states.
+
+    k: [T, key heads, K]; w: [T, heads, K]; u: [T, heads, V] - one dtype; g_cumsum: [T, heads]
+    plan: from `group_by_sequence`; its slots must not be among initial_indices
+    pool: [num_slots, heads, V, K], any strides; initial_indices: int[S], below zero: from zeros
+    h: [NT, heads, V, K] or None; v_new: [T, heads, V] or None - written where given
+    update_initial: whether the final states replace the initial ones, as the engine wants
+
+    Mutates: the plan's slots of pool, h, v_new; with update_initial the initial slots.
+    Raises: ValueError naming the argument.
+    """
+    heads, value_dim, key_dim = pool.shape[1:]
+    num_tokens, num_seqs = k.shape[0], cu_seqlens.numel() - 1
+    for name, tensor, shape in (
+        ("w", w, (num_tokens, heads, key_dim)),
+        ("u", u, (num_tokens, heads, value_dim)),
+        ("g_cumsum", g_cumsum, (num_tokens, heads)),
+        ("initial_indices", initial_indices, (num_seqs,)),
+        ("v_new", v_new, (num_tokens, heads, value_dim)),
+    ):
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"{name}: expected {list(shape)}, got {list(tensor.shape)}")
+    if k.shape[2] != key_dim or heads % k.shape[1]:
+        raise ValueError(f"k: expected [tokens, divisor of {heads}, {key_dim}], got {list(k.shape)}")
+    if w.dtype != k.dtype or u.dtype != k.dtype:
+        raise ValueError(f"w: k, w and u must share a dtype, got {k.dtype}, {w.dtype}, {u.dtype}")
+    if plan.first.numel() != num_seqs + 1:
+        raise ValueError(f"plan: grouped for {plan.first.numel() - 1} sequences, but there are {num_seqs}")
+    run = gdn_state_pass_triton if runs_triton(k) else gdn_state_pass_torch
+    run(
+        k,
+        w,
+        u,
+        g_cumsum,
+        cu_seqlens,
+        plan,
+        pool,
+        initial_indices=initial_indices,
+        h=h,
+        v_new=v_new,
+        update_initial=update_initial,
+    )
