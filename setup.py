@@ -31,7 +31,7 @@ setup(
     ],
     package_data={
         "marconi_ext": ["py.typed", "profiles/configs/*.json"],
-        "marconi_kernels": ["py.typed"],
+        "marconi_kernels": ["py.typed", "resource_budget.json"],
         "sglang_hooks": ["py.typed"],
     },
     install_requires=[

@@ -75,15 +75,6 @@ def gdn_state_pass_torch(
 
 
 @triton.jit
-def _state_after(state, values, k, g, g_ptr, count, stride_g_token, offs_t):
-    """The state after `count` tokens of a chunk (count > 0)."""
-    g_end = tl.load(g_ptr + (count - 1) * stride_g_token).to(tl.float32)
-    scale = tl.where(offs_t < count, tl.exp(g_end - g), 0.0)
-    scaled = (values * scale[:, None]).to(k.dtype)
-    return state * tl.exp(g_end) + tl.dot(tl.trans(scaled), k)
-
-
-@triton.jit
 def _gdn_state_pass_kernel(
     # pointers
     k_ptr,
@@ -210,29 +201,35 @@ def _gdn_state_pass_kernel(
                 values.to(v_new_ptr.dtype.element_ty),
                 mask=mask_t[:, None] & mask_v[None, :],
             )
-        k = tl.load(
-            k_ptr
-            + first * stride_k_token
-            + offs_t[:, None] * stride_k_token
-            + offs_k[None, :] * stride_k_dim,
-            mask=mask_t[:, None] & mask_k[None, :],
-            other=0.0,
-        )
+        chunk_k_ptr = k_ptr + first * stride_k_token
         chunk_g_ptr = g_ptr + first * stride_g_token
-        g = tl.load(chunk_g_ptr + offs_t * stride_g_token, mask=mask_t, other=0.0).to(tl.float32)
-        while (row < last_row) & (end <= first + count):
-            saved = _state_after(
-                state, values, k, g, chunk_g_ptr, (end - first).to(tl.int32), stride_g_token, offs_t
+        # One body for the chunk's checkpoints and, last, for its end: a second copy of the dot, or k held
+        # over the loop, would spill.
+        upcoming = state
+        due = last_row >= 0  # true, as a tensor
+        while due:
+            due = (row < last_row) & (end <= first + count)
+            upto = tl.where(due, (end - first).to(tl.int32), count)
+            mask_upto = offs_t < upto
+            k = tl.load(
+                chunk_k_ptr + offs_t[:, None] * stride_k_token + offs_k[None, :] * stride_k_dim,
+                mask=mask_upto[:, None] & mask_k[None, :],
+                other=0.0,
             )
-            slot = tl.load(plan_slot_ptr + row)
+            g = tl.load(chunk_g_ptr + offs_t * stride_g_token, mask=mask_upto, other=0.0).to(tl.float32)
+            g_end = tl.load(chunk_g_ptr + (upto - 1) * stride_g_token).to(tl.float32)
+            scale = tl.where(mask_upto, tl.exp(g_end - g), 0.0)
+            scaled = (values * scale[:, None]).to(k.dtype)
+            upcoming = state * tl.exp(g_end) + tl.dot(tl.trans(scaled), k)
+            slot = tl.load(plan_slot_ptr + row, mask=due, other=0)
             tl.store(
                 pool_ptr + slot * stride_pool_slot + offs_pool,
-                saved.to(pool_ptr.dtype.element_ty),
-                mask=mask_state,
+                upcoming.to(pool_ptr.dtype.element_ty),
+                mask=mask_state & due,
             )
-            row += 1
+            row += due.to(tl.int32)
             end = tl.load(plan_end_ptr + row, mask=row < last_row, other=0)
-        state = _state_after(state, values, k, g, chunk_g_ptr, count, stride_g_token, offs_t)
+        state = upcoming
         chunk += 1
     if UPDATE_INITIAL:
         tl.store(
@@ -243,9 +240,9 @@ def _gdn_state_pass_kernel(
 
 
 def launch_config(value_dim: int, key_dim: int) -> dict[str, int]:
-    """32 rows of the state a program with all its keys: 4 warps hold it in 32 registers a thread at K = 128."""
+    """16 rows of the state a program, with all its keys: the largest tile that spills on no target at K = 128."""
     return {
-        "BLOCK_V": max(16, min(32, triton.next_power_of_2(value_dim))),
+        "BLOCK_V": 16,
         "BLOCK_K": max(16, triton.next_power_of_2(key_dim)),
         "num_warps": 4,
         "num_stages": 1,

@@ -13,7 +13,7 @@ from itertools import pairwise
 from marconi_kernels.model_shapes import ModelShape
 
 ACTIVATION_BYTES = 2  # bf16
-GEMM_TILE_ROWS = 128  # a matmul's rows are computed in tiles of this many tokens
+GEMM_TILE_ROWS = 128  # a matmul computes its tokens in tiles of so many rows
 STATE_BYTES = 4  # fp32 pool and chunk states
 
 
@@ -94,11 +94,15 @@ def upstream_tracking_ms(shape: ModelShape, count: int, hardware: Hardware) -> f
     return 1e3 * shape.recurrent_layers * moved / hardware.bytes_per_s
 
 
-def prefill_ms(shape: ModelShape, tokens: int, hardware: Hardware, *, past_tokens: int = 0) -> float:
-    """One prefill of `tokens` after `past_tokens` cached ones: weights, attention, recurrence."""
-    rows = -(-tokens // GEMM_TILE_ROWS) * GEMM_TILE_ROWS
+def prefill_ms(
+    shape: ModelShape, tokens: int, hardware: Hardware, *, past_tokens: int = 0, padding_rows: int = 0
+) -> float:
+    """One prefill of `tokens` after `past_tokens` cached ones: weights, attention, recurrence.
+
+    padding_rows: rows of the matmuls' last tile that hold no token
+    """
     linear = max(
-        2 * shape.active_params * rows / hardware.flops_per_s,
+        2 * shape.active_params * (tokens + padding_rows) / hardware.flops_per_s,
         ACTIVATION_BYTES * shape.total_params / hardware.bytes_per_s,
     )
     pairs = tokens * past_tokens + tokens * tokens / 2
@@ -120,12 +124,12 @@ def prefill_ms(shape: ModelShape, tokens: int, hardware: Hardware, *, past_token
 def two_pass_ms(shape: ModelShape, tokens: int, count: int, hardware: Hardware) -> float:
     """What splitting the prefill into count + 1 parts adds, states saved and loaded in between.
 
-    The parts are about even; a checkpoint lies half a chunk off the grid, as an arbitrary one does on average.
+    The parts are even; each fills its last matmul tile by half, as parts of arbitrary lengths do on average.
     """
-    off_grid = mean_live_tokens(shape)
-    bounds = [0, *(tokens * i // (count + 1) + off_grid for i in range(1, count + 1)), tokens]
+    bounds = [tokens * i // (count + 1) for i in range(count + 2)]
     split = sum(
-        prefill_ms(shape, stop - start, hardware, past_tokens=start) for start, stop in pairwise(bounds)
+        prefill_ms(shape, stop - start, hardware, past_tokens=start, padding_rows=GEMM_TILE_ROWS // 2)
+        for start, stop in pairwise(bounds)
     )
     copies = 1e3 * shape.recurrent_layers * count * 2 * state_bytes(shape) / hardware.bytes_per_s
     return split - prefill_ms(shape, tokens, hardware) + copies

@@ -1,0 +1,245 @@
+"""What the kernels cost, without a GPU: resources from ahead-of-time compiles, bytes and FLOPs, estimates.
+
+Everything named "estimate" comes from a roofline model and was not measured. `resource_budget.json` holds the
+most registers and shared memory that each kernel may take on each target; spills may only be 0.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import triton
+
+from marconi_kernels import conv_checkpoint, gdn_checkpoint, gdn_state_pass, mamba1_checkpoint, ssm_checkpoint
+from marconi_kernels.aot import TARGETS, compile_resources, recorded_launch
+from marconi_kernels.grouped_plan import GroupedPlan
+from marconi_kernels.model_shapes import MODELS, QWEN3_NEXT_80B, ModelShape
+from marconi_kernels.plan import CheckpointPlan
+from marconi_kernels.roofline import (
+    HARDWARE,
+    conv_checkpoint_bytes,
+    mean_live_tokens,
+    overhead_table,
+    ssm_checkpoint_bytes,
+    ssm_checkpoint_flops,
+)
+
+BUDGET_FILE = Path(__file__).with_name("resource_budget.json")
+PREFILL_TOKENS = tuple(1024 << i for i in range(8))  # 1k to 128k
+CHECKPOINT_COUNTS = (1, 2, 4, 8)
+TOKENS, SEQUENCES, ROWS, SLOTS = 8192, 4, 8, 512  # of the launches that are compiled: bounds, not tile sizes
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel at one model's shape; `run` calls its launcher on meta tensors."""
+
+    kernel: str
+    model: str
+    module: ModuleType
+    function: str
+    run: Callable[[], None]
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def launches() -> Iterator[Launch]:
+    """Every kernel at every model's shape that uses it: bf16 activations, fp32 states and pool."""
+    cu_seqlens = meta(SEQUENCES + 1, dtype=torch.int32)
+    plan = CheckpointPlan.from_lists([0] * ROWS, [0] * ROWS, [-1] * ROWS, device="meta")
+    indices = meta(SEQUENCES, dtype=torch.int32)
+    rows = meta(ROWS, dtype=torch.int64)
+    grouped = GroupedPlan(meta(SEQUENCES + 1, dtype=torch.int32), rows, rows)
+
+    for shape in MODELS:
+        yield Launch(
+            "conv_checkpoint",
+            shape.name,
+            conv_checkpoint,
+            "_conv_checkpoint_kernel",
+            lambda shape=shape: conv_checkpoint.save_conv_checkpoints_triton(
+                meta(TOKENS, shape.conv_dim).t(),
+                cu_seqlens,
+                plan,
+                meta(SLOTS, shape.conv_dim, shape.conv_window),
+                has_initial_state=meta(SEQUENCES, dtype=torch.bool),
+                cache_indices=indices,
+            ),
+        )
+        if shape.kind == "mamba2":
+            yield Launch(
+                "ssm_checkpoint",
+                shape.name,
+                ssm_checkpoint,
+                "_ssm_checkpoint_kernel",
+                lambda shape=shape: _run_ssm(shape, cu_seqlens, plan),
+            )
+    shape = QWEN3_NEXT_80B
+    keys, values = meta(TOKENS, shape.ngroups, shape.dstate), meta(TOKENS, shape.nheads, shape.headdim)
+    decay = meta(TOKENS, shape.nheads, dtype=torch.float32)
+    state = (shape.nheads, shape.headdim, shape.dstate)
+    h, pool = meta(TOKENS // shape.chunk_size, *state), meta(SLOTS, *state, dtype=torch.float32)
+    yield Launch(
+        "gdn_checkpoint",
+        shape.name,
+        gdn_checkpoint,
+        "_gdn_checkpoint_kernel",
+        lambda: gdn_checkpoint.save_gdn_checkpoints_triton(keys, values, decay, h, cu_seqlens, plan, pool),
+    )
+    yield Launch(
+        "gdn_state_pass",
+        shape.name,
+        gdn_state_pass,
+        "_gdn_state_pass_kernel",
+        lambda: gdn_state_pass.gdn_state_pass_triton(
+            keys,
+            meta(TOKENS, shape.nheads, shape.dstate),
+            values,
+            decay,
+            cu_seqlens,
+            grouped,
+            pool,
+            initial_indices=indices,
+            h=h,
+            v_new=values,
+            update_initial=True,
+        ),
+    )
+    dim, dstate = 8192, 16
+    yield Launch(
+        "mamba1_checkpoint",
+        "Falcon-Mamba-7B",
+        mamba1_checkpoint,
+        "_mamba1_checkpoint_kernel",
+        lambda: mamba1_checkpoint.save_mamba1_checkpoints_triton(
+            meta(TOKENS, dim),
+            meta(TOKENS, dim, dtype=torch.float32),
+            meta(dim, dstate, dtype=torch.float32),
+            meta(TOKENS, dstate),
+            cu_seqlens,
+            grouped,
+            meta(SLOTS, dim, 1, dstate, dtype=torch.float32)[:, :, 0],
+            initial_indices=indices,
+        ),
+    )
+
+
+def _run_ssm(shape: ModelShape, cu_seqlens: torch.Tensor, plan: CheckpointPlan) -> None:
+    nchunks = TOKENS // shape.chunk_size
+    state = (shape.nheads, shape.headdim, shape.dstate)
+    steps = meta(shape.nheads, nchunks, shape.chunk_size, dtype=torch.float32)
+    ssm_checkpoint.save_ssm_checkpoints_triton(
+        meta(TOKENS, shape.nheads, shape.headdim),
+        meta(TOKENS, shape.ngroups, shape.dstate),
+        steps,
+        steps,
+        meta(nchunks, *state, dtype=torch.float32),
+        cu_seqlens,
+        plan,
+        meta(SLOTS, *state, dtype=torch.float32),
+        initial_states=meta(SEQUENCES, *state, dtype=torch.float32),
+    )
+
+
+def resource_rows(
+    targets: tuple[str, ...] = tuple(TARGETS), *, on_done: Callable[[], None] = lambda: None
+) -> list[dict[str, Any]]:
+    """Compile everything; one row a kernel, model and target. `on_done` is called after each compile."""
+    jobs = []
+    for launch in launches():
+        kernel = getattr(launch.module, launch.function)
+        with recorded_launch(launch.module, launch.function) as arguments:
+            launch.run()
+        jobs += [(launch, kernel, arguments, target) for target in targets]
+
+    def compile_one(job: tuple) -> dict[str, Any]:
+        launch, kernel, arguments, target = job
+        resources = asdict(compile_resources(kernel, arguments, target))
+        on_done()
+        return {"kernel": launch.kernel, "model": launch.model, "target": target, **resources}
+
+    with ThreadPoolExecutor(2) as workers:
+        return list(workers.map(compile_one, jobs))
+
+
+def cost_rows() -> list[dict[str, Any]]:
+    """Bytes and FLOPs for each checkpoint and layer, counted, at the mean offset in a chunk."""
+    return [
+        {
+            "model": shape.name,
+            "recurrent_layers": shape.recurrent_layers,
+            "state_bytes_min": ssm_checkpoint_bytes(shape, 1),
+            "state_bytes_mean": ssm_checkpoint_bytes(shape, mean_live_tokens(shape)),
+            "state_bytes_max": ssm_checkpoint_bytes(shape, shape.chunk_size),
+            "conv_bytes": conv_checkpoint_bytes(shape),
+            "flops_mean": ssm_checkpoint_flops(shape, mean_live_tokens(shape)),
+        }
+        for shape in MODELS
+    ]
+
+
+def estimate_rows() -> list[dict[str, Any]]:
+    return [
+        row
+        for hardware in HARDWARE.values()
+        for shape in MODELS
+        for row in overhead_table(shape, hardware, PREFILL_TOKENS, CHECKPOINT_COUNTS)
+    ]
+
+
+def build_report(*, on_done: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """The whole report as plain data. Raises: RuntimeError where Triton's interpreter is on."""
+    resources = resource_rows(on_done=on_done)
+    return {
+        "bench": "kernel_report",
+        "versions": {"torch": torch.__version__, "triton": triton.__version__},
+        "resources": resources,
+        "over_budget": over_budget(resources),
+        "costs": cost_rows(),
+        "estimates": estimate_rows(),
+    }
+
+
+def compile_count() -> int:
+    return len(TARGETS) * sum(1 for _ in launches())
+
+
+def over_budget(resources: list[dict[str, Any]]) -> list[str]:
+    """One line for each spill, and for each kernel that takes more than `resource_budget.json` grants."""
+    budget = json.loads(BUDGET_FILE.read_text())
+    problems = []
+    for row in resources:
+        name = f"{row['kernel']} {row['model']} {row['target']}"
+        granted = budget.get(name)
+        if granted is None:
+            problems.append(f"{name}: not in {BUDGET_FILE.name}")
+            continue
+        if row["spill_bytes"]:
+            problems.append(f"{name}: spills {row['spill_bytes']} bytes")
+        for key in ("registers", "shared_bytes"):
+            if row[key] > granted[key]:
+                problems.append(f"{name}: {key} {row[key]} over the budget of {granted[key]}")
+        if granted["mma"] and not row["mma_instructions"]:
+            problems.append(f"{name}: no matrix instructions")
+    return problems
+
+
+def budget_from(resources: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """A budget that grants what was measured, registers rounded up to the next 8 (how they are given out)."""
+    return {
+        f"{row['kernel']} {row['model']} {row['target']}": {
+            "registers": -(-row["registers"] // 8) * 8,
+            "shared_bytes": row["shared_bytes"],
+            "mma": bool(row["mma_instructions"]),
+        }
+        for row in resources
+    }
