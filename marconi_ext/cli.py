@@ -15,6 +15,7 @@ from marconi_ext.errors import BadInputError, CheckFailedError
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("marconi_ext.commands.demo", "demo"),
     "kernels": ("marconi_ext.commands.kernels", "app"),
+    "doctor": ("marconi_ext.commands.doctor", "doctor"),
     "model": ("marconi_ext.commands.model", "model"),
     "simulate": ("marconi_ext.commands.simulate", "simulate"),
     "trace": ("marconi_ext.commands.trace", "app"),

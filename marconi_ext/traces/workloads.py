@@ -25,7 +25,7 @@ class FewShotSizes:
     sessions: int = 60
     prefixes: int = 5
     prefix_tokens: tuple[int, int] = (300, 1_500)
-    question_tokens: tuple[int, int] = (20, 100)
+    question_tokens: tuple[int, int] = (70, 150)
     answer_tokens: tuple[int, int] = (10, 40)
 
 
