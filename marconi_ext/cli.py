@@ -14,8 +14,8 @@ from marconi_ext.errors import BadInputError, CheckFailedError
 # Command modules import nothing heavy at the top, so that `marconi --help` stays quick.
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("marconi_ext.commands.demo", "demo"),
-    "kernels": ("marconi_ext.commands.kernels", "app"),
     "doctor": ("marconi_ext.commands.doctor", "doctor"),
+    "kernels": ("marconi_ext.commands.kernels", "app"),
     "model": ("marconi_ext.commands.model", "model"),
     "simulate": ("marconi_ext.commands.simulate", "simulate"),
     "trace": ("marconi_ext.commands.trace", "app"),

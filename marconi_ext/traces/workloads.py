@@ -9,7 +9,7 @@ from marconi_ext.traces.script import Fork, Script, Turn, between, draw_tokens
 
 @dataclass(frozen=True)
 class AgentSizes:
-    """Sessions over one system prompt, all under way at once; each round takes them in a new order."""
+    """Sessions over one system prompt, all under way at once; the next to ask is drawn each time."""
 
     sessions: int = 30
     turns: int = 8
@@ -46,15 +46,15 @@ def agent(sizes: AgentSizes, seed: int, vocabulary: int) -> list[Script]:
     """The agent workload."""
     rng = np.random.default_rng([seed, 11])
     system = draw_tokens(rng, sizes.system_tokens, vocabulary)
-    places = np.stack([rng.permutation(sizes.sessions) for _ in range(sizes.turns)])  # [turn, session]
+    drawn = rng.permutation(np.repeat(np.arange(sizes.sessions), sizes.turns))
+    places = np.argsort(drawn, kind="stable").reshape(sizes.sessions, sizes.turns)  # of each turn, ascending
     scripts = []
     for session in range(sizes.sessions):
         turns = []
         for turn in range(sizes.turns):
             user = draw_tokens(rng, between(rng, sizes.user_tokens), vocabulary)
             new_ids = user if turn else np.concatenate([system, user])
-            due = float(turn * sizes.sessions + places[turn, session])
-            turns.append(Turn(new_ids, between(rng, sizes.answer_tokens), due))
+            turns.append(Turn(new_ids, between(rng, sizes.answer_tokens), float(places[session, turn])))
         scripts.append(Script(f"agent/{session}", tuple(turns)))
     return scripts
 
