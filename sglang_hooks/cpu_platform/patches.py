@@ -1,12 +1,20 @@
 """The patches of the CPU platform in the order in which they are applied."""
 
-from sglang_hooks.cpu_platform import attention, host_memory, mamba_operators, threads, triton_interpreter
+from sglang_hooks.cpu_platform import (
+    attention,
+    hierarchical_cache,
+    host_memory,
+    mamba_operators,
+    threads,
+    triton_interpreter,
+)
 
 
 def apply_all(*, fast: bool) -> None:
     """Apply every patch for the mode. Raises: RuntimeError if kernels were compiled for a GPU already."""
     host_memory.apply()
     threads.apply()
+    hierarchical_cache.apply()
     if fast:
         attention.apply()
         mamba_operators.apply_fast()

@@ -1,0 +1,72 @@
+"""SGLang's host tier where the "device" is host memory as well.
+
+Target: `sglang.srt.mem_cache.pool_host`: the host allocator, `MHATokenToKVPoolHost` and `MambaPoolHost`.
+Why: the pools are registered with the CUDA driver and moved by its kernels, imported only beside a GPU.
+How: plain host tensors, and index copies in place of the transfers (the layouts stay as they are).
+Remove when: the pools offer a torch transfer for devices without kernels.
+"""
+
+import torch
+
+from sglang_hooks.cpu_platform.rebind import rebind
+
+
+def apply() -> None:
+    """Patch the host pools; idempotent, and without effect until --enable-hierarchical-cache is given."""
+    from sglang.srt.mem_cache.pool_host import common, mamba, mha
+
+    common.ALLOC_MEMORY_FUNCS["cpu"] = _allocate
+    rebind("sglang.srt.mem_cache.pool_host.common", "_cuda_host_unregister", lambda buffer: None)
+    mha.MHATokenToKVPoolHost.load_to_device_per_layer = _load_kv
+    mha.MHATokenToKVPoolHost.backup_from_device_all_layer = _back_up_kv
+    mamba.MambaPoolHost._copy_tensor = staticmethod(_copy_states)
+    mamba.MambaPoolHost._copy_tensor_pf_lf = staticmethod(_load_states)
+    mamba.MambaPoolHost._copy_tensor_all_layers_lf_pf = staticmethod(_back_up_states)
+
+
+def _allocate(
+    dims, dtype, device, pin_memory, allocator, registration_granularity_bytes=None
+) -> torch.Tensor:
+    return torch.empty(dims, dtype=dtype, device=device)
+
+
+def _load_kv(
+    self, device_pool, host_indices, device_indices, layer_id, io_backend, *, is_draft=False
+) -> None:
+    """Host to device, one layer. `k_data_refs` are the host pool's views of a layer, [slots, heads, D]."""
+    if is_draft or 0 <= layer_id < self.target_layer_num:
+        self.device_k_buffers[layer_id][device_indices] = self.k_data_refs[layer_id][host_indices]
+        self.device_v_buffers[layer_id][device_indices] = self.v_data_refs[layer_id][host_indices]
+
+
+def _back_up_kv(self, device_pool, host_indices, device_indices, io_backend) -> None:
+    """Device to host, all layers."""
+    for layer_id in range(self.layer_num):
+        self.k_data_refs[layer_id][host_indices] = self.device_k_buffers[layer_id][device_indices]
+        self.v_data_refs[layer_id][host_indices] = self.device_v_buffers[layer_id][device_indices]
+
+
+def _copy_states(src, dst, src_indices, dst_indices, io_backend) -> None:
+    """Rows of one layer to rows of one layer."""
+    dst[dst_indices] = src[src_indices]
+
+
+def _load_states(src, dst, src_indices, dst_indices, layer_id, num_layers, io_backend) -> None:
+    """Host to device, one layer. src: [slots, layers, 1, *shape]; dst: [slots, *shape]."""
+    dst[dst_indices] = src[src_indices, layer_id, 0]
+
+
+def _back_up_states(
+    src_layers,
+    dst,
+    src_indices,
+    dst_indices,
+    num_layers,
+    io_backend,
+    src_ptrs,
+    staging=None,
+    can_use_jit=False,
+) -> None:
+    """Device to host, all layers. src_layers: layers of [slots, *shape]; dst: [slots, layers, 1, *shape]."""
+    for layer_id in range(num_layers):
+        dst[dst_indices, layer_id, 0] = src_layers[layer_id][src_indices]
