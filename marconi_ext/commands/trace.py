@@ -36,10 +36,11 @@ def info(
 ) -> None:
     """Lengths, timing, sharing and ideal hit rate of a trace."""
     from marconi_ext.commands.trace_tables import print_description
-    from marconi_ext.output import write_json
+    from marconi_ext.output import check_writable, write_json
     from marconi_ext.traces.describe import describe
     from marconi_ext.traces.source import open_source, reporting
 
+    check_writable(json)
     with reporting() as progress:
         stream = open_source(
             trace,

@@ -1,0 +1,74 @@
+"""The command's frame, and `marconi trace`, as a user calls them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def marconi(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", "from marconi_ext.cli import main; main()", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"})
+
+
+def test_version_and_help_import_nothing_heavy() -> None:
+    assert marconi("--version").stdout.startswith("marconi-ext 0.")
+    help_text = marconi("--help")
+    assert help_text.returncode == 0 and "demo" in help_text.stdout and "doctor" in help_text.stdout
+    code = (
+        "import sys, marconi_ext.cli as c; sys.argv = ['marconi', '--help']\n"
+        "try: c.main()\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'sglang', 'numpy', 'httpx', 'mistral_common'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.endswith(
+        "[]\n"
+    )
+
+
+def test_unknown_command_exits_2() -> None:
+    found = marconi("juggle")
+    assert found.returncode == 2 and "juggle" in found.stderr
+
+
+def test_trace_info_and_convert_agree(tmp_path: Path) -> None:
+    packed, one, two = tmp_path / "t.jsonl.gz", tmp_path / "1.json", tmp_path / "2.json"
+    assert marconi("trace", "info", "synthetic:fork", "--json", str(one)).returncode == 0
+    converted = marconi("trace", "convert", "synthetic:fork", str(packed))
+    assert converted.returncode == 0 and "100 requests" in converted.stdout
+    assert marconi("trace", "info", str(packed), "--json", str(two)).returncode == 0
+    first, second = json.loads(one.read_text()), json.loads(two.read_text())
+    assert first.pop("trace") != second.pop("trace")
+    assert first == second and first["requests"] == 100 and first["ideal_hit_rate"] > 50
+    again = tmp_path / "again.jsonl.gz"
+    marconi("trace", "convert", "synthetic:fork", str(again))
+    assert again.read_bytes() == packed.read_bytes()
+
+
+def test_broken_lines_are_shown_or_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    good = {"session_id": "a", "turn_id": 0, "ts": 0, "input_tokens": [1, 2], "output_tokens": [3]}
+    path.write_text(f"{json.dumps(good)}\nbroken\n")
+    found = marconi("trace", "info", str(path))
+    assert found.returncode == 0 and "t.jsonl:2: not JSON" in found.stderr
+    assert "broken records skipped" in found.stdout
+    strict = marconi("trace", "info", str(path), "--strict")
+    assert strict.returncode == 2 and "t.jsonl:2: not JSON" in strict.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("info", "/nowhere"), "/nowhere: no such file"),
+        (("info", "synthetic:holiday"), "synthetic:holiday"),
+        (("info", "synthetic:agent", "--sessions-per-s", "0"), "--sessions-per-s"),
+        (("info", "synthetic:agent", "--json", "/nowhere/x.json"), "--json /nowhere/x.json"),
+        (("convert", "synthetic:agent", "/nowhere/x.jsonl"), "OUT /nowhere/x.jsonl"),
+    ],
+)
+def test_bad_usage_exits_2(arguments: tuple[str, ...], message: str) -> None:
+    found = marconi("trace", *arguments)
+    assert found.returncode == 2 and message in found.stderr, found.stderr
