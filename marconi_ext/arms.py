@@ -12,12 +12,16 @@ REFUSAL_LINE = re.compile(r"marconi-ext \S+ not live\b.*")
 
 @dataclass(frozen=True)
 class Arm:
-    """name: as in tables; flags: added to the server's; extended: whether the extension must be live."""
+    """name: as in tables; flags: added to the server's; extended: whether the extension must be live.
+
+    attention_only: serves a pure-attention model instead, which must lose exactly nothing
+    """
 
     name: str
     flags: tuple[str, ...]
     extended: bool
     meaning: str
+    attention_only: bool = False
 
 
 def known_arms(chunk_tokens: int) -> dict[str, Arm]:
@@ -31,6 +35,7 @@ def known_arms(chunk_tokens: int) -> dict[str, Arm]:
             f"SGLang with decode states kept every {chunk_tokens} tokens, its best flag",
         ),
         Arm("marconi", ("--enable-marconi",), True, "SGLang with the extension"),
+        Arm("pure-attention", (), False, "SGLang with a model of attention only: checks the ideal", True),
     )
     return {arm.name: arm for arm in arms}
 

@@ -30,7 +30,7 @@ class DemoOptions:
     workloads: name -> scripts; concurrency: requests in flight
     state_slots, max_total_tokens: the server's two pools; None: ample on the CPU, SGLang's choice on a GPU
     extra_flags: for every arm's server; logs: folder that keeps the servers' logs, else they are dropped
-    launcher: command before the flags
+    launcher: command before the flags; attention_model: folder for the arm `pure-attention`
     """
 
     model_path: Path
@@ -46,6 +46,7 @@ class DemoOptions:
     request_timeout_s: float = 300.0
     logs: Path | None = None
     launcher: tuple[str, ...] = LAUNCHER
+    attention_model: Path | None = None
 
 
 @dataclass
@@ -134,7 +135,7 @@ def server_flags(options: DemoOptions, arm: Arm) -> list[str]:
     if options.cpu:  # memory of the host is no guide there, so both pools are always given
         pools = (pools[0] or AMPLE_TOKENS, pools[1] or AMPLE_STATE_SLOTS)
     chosen = {
-        "model_path": options.model_path,
+        "model_path": options.attention_model if arm.attention_only else options.model_path,
         **(CPU_OPTIONS if options.cpu else {}),
         "max_total_tokens": pools[0],
         "max_mamba_cache_size": pools[1],

@@ -52,6 +52,7 @@ def demo(
     import tempfile
 
     from marconi_ext.arms import choose_arms
+    from marconi_ext.attention_model import write_attention_model
     from marconi_ext.demo import DemoOptions, as_json, run_demo
     from marconi_ext.demo_traffic import synthetic_workloads, trace_workload
     from marconi_ext.demo_view import ProgressWatcher, print_tables
@@ -72,10 +73,15 @@ def demo(
             traffic = trace_workload(trace, facts, requests, limit, format, tokenizer, strict, seed)
         else:
             traffic = synthetic_workloads(workloads, facts, sessions, seed)
+        chosen = choose_arms(arms, facts.chunk_tokens)
+        attention_model = None
+        if any(arm.attention_only for arm in chosen):
+            attention_model = write_attention_model(Path(folder) / "toy-attention", facts.vocabulary)
         options = DemoOptions(
             model_path=model,
             cpu=on_cpu,
-            arms=choose_arms(arms, facts.chunk_tokens),
+            arms=chosen,
+            attention_model=attention_model,
             workloads=traffic,
             concurrency=concurrency,
             state_slots=state_slots,

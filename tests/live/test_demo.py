@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from marconi_ext.arms import choose_arms, known_arms, require_status
+from marconi_ext.attention_model import write_attention_model
 from marconi_ext.demo import DemoOptions, as_json, run_demo, server_flags
 from marconi_ext.engine_options import ModelFacts, environment, to_flags
 from marconi_ext.errors import BadInputError, CheckFailedError
@@ -101,6 +102,14 @@ def test_flags_name_both_pools_on_the_cpu(model: Path) -> None:
     assert flags[flags.index("--max-mamba-cache-size") + 1] == "48"
     assert flags[flags.index("--mamba-track-interval") + 1] == "64"
     assert flags[-2:] == ["--page-size", "16"] and "--disable-cuda-graph" in flags
+
+
+def test_the_attention_arm_serves_the_attention_model(model: Path, tmp_path: Path) -> None:
+    attention = write_attention_model(tmp_path / "attention", 4_096)
+    wanted = options(model, "stock,pure-attention", attention_model=attention)
+    paths = [server_flags(wanted, arm)[1] for arm in wanted.arms]
+    assert paths == [str(model), str(attention)]
+    assert ModelFacts(attention).architecture == "LlamaForCausalLM"
 
 
 def test_options_and_environment(monkeypatch, tmp_path: Path, model: Path) -> None:
