@@ -32,7 +32,8 @@ def _pin_configurations(*modules: ModuleType) -> None:
                 kernel.configs = (wanted or kernel.configs)[:1]
 
 
-_pin_configurations(ssd_bmm, ssd_chunk_scan, ssd_chunk_state, ssd_state_passing)
+if triton.knobs.runtime.interpret:
+    _pin_configurations(ssd_bmm, ssd_chunk_scan, ssd_chunk_state, ssd_state_passing)
 if not hasattr(torch.cpu, "device"):
     torch.cpu.device = lambda index: contextlib.nullcontext()
 
