@@ -1,5 +1,7 @@
 """Conv windows at any token, by kernel and torch twin, against a window built token by token."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from kernel_cases import nan_pool, plan_for
@@ -54,3 +56,23 @@ def test_pool_may_be_a_strided_layer_of_another_dtype(save):
     save(x, torch.tensor([0, 9]), plan_for([0], [5]), layers[1])
     assert torch.equal(layers[1, 1], x[:, 2:5].half())
     assert layers[0].isnan().all() and layers[1, [0, 2, 3, 4]].isnan().all()
+
+
+@saver
+@pytest.mark.parametrize("cuts", [[1, 2], [2, 3], [1, 7], [5, 6]], ids=str)
+def test_windows_of_a_prompt_in_three_extends(save, cuts):
+    """Extends shorter than the window: each window is that of the prompt taken whole."""
+    width, dim, total = 3, 5, 9
+    x = torch.randn(dim, total, generator=torch.Generator().manual_seed(7))
+    pool = nan_pool(12, (dim, width))
+    bounds = [0, *cuts, total]
+    for start, stop in pairwise(bounds):
+        ends = list(range(stop - start + 1))
+        part, cu = x[:, start:stop], torch.tensor([0, stop - start])
+        slots = plan_for([0] * len(ends), ends, first_slot=1)
+        cache = {"has_initial_state": torch.tensor([start > 0]), "cache_indices": torch.tensor([0])}
+        save(part, cu, slots, pool, **cache)
+        for end in ends:
+            want = expected_window(x, 0, start + end, torch.zeros(dim, width), width)
+            assert torch.equal(pool[end + 1], want), (start, end)
+        pool[0] = pool[ends[-1] + 1]  # the causal conv leaves the extend's last window in the running slot

@@ -108,3 +108,30 @@ def test_half_pool_is_rounded_once(save):
     single = save_and_compare(save, batch)
     half = save_and_compare(save, batch, pool_dtype=torch.float16, bound=1e-3)
     assert torch.equal(half[1 : len(SEQ) + 1], single[1 : len(SEQ) + 1].half())
+
+
+@saver
+def test_inputs_may_be_views_of_a_mixed_batch(save):
+    """The mixer splits x and B off one projection, prefill tokens before decode tokens: strided views."""
+    batch = make_batch(LENGTHS)
+    dt, dA = batch.chunked()
+    projected = torch.full(
+        (136 + 5, 3 + 64 + 32), float("nan")
+    )  # 5 decode tokens; 3 columns of something else
+    projected[:136, 3:67], projected[:136, 67:] = batch.x.flatten(1), batch.B.flatten(1)
+    x, B = projected[:136, 3:67].unflatten(1, (4, 16)), projected[:136, 67:].unflatten(1, (2, 16))
+    pool = nan_pool(len(SEQ) + 1, (4, 16, 16))
+    args = (x, B, dt, dA, batch.chunk_states(), batch.cu_seqlens, plan_for(SEQ, END), pool)
+    save(*args, initial_states=batch.init)
+    assert relative_error(pool[1:], batch.reference(SEQ, END)) < 2e-5
+
+
+@saver
+def test_a_zero_token_checkpoint_at_flat_token_0_is_the_initial_state(save):
+    """No decay precedes it: reading dA[-1] there is the engine's own defect."""
+    batch = make_batch(LENGTHS)
+    dt, dA = batch.chunked()
+    pool = nan_pool(2, (4, 16, 16))
+    args = (batch.x, batch.B, dt, dA, batch.chunk_states(), batch.cu_seqlens, plan_for([0], [0]), pool)
+    save(*args, initial_states=batch.init)
+    assert torch.equal(pool[1], batch.init[0])
