@@ -18,16 +18,21 @@ class PromptFacts:
     diverges: bool  # another continuation is held beyond kv_tokens
     boundaries: tuple[int, ...] = ()  # ends of messages inside the prompt
     proven_forks: tuple[int, ...] = ()  # ghosts above kv_tokens at which earlier requests parted
-    ghosts: tuple[int, ...] = ()  # all ghosts above kv_tokens
+    records: tuple[tuple[int, int], ...] = ()  # (depth, kind) of all records on the matched path
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """One state to save. `displaced`: wanted, but the engine has no room for it in this extend."""
+    """One state to save.
+
+    displaced: wanted, but the engine has no room for it in this extend
+    probe: save nothing; only remember the position, to learn whether a state there would have been of use
+    """
 
     depth_tokens: int
     kind: Kind
     displaced: bool = False
+    probe: bool = False
 
 
 class EveryBlock:
@@ -124,11 +129,52 @@ class Foresight(Selective):
     is reused on its second appearance and not only on its third."""
 
     def plan(self, facts: PromptFacts) -> list[Offer]:
-        offers = {offer.depth_tokens: offer for offer in super().plan(facts)}
+        return self._with_boundaries(facts, super().plan(facts), probe=False)
+
+    @staticmethod
+    def _with_boundaries(facts: PromptFacts, offers: list[Offer], *, probe: bool) -> list[Offer]:
+        by_depth = {offer.depth_tokens: offer for offer in offers}
         inside = [b for b in facts.boundaries if facts.hit_tokens < b < facts.prompt_tokens]
         for boundary in {*inside[:1], *inside[-1:]}:
-            offers.setdefault(boundary, Offer(boundary, Kind.BOUNDARY))
-        return [offers[depth] for depth in sorted(offers)]
+            by_depth.setdefault(boundary, Offer(boundary, Kind.BOUNDARY, probe=probe))
+        return [by_depth[depth] for depth in sorted(by_depth)]
+
+
+class LearnedPlacement(Foresight):
+    """`Selective`, and boundaries where they have been worth it: where states there would have added more than
+    a share of the prompt tokens to what all other records gave. Else every fourth request only probes them."""
+
+    PROBE_EVERY = 4
+    MIN_GAIN = 0.03  # of the prompt tokens: below it, boundaries crowd out what is worth more
+    MIN_SEEN = 6  # requests that would have gained: one or two are chance
+    HALF_LIFE_REQUESTS = 500
+
+    def __init__(self) -> None:
+        self._seen = 0.0
+        self._requests = 0
+        self._gained = 0.0  # tokens, decayed
+        self._prompts = 20_000.0  # so that one lucky prompt at the start decides nothing
+        self.on = False
+
+    def plan(self, facts: PromptFacts) -> list[Offer]:
+        self._learn(facts)
+        offers = Selective.plan(self, facts)
+        self._requests += 1
+        if self.on or self._requests % self.PROBE_EVERY == 0:
+            return self._with_boundaries(facts, offers, probe=not self.on)
+        return offers
+
+    def _learn(self, facts: PromptFacts) -> None:
+        boundary = max((depth for depth, kind in facts.records if kind == Kind.BOUNDARY), default=0)
+        other = max((depth for depth, kind in facts.records if kind != Kind.BOUNDARY), default=0)
+        decay = 0.5 ** (1 / self.HALF_LIFE_REQUESTS)
+        weight = 1 if self.on else self.PROBE_EVERY
+        self._seen = self._seen * decay + (boundary > other)
+        self._gained = self._gained * decay + weight * max(boundary - other, 0)
+        self._prompts = self._prompts * decay + facts.prompt_tokens
+        share = self._gained / self._prompts
+        enough = self.on or self._seen >= self.MIN_SEEN
+        self.on = enough and share > self.MIN_GAIN * (0.5 if self.on else 1.0)  # some inertia
 
 
 def _branch(facts: PromptFacts, gain_tokens: int) -> list[Offer]:
@@ -144,4 +190,5 @@ ADMISSIONS = {
     "exact": Exact,
     "selective": Selective,
     "foresight": Foresight,
+    "learned": LearnedPlacement,
 }

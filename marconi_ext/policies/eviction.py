@@ -40,6 +40,7 @@ class Eviction(Protocol):
 
     def request(self, book: CheckpointBook, path: list[int], served: int, tick: int) -> None: ...
     def offered(self, book: CheckpointBook, row: int, tick: int) -> None: ...
+    def gone(self, book: CheckpointBook, row: int, tick: int) -> None: ...
     def forgotten(self, book: CheckpointBook, row: int) -> None: ...
     def scores(self, book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray: ...
 
@@ -57,6 +58,9 @@ class FixedRule:
 
     def offered(self, book: CheckpointBook, row: int, tick: int) -> None:
         """A state is offered at `row`, new or seen before."""
+
+    def gone(self, book: CheckpointBook, row: int, tick: int) -> None:
+        """The state at `row` was evicted or refused; the record stays."""
 
     def forgotten(self, book: CheckpointBook, row: int) -> None:
         """`row` is about to be freed."""

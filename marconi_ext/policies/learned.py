@@ -19,8 +19,10 @@ from marconi_ext.policies.eviction import Currency
 from marconi_ext.policies.reuse_index import ReuseIndex, age_bucket
 
 REFRESH_REQUESTS = 64
+DEMAND_REQUESTS = 8  # ghosts' demand is recounted this often, and kept up by events in between
 TAIL_CLASSES = 8
 CLASSES = TAIL_CLASSES + 16
+MAX_GHOSTS_SEEN = 64
 _MIN_BORN = 4  # tails under a fork before their share that went on is believed
 
 
@@ -41,12 +43,17 @@ class LearnedIndex:
         self._born = np.zeros(n, np.int64)  # tails born under this fork
         self._went_on = np.zeros(n, np.int64)
         self._known = np.zeros(n, bool)
+        self._tick = 0
         self._from_chain = 0  # chain length that this request's tails inherit
+        self._demand = np.zeros(n)  # index of the best ghost that a live row would serve
+        self._demand_tick = -DEMAND_REQUESTS
 
     # --- events ------------------------------------------------------------------------------------------
 
     def request(self, book: CheckpointBook, path: list[int], served: int, tick: int) -> None:
-        self._from_chain = 0
+        self._fit(len(book.live))
+        self._from_chain, self._tick = 0, tick
+        path = [row for row in path if self._known[row]]
         if path:
             deepest = path[-1]
             self._credit(book, deepest, tick)
@@ -60,7 +67,6 @@ class LearnedIndex:
     def offered(self, book: CheckpointBook, row: int, tick: int) -> None:
         self._fit(len(book.live))
         if self._known[row]:
-            self._use[row] = max(self._use[row], book.last_use[row])
             return
         parent = int(book.parent[row])
         self._known[row] = True
@@ -72,11 +78,15 @@ class LearnedIndex:
             fork = self._fork(book, row)
             if fork >= 0:
                 self._born[fork] += 1
+        while parent >= 0 and not self._known[parent]:  # probes in between hold no state
+            parent = int(book.parent[parent])
         if parent >= 0:
             self._relabel(book, parent, tick)
 
     def forgotten(self, book: CheckpointBook, row: int) -> None:
-        self._known[row] = False
+        if self._known[row]:
+            self._account(row, self._tick)
+            self._known[row] = False
 
     def _credit(self, book: CheckpointBook, row: int, tick: int) -> None:
         if not self._known[row]:
@@ -90,6 +100,8 @@ class LearnedIndex:
         self._use[row] = self._counted[row] = tick
         self._chain[row] += 1
         self._label[row] = self._classify(book, row)
+        if not book.live[row]:
+            self._ask(book, row, tick)
 
     def _account(self, row: int, tick: int) -> None:
         if tick > self._counted[row]:
@@ -138,29 +150,48 @@ class LearnedIndex:
 
     def scores(self, book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray:
         self._fit(len(book.live))
-        known = np.flatnonzero(self._known[: book.size])
-        index = np.zeros(book.size)
-        index[known] = self.index.value[self._label[known], age_bucket(tick - self._use[known])]
-        demand = np.zeros(book.size + 1)  # the last is for rows with no live state above
-        ghosts = known[~book.live[known]]
-        newcomers = rows[~book.live[rows]]
-        np.maximum.at(demand, book.owner[ghosts], index[ghosts])
-        for row in newcomers:  # what it would serve if it were held
-            demand[row] = max((index[g] for g in self._ghosts_below(book, int(row))), default=0.0)
-        total = index[rows] + demand[rows]
-        return (
-            total
-            * self.currency.worth(book.depth[rows], book.above[rows])
-            / self.currency.cost_bytes(book, rows)
-        )
+        if tick - self._demand_tick >= DEMAND_REQUESTS:
+            self._recount_demand(book, tick)
+        for row in rows[~book.live[rows]].tolist():  # a newcomer: what it would serve if it were held
+            below = self._ghosts_below(book, row)
+            self._demand[row] = self._indices(np.array(below), tick).max() if below else 0.0
+        total = self._indices(rows, tick) + self._demand[rows]
+        worth = self.currency.worth(book.depth[rows], book.above[rows])
+        return total * worth / self.currency.cost_bytes(book, rows)
+
+    def _indices(self, rows: np.ndarray, tick: int) -> np.ndarray:
+        return self.index.value[self._label[rows], age_bucket(tick - self._use[rows])]
+
+    def _recount_demand(self, book: CheckpointBook, tick: int) -> None:
+        ghosts = np.flatnonzero(self._known[: book.size] & ~book.live[: book.size])
+        owners = book.owner[ghosts]
+        ghosts, owners = ghosts[owners >= 0], owners[owners >= 0]
+        self._demand[:] = 0.0
+        np.maximum.at(self._demand, owners, self._indices(ghosts, tick))
+        self._demand_tick = tick
+
+    def _ask(self, book: CheckpointBook, ghost: int, tick: int) -> None:
+        owner = int(book.owner[ghost])
+        if owner >= 0:
+            index = self.index.value[self._label[ghost], int(age_bucket(tick - self._use[ghost]))]
+            self._demand[owner] = max(self._demand[owner], index)
+
+    def gone(self, book: CheckpointBook, row: int, tick: int) -> None:
+        """The state at `row` was evicted or refused: what it served falls to the state above."""
+        self._ask(book, row, tick)
+        owner = int(book.owner[row])
+        if owner >= 0:
+            self._demand[owner] = max(self._demand[owner], self._demand[row])
 
     def _ghosts_below(self, book: CheckpointBook, row: int) -> list[int]:
-        found, stack = [], list(book.children[row])
-        while stack:
+        """Ghosts that a state at `row` would serve; of a wide subtree the most recent ones."""
+        found, stack = [], book.children[row][-MAX_GHOSTS_SEEN:]
+        while stack and len(found) < MAX_GHOSTS_SEEN:
             child = stack.pop()
             if not book.live[child]:
-                found.append(child)
-                stack.extend(book.children[child])
+                if self._known[child]:
+                    found.append(child)
+                stack += book.children[child][-MAX_GHOSTS_SEEN:]
         return found
 
     def parameters(self) -> dict[str, float]:
@@ -168,6 +199,6 @@ class LearnedIndex:
 
     def _fit(self, rows: int) -> None:
         if rows > len(self._known):
-            for name in ("_label", "_use", "_counted", "_chain", "_born", "_went_on", "_known"):
+            for name in ("_label", "_use", "_counted", "_chain", "_born", "_went_on", "_known", "_demand"):
                 old = getattr(self, name)
                 setattr(self, name, np.concatenate([old, np.zeros(rows - len(old), old.dtype)]))

@@ -20,7 +20,7 @@ EVICTIONS: dict[str, tuple[str, bool, Callable]] = {
     "flop-aware": ("judicious", True, lambda currency, alpha: FlopAware(currency, alpha, max_fanout=1)),
     "marconi": ("judicious", False, Marconi),
     "git": ("selective", False, LearnedIndex),
-    "ours": ("selective", False, Ours),
+    "ours": ("learned", False, Ours),
 }
 PAIRS = {"vllm+": "every-block+lru", "sglang+": "judicious+lru-leaf", "sglang": "grid+lru"}
 ARTIFACTS = ("artifact-lru", "artifact-static", "artifact-marconi", "artifact-vllm")
@@ -51,8 +51,10 @@ class PolicyName:
 def parse_policy(text: str) -> PolicyName:
     """Parse one name. Raises BadInputError that lists what is known."""
     name = PAIRS.get(text.strip(), text.strip())
-    base, number = _parameter(name)
-    if base in ARTIFACTS:
+    if name.startswith(ARTIFACTS):
+        base, number = _parameter(name)
+        if base not in ARTIFACTS:
+            raise BadInputError(f"--policy: unknown {text!r}; known: {', '.join(policy_names())}")
         if (number is None) == (base == "artifact-static"):
             raise BadInputError(
                 f"--policy: {text!r}: artifact-static takes an α (artifact-static:1.0), others none"

@@ -17,7 +17,7 @@ _WIDTHS = np.diff(_EDGES)
 
 def age_bucket(age: np.ndarray) -> np.ndarray:
     """Bucket of ages in requests, >= 0."""
-    return np.clip(np.searchsorted(_EDGES, age, side="right") - 1, 0, BUCKETS - 1)
+    return np.minimum(_EDGES.searchsorted(age, side="right") - 1, BUCKETS - 1)
 
 
 class ReuseIndex:

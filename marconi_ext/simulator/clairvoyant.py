@@ -62,6 +62,9 @@ class Clairvoyant:
         if row not in self._uses:
             self._uses[row] = self._future.uses(tick - 1, int(book.depth[row]))
 
+    def gone(self, book: CheckpointBook, row: int, tick: int) -> None:
+        pass
+
     def forgotten(self, book: CheckpointBook, row: int) -> None:
         self._uses.pop(row, None)
 

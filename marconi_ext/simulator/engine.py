@@ -123,7 +123,8 @@ class Simulator:
     def _facts(self, request: Request, look: Lookup, path: list[int]) -> PromptFacts:
         hit = look.state_tokens
         ghosts = [row for row in path if not self.book.live[row] and self.book.depth[row] > hit]
-        forks = [row for row in ghosts if self.book.fanout[row] > 1]
+        fate = self.book.fate
+        forks = [row for row in ghosts if self.book.fanout[row] > 1 and fate[row] != Fate.NEVER]
         return PromptFacts(
             prompt_tokens=len(request.input_ids),
             sequence_tokens=len(request.input_ids) + max(len(request.output_ids) - 1, 0),
@@ -132,7 +133,7 @@ class Simulator:
             diverges=look.diverges,
             boundaries=request.boundaries,
             proven_forks=tuple(int(self.book.depth[row]) for row in forks),
-            ghosts=tuple(int(self.book.depth[row]) for row in ghosts),
+            records=tuple(zip(self.book.depth[path].tolist(), self.book.kind[path].tolist(), strict=True)),
         )
 
     def _insert(self, request: Request, look: Lookup, served: int) -> _Running | None:
@@ -203,6 +204,10 @@ class Simulator:
         if self.book.live[row]:
             self.book.last_use[row] = self.book.last_path[row] = self.tick
             return
+        if offer.probe:
+            return
+        if self.book.fate[row] == Fate.NEVER:
+            self.book.kind[row] = offer.kind  # it may have been a probe of another kind
         if offer.displaced:
             self.book.set_gone(row, Fate.DISPLACED)
             return
@@ -214,6 +219,7 @@ class Simulator:
             self.counts["saves"] += 1
         else:
             self.book.set_gone(row, Fate.REFUSED)
+            self.eviction.gone(self.book, row, self.tick)
             self.counts["refusals"] += 1
 
     def _record(self, node: Node, kind) -> None:
@@ -271,6 +277,7 @@ class Simulator:
             node = self._nodes[victim]
             self.tree.drop_state(node)
             self.book.set_gone(victim, Fate.EVICTED)
+            self.eviction.gone(self.book, victim, self.tick)
             self.counts["state_evictions"] += 1
             if self._bounded_kv and node.is_leaf:
                 heapq.heappush(self._leaf_heap, (-1, node.serial, node))  # its KV is dead weight: first to go

@@ -1,0 +1,177 @@
+"""Admission and eviction on facts worked by hand."""
+
+import numpy as np
+import pytest
+
+from marconi_ext.errors import BadInputError
+from marconi_ext.policies.admission import (
+    EveryBlock,
+    Exact,
+    Grid,
+    Judicious,
+    LearnedPlacement,
+    PromptFacts,
+    Selective,
+)
+from marconi_ext.policies.checkpoints import CheckpointBook, Fate, Kind
+from marconi_ext.policies.eviction import Currency, FlopAware, Lru, LruLeaf, SegLen
+from marconi_ext.policies.registry import parse_policy
+from marconi_ext.policies.reuse_index import ReuseIndex, age_bucket
+from marconi_ext.policies.tuner import Marconi
+
+
+def facts(**changes) -> PromptFacts:
+    base = {
+        "prompt_tokens": 1000,
+        "sequence_tokens": 1100,
+        "hit_tokens": 300,
+        "kv_tokens": 700,
+        "diverges": True,
+    }
+    return PromptFacts(**{**base, **changes})
+
+
+def positions(offers) -> list[int]:
+    return [offer.depth_tokens for offer in offers]
+
+
+def test_judicious_and_exact() -> None:
+    assert positions(Judicious().plan(facts())) == [700, 1100]
+    assert positions(Judicious().plan(facts(diverges=False))) == [1100]  # extends a leaf: no fork
+    assert positions(Exact().plan(facts())) == [700, 1000, 1100]
+    assert positions(Exact().plan(facts(kv_tokens=300, sequence_tokens=1000))) == [1000]
+
+
+def test_every_block() -> None:
+    assert positions(EveryBlock(32).plan(facts(hit_tokens=960, sequence_tokens=1030))) == [992, 1024]
+
+
+def test_grid_branch_displaces_the_tail_of_its_extend() -> None:
+    """From 300 in chunks of 400 on a grid of 64: extends end at 700 and 1000. The branch 700 floors to 640, in
+    the first extend, whose tail 300 + 384 = 684 it displaces; the second's tail is 700 + 256 = 956. The answer
+    passes 1024 = 4·256."""
+    offers = Grid(64, 256, 400).plan(facts(sequence_tokens=1100))
+    assert [(o.depth_tokens, o.displaced) for o in offers] == [
+        (640, False),
+        (684, True),
+        (956, False),
+        (1024, False),
+    ]
+
+
+def test_selective_wants_a_gain_and_saves_proven_forks_again() -> None:
+    """A match of 700 asks for a gain of min(64, 87) = 64 tokens."""
+    assert positions(Selective().plan(facts(hit_tokens=637))) == [1000, 1100]
+    assert positions(Selective().plan(facts(hit_tokens=636))) == [700, 1000, 1100]
+    assert positions(Selective().plan(facts(proven_forks=(650,)))) == [650, 1000, 1100]
+
+
+def test_boundaries_are_probed_until_they_have_proved_their_worth() -> None:
+    """Every fourth request probes. After requests that a boundary at 600 would have served 500 tokens deeper
+    than the branch at 100, boundaries are saved for real."""
+    placement = LearnedPlacement()
+    known = facts(boundaries=(400, 900), records=((100, Kind.BRANCH), (600, Kind.BOUNDARY)))
+    seen = [
+        [(o.depth_tokens, o.probe) for o in placement.plan(known) if o.kind == Kind.BOUNDARY]
+        for _ in range(8)
+    ]
+    assert seen[:5] == [[], [], [], [(400, True), (900, True)], []]
+    assert placement.on and seen[-1] == [(400, False), (900, False)]
+
+
+@pytest.fixture
+def book() -> CheckpointBook:
+    """shared (100) -> old tail (300) -> new tail (400), and shared -> other (1100); all live."""
+    book = CheckpointBook(2)
+    shared = book.add(-1, 100, Kind.BRANCH, 1)
+    old = book.add(shared, 300, Kind.LAST_TOKEN, 2)
+    new = book.add(old, 400, Kind.LAST_TOKEN, 3)
+    other = book.add(shared, 1100, Kind.LAST_TOKEN, 4)
+    for tick, row in enumerate((shared, old, new, other), start=1):
+        book.set_live(row, tick)
+    book.last_path[:4] = [9, 9, 9, 4]
+    book.check()
+    return book
+
+
+def victim(rule, book, tick=10) -> int:
+    rows = book.live_rows()
+    return int(rows[rule.scores(book, rows, tick).argmin()])
+
+
+def test_fixed_rules_pick_by_hand(book) -> None:
+    """LRU: the oldest, shared. Over leaves with whole paths refreshed: other (4 against 9). SegLen: tokens above
+    over age: shared 100/10, old 200/9, new 100/8, other 1000/7: shared. α = 0 is LRU; a large α drops the state
+    that saves least per byte: shared or new (100 tokens each); recency decides for shared."""
+    assert victim(Lru(), book) == 0
+    assert victim(LruLeaf(), book) == 3
+    assert victim(SegLen(), book) == 0
+    assert victim(FlopAware(alpha=0.0), book) == 0
+    assert victim(FlopAware(Currency(linear=1.0), alpha=100.0), book) == 0
+    book.last_use[0] = 8
+    assert victim(FlopAware(Currency(linear=1.0), alpha=100.0), book) == 2
+
+
+def test_owners_follow_evictions(book) -> None:
+    book.set_gone(1, Fate.EVICTED)
+    assert (book.owner[2], book.above[2]) == (0, 100)
+    book.set_gone(0, Fate.EVICTED)
+    assert book.above[[2, 3]].tolist() == [0, 0]
+    book.set_live(1, 5)
+    assert (book.above[2], book.above[3]) == (300, 0)
+    book.check()
+    book.forget(2)
+    assert book.num_live == 2 and book.add(1, 500, Kind.BRANCH, 6) == 2  # the row is used again
+    book.check()
+
+
+def test_index_prefers_what_comes_back_soon() -> None:
+    """Class 0 is used at age 4, class 1 at age 100 only; both are exposed alike. At age 2 class 0 is worth more;
+    a class that was never used is worth least."""
+    index = ReuseIndex(3)
+    for _ in range(200):
+        index.used(0, 4)
+        index.used(1, 100)
+        ages = np.array([0, 0, 0]), np.array([4, 100, 200])
+        index.expose(np.array([0, 1, 2]), *ages)
+    index.refresh(0)
+    at = int(age_bucket(np.float64(2)))
+    assert index.value[0, at] > index.value[1, at] > index.value[2, at]
+    assert index.exposure.sum() == pytest.approx(200 * 304)
+    index.refresh(4000)
+    assert index.uses.sum() == pytest.approx(200)  # one half-life
+
+
+def test_marconi_tunes_once_and_prefers_depth_where_depth_pays() -> None:
+    """Two deep records come back every tenth request, a stream of shallow ones never does. With two slots LRU
+    has nothing; an α above 0 keeps the deep ones."""
+    rule = Marconi(multiplier=5)
+    book, deep = CheckpointBook(), []
+    for tick in range(1, 400):
+        path = [deep[tick // 10 % 2]] if deep and tick % 10 == 0 else []
+        rule.request(book, path, path[-1] if path and book.live[path[-1]] else -1, tick)
+        if len(deep) < 2 or tick % 10:
+            row = book.add(-1, 5000 if len(deep) < 2 else 10, Kind.LAST_TOKEN, tick)
+            if len(deep) < 2:
+                deep.append(row)
+        else:
+            row = path[0]
+        rule.offered(book, row, tick)
+        if book.live[row]:
+            continue
+        if book.num_live >= 3:
+            rows = book.live_rows()
+            book.set_gone(int(rows[rule.scores(book, rows, tick).argmin()]), Fate.EVICTED)
+        book.set_live(row, tick)
+    assert rule.tuned and rule.alpha > 0
+    assert rule.replay.__doc__ and rule.parameters()["alpha"] == rule.alpha
+
+
+def test_names() -> None:
+    assert parse_policy("ours").admission == "learned"
+    assert parse_policy("sglang+").eviction == "lru-leaf"
+    parsed = parse_policy("every-block:64+flop-aware:0.5")
+    assert (parsed.admission_parameter, parsed.eviction_parameter) == (64, 0.5)
+    for bad in ("", "ours:1", "flop-aware", "exact:3+lru", "lru+ours", "artifact-lru:1", "flop-aware:-1"):
+        with pytest.raises(BadInputError, match="--policy"):
+            parse_policy(bad)
