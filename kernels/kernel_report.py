@@ -81,7 +81,7 @@ def launches() -> Iterator[Launch]:
                 shape.name,
                 ssm_checkpoint,
                 "_ssm_checkpoint_kernel",
-                lambda shape=shape: _run_ssm(shape, cu_seqlens, plan),
+                lambda shape=shape: run_ssm(shape, cu_seqlens, plan),
             )
     shape = QWEN3_NEXT_80B
     keys, values = meta(TOKENS, shape.ngroups, shape.dstate), meta(TOKENS, shape.nheads, shape.headdim)
@@ -133,7 +133,8 @@ def launches() -> Iterator[Launch]:
     )
 
 
-def _run_ssm(shape: ModelShape, cu_seqlens: torch.Tensor, plan: CheckpointPlan) -> None:
+def run_ssm(shape: ModelShape, cu_seqlens: torch.Tensor, plan: CheckpointPlan) -> None:
+    """Launch the SSM kernel at a model's shape, on meta tensors."""
     nchunks = TOKENS // shape.chunk_size
     state = (shape.nheads, shape.headdim, shape.dstate)
     steps = meta(shape.nheads, nchunks, shape.chunk_size, dtype=torch.float32)
