@@ -29,8 +29,19 @@ from marconi_kernels.model_shapes import NEMOTRON_H_8B
 
 COUNTS = (1, 2, 4, 8)
 SMALL = dataclasses.replace(
-    NEMOTRON_H_8B, name="Nemotron-H-8B / 8 heads", nheads=16, ngroups=1, conv_dim=16 * 64 + 2 * 128
+    NEMOTRON_H_8B, name="Nemotron-H-8B, 16 of 128 heads", nheads=16, ngroups=1, conv_dim=16 * 64 + 2 * 128
 )
+TOY = dataclasses.replace(
+    NEMOTRON_H_8B,
+    name="marconi model's default",
+    nheads=8,
+    headdim=16,
+    dstate=16,
+    ngroups=2,
+    chunk_size=64,
+    conv_dim=8 * 16 + 2 * 2 * 16,
+)
+LAYERS = {"nemotron": (NEMOTRON_H_8B, 4096), "small": (SMALL, 512), "toy": (TOY, 64)}  # shape, hidden width
 
 
 class Stopwatch:
@@ -88,10 +99,9 @@ def save_times(run: Callable[[], object], watch: Stopwatch) -> float:
     return sum(spent)
 
 
-def measure(device: str, tokens: int, extend: int, repeats: int, seed: int) -> list[Record]:
-    shape, hidden_width, dtype = (
-        (SMALL, 512, torch.float32) if device == "cpu" else (NEMOTRON_H_8B, 4096, torch.bfloat16)
-    )
+def measure(device: str, layer_name: str, tokens: int, extend: int, repeats: int, seed: int) -> list[Record]:
+    shape, hidden_width = LAYERS[layer_name]
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
     stages, conv = engine_functions(device)
     layer = MixerLayer(shape, hidden_width, 1 + max(COUNTS), device, dtype, stages, conv, seed)
     gen = torch.Generator().manual_seed(seed)
@@ -173,13 +183,17 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=7, help="rounds for each of the seeds")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--layer", choices=LAYERS, help="default: nemotron on a GPU, small without one")
     options = parser.parse_args()
+    options.layer = options.layer or ("small" if options.device == "cpu" else "nemotron")
     if options.tokens < 1024:
         parser.error("--tokens: at least 1024, so that eight checkpoints lie apart")
     torch.set_num_threads(1)
     records = []
     for seed in range(options.seeds):
-        measured = measure(options.device, options.tokens, options.extend, options.repeats, seed)
+        measured = measure(
+            options.device, options.layer, options.tokens, options.extend, options.repeats, seed
+        )
         print_table(measured)
         records += measured
     if options.file is not None:
