@@ -40,7 +40,7 @@ def trace_workload(
         tokenizer=tokenizer,
         strict=strict,
         seed=seed,
-        on_problem=lambda problem: console.print(f"skipped: {problem}", markup=False),
+        on_problem=lambda problem: console.print(f"skipped: {problem}", markup=False, soft_wrap=True),
     )
     found = rescript(
         stream, vocabulary=facts.vocabulary, max_prompt_tokens=max_prompt_tokens, wanted=requests

@@ -66,7 +66,7 @@ class ProgressWatcher(Watcher):
         self._failures += 1
         if self._failures <= SHOWN_FAILURES:
             name = f"{record.session_id}, turn {record.turn}"
-            self._progress.console.print(f"  failed: {name}: {answer.error}", markup=False)
+            self._progress.console.print(f"  failed: {name}: {answer.error}", markup=False, soft_wrap=True)
 
     def finished(self, result: ArmResult) -> None:
         self._close()

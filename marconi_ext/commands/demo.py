@@ -95,9 +95,10 @@ def demo(
         results, error = [], None
         try:
             with ProgressWatcher() as watcher:
-                results.extend(run_demo(options, watcher))
-        except CheckFailedError as reason:
-            error = str(reason)
+                for result in run_demo(options, watcher):
+                    results.append(result)
+        except (CheckFailedError, KeyboardInterrupt) as reason:
+            error = str(reason) or "interrupted"
             raise
         finally:  # what was measured before a failure or Ctrl-C is shown and written all the same
             if results:

@@ -59,7 +59,7 @@ class Reporter:
     def problem(self, problem: Problem) -> None:
         self.problems += 1
         if self.problems <= SHOWN_PROBLEMS:
-            self._progress.console.print(f"skipped: {problem}", markup=False, highlight=False)
+            self._progress.console.print(f"skipped: {problem}", markup=False, highlight=False, soft_wrap=True)
         elif self.problems == SHOWN_PROBLEMS + 1:
             self._progress.console.print("skipped: more of them; only their number is shown at the end")
 

@@ -46,16 +46,12 @@ def agent(sizes: AgentSizes, seed: int, vocabulary: int) -> list[Script]:
     """The agent workload."""
     rng = np.random.default_rng([seed, 11])
     system = draw_tokens(rng, sizes.system_tokens, vocabulary)
-    drawn = rng.permutation(np.repeat(np.arange(sizes.sessions), sizes.turns))
-    places = np.argsort(drawn, kind="stable").reshape(sizes.sessions, sizes.turns)  # of each turn, ascending
+    places = drawn_places(rng, sizes.sessions, sizes.turns)
     scripts = []
     for session in range(sizes.sessions):
-        turns = []
-        for turn in range(sizes.turns):
-            user = draw_tokens(rng, between(rng, sizes.user_tokens), vocabulary)
-            new_ids = user if turn else np.concatenate([system, user])
-            turns.append(Turn(new_ids, between(rng, sizes.answer_tokens), float(places[session, turn])))
-        scripts.append(Script(f"agent/{session}", tuple(turns)))
+        turns = _turns(rng, sizes, places[session].astype(float), vocabulary)
+        first = Turn(np.concatenate([system, turns[0].new_ids]), turns[0].answer_tokens, turns[0].at_s)
+        scripts.append(Script(f"agent/{session}", (first, *turns[1:])))
     return scripts
 
 
@@ -75,20 +71,15 @@ def few_shot(sizes: FewShotSizes, seed: int, vocabulary: int) -> list[Script]:
 
 
 def fork(sizes: ForkSizes, seed: int, vocabulary: int) -> list[Script]:
-    """The fork workload: conversations first, turn by turn; then their forks, in a drawn order."""
+    """The fork workload: each fork comes at a drawn time after the turn that it leaves was asked."""
     rng = np.random.default_rng([seed, 13])
     system = draw_tokens(rng, sizes.system_tokens, vocabulary)
+    places = drawn_places(rng, sizes.sessions, sizes.turns)
     bases, copies = [], []
     for session in range(sizes.sessions):
-        turns = []
-        for turn in range(sizes.turns):
-            user = draw_tokens(rng, between(rng, sizes.user_tokens), vocabulary)
-            new_ids = user if turn else np.concatenate([system, user])
-            due = float(turn * sizes.sessions + session)
-            turns.append(Turn(new_ids, between(rng, sizes.answer_tokens), due))
-        bases.append(Script(f"fork/{session}", tuple(turns)))
-    now = float(sizes.sessions * sizes.turns)
-    slots = rng.permutation(sizes.sessions * sizes.forks)
+        turns = _turns(rng, sizes, places[session].astype(float), vocabulary)
+        first = Turn(np.concatenate([system, turns[0].new_ids]), turns[0].answer_tokens, turns[0].at_s)
+        bases.append(Script(f"fork/{session}", (first, *turns[1:])))
     for base in bases:
         turn = tokens = 0
         for copy in range(sizes.forks):
@@ -97,14 +88,26 @@ def fork(sizes: ForkSizes, seed: int, vocabulary: int) -> list[Script]:
             else:
                 turn = int(rng.integers(1, sizes.turns))
                 tokens = int(rng.integers(0, len(base.turns[turn].new_ids)))
-            at = now + float(slots[len(copies)]) * sizes.fork_turns
-            turns = tuple(
-                Turn(
-                    draw_tokens(rng, between(rng, sizes.user_tokens), vocabulary),
-                    between(rng, sizes.answer_tokens),
-                    at + i,
-                )
-                for i in range(sizes.fork_turns)
-            )
+            start = rng.uniform(base.turns[turn].at_s, sizes.sessions * sizes.turns)
+            due = np.sort(rng.uniform(start, sizes.sessions * sizes.turns, size=sizes.fork_turns))
+            turns = _turns(rng, sizes, due, vocabulary)
             copies.append(Script(f"{base.session_id}/{copy}", turns, Fork(base.session_id, turn, tokens)))
     return [*bases, *copies]
+
+
+def drawn_places(rng: np.random.Generator, sessions: int, turns: int) -> np.ndarray:
+    """int64[sessions, turns] - places of all turns in one order, the next session drawn each time."""
+    drawn = rng.permutation(np.repeat(np.arange(sessions), turns))
+    return np.argsort(drawn, kind="stable").reshape(sessions, turns)
+
+
+def _turns(rng: np.random.Generator, sizes, due: np.ndarray, vocabulary: int) -> tuple[Turn, ...]:
+    """Turns of drawn lengths at the times `due`, float64[turns]."""
+    return tuple(
+        Turn(
+            draw_tokens(rng, between(rng, sizes.user_tokens), vocabulary),
+            between(rng, sizes.answer_tokens),
+            float(at_s),
+        )
+        for at_s in due
+    )
