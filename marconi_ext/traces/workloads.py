@@ -33,9 +33,9 @@ class FewShotSizes:
 class ForkSizes:
     """Conversations of which copies leave inside a user's message, every other pair one token apart."""
 
-    sessions: int = 10
+    sessions: int = 6
     turns: int = 4
-    forks: int = 6
+    forks: int = 4
     fork_turns: int = 1
     system_tokens: int = 200
     user_tokens: tuple[int, int] = (50, 300)

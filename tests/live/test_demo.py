@@ -43,7 +43,7 @@ def test_an_attention_only_server_loses_exactly_nothing(model: Path, monkeypatch
     for arm in document["arms"]:
         assert arm["state_limited_loss"] == arm["first_divergence"] == arm["avoidable"] == 0
         assert arm["cached_tokens"] == arm["ideal_tokens"] > 0 and arm["prefill_ratio"] == 1
-        assert (arm["requests"], arm["failed"], arm["unsent"]) == (9 + 20, 0, 0)
+        assert (arm["requests"], arm["failed"], arm["unsent"]) == (9 + 16, 0, 0)
         assert set(arm["workloads"]) == {"agent", "fork"}
         assert arm["prompt_tokens"] == sum(w["prompt_tokens"] for w in arm["workloads"].values())
         assert arm["answers_differing"] == 0
@@ -93,7 +93,7 @@ def test_failed_requests_are_counted(model: Path, monkeypatch, mode: str) -> Non
     (result,) = run_demo(options(model, "stock", request_timeout_s=0.5), quiet())
     total = result.total()
     assert total.failed > 0 and total.requests > 0 and result.incomplete()
-    assert total.requests + total.failed + total.unsent == 9 + 20
+    assert total.requests + total.failed + total.unsent == 9 + 16
 
 
 def test_flags_name_both_pools_on_the_cpu(model: Path) -> None:
