@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("marconi_ext.commands.doctor", "doctor"),
     "kernels": ("marconi_ext.commands.kernels", "app"),
     "model": ("marconi_ext.commands.model", "model"),
+    "figures": ("marconi_ext.commands.figures", "figures"),
     "simulate": ("marconi_ext.commands.simulate", "simulate"),
     "trace": ("marconi_ext.commands.trace", "app"),
 }

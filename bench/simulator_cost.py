@@ -1,0 +1,128 @@
+"""What the simulator costs: requests a second, µs an eviction by tree size, a tuning round against 21 replays.
+
+    python bench/simulator_cost.py [--trace FILE] [--limit N]
+
+Times are CPU seconds of this process, so that a busy machine changes them little; compare ratios only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import numpy as np
+
+from marconi_ext.policies.checkpoints import CheckpointBook, Kind
+from marconi_ext.policies.eviction import Currency, FlopAware, Lru, LruLeaf, SegLen
+from marconi_ext.policies.ours import Ours
+from marconi_ext.policies.registry import parse_policy
+from marconi_ext.profiles import load_profile
+from marconi_ext.simulator.capacity import Capacity
+from marconi_ext.simulator.cell import Options, run_cell
+from marconi_ext.simulator.engine import Simulator
+from marconi_ext.simulator.workload import Workload, load_workload
+from marconi_ext.traces.source import open_source
+
+
+def speed(workload: Workload) -> None:
+    """Cost a request, on growing parts of the trace."""
+    profile = load_profile("nemotron-h-8b")
+    print(
+        "\n| policy | capacity | requests | requests/s | M prompt tokens/s | µs a request |\n|---|---|---|---|---|---|"
+    )
+    for name in ("lru", "seglen", "marconi", "git", "ours"):
+        for capacity in (Capacity(slots=16), Capacity(slots=256), Capacity(bytes=20 * 10**9)):
+            for part in (len(workload.requests) // 4, len(workload.requests)):
+                small = load_workload("part", 0, workload.requests[:part])
+                started = time.process_time()
+                run_cell(small, parse_policy(name), capacity, profile, Options())
+                took = time.process_time() - started
+                tokens = int(small.prompt_tokens.sum()) / 1e6
+                cost = f"{part / took:.0f} | {tokens / took:.1f} | {1e6 * took / part:.0f}"
+                print(f"| {name} | {capacity.label} | {part} | {cost} |", flush=True)
+
+
+def eviction() -> None:
+    """µs to choose a victim among n states: one vectorised pass."""
+    print("\n| policy | 1,000 states | 10,000 | 100,000 |\n|---|---|---|---|")
+    rules = {"lru": Lru, "lru-leaf": LruLeaf, "seglen": SegLen, "flop-aware": FlopAware, "ours": Ours}
+    for name, make in rules.items():
+        costs = []
+        for n in (1_000, 10_000, 100_000):
+            rule, book = make(Currency()), filled(n, make)
+            rows = book.live_rows()
+            if isinstance(rule, Ours):
+                for row in rows.tolist():
+                    rule.offered(book, row, row + 1)
+            rule.scores(book, rows, n + 1)
+            times = []
+            for i in range(20):
+                started = time.perf_counter()
+                int(rule.scores(book, rows, n + 2 + i // 8).argmin())
+                times.append(time.perf_counter() - started)
+            costs.append(f"{1e6 * np.median(times):.0f}")
+        print(f"| {name} | " + " | ".join(costs) + " |", flush=True)
+
+
+def filled(n: int, make) -> CheckpointBook:
+    """n states in chains of 8 below n / 64 forks."""
+    book = CheckpointBook(n)
+    row = -1
+    for i in range(n):
+        row = book.add(-1 if i % 8 == 0 else row, 100 * (i % 8 + 1), Kind.LAST_TOKEN, i + 1)
+        book.set_live(row, i + 1)
+    return book
+
+
+def tuning(workload: Workload) -> None:
+    """One token-free round (8 replays) against 21 replays of the window on whole trees."""
+    columns = (
+        "window (requests)",
+        "round, s",
+        "21 on trees, s",
+        "times less",
+        "α",
+        "best α",
+        "FLOPs lost, points",
+    )
+    print("\n| " + " | ".join(columns) + " |")
+    print("|---|---|---|---|---|---|---|")
+    profile = load_profile("nemotron-h-8b")
+    currency = profile.currency()
+    for slots in (8, 16, 32):
+        simulator = Simulator(Capacity(slots=slots), *parse_policy("marconi").build(currency), currency)
+        rule = simulator.eviction
+        rule.multiplier = 40  # windows of some hundred requests, also for few slots
+        for request in workload.requests:
+            simulator.serve(request)
+        if not rule.tuned:
+            print(f"| (not full: {rule.window_requests}) | – | – | – | – | – | – |")
+            continue
+        window = load_workload("window", 0, workload.requests[: rule.window_requests])
+        saved, trees = {}, 0.0
+        for i in range(21):
+            started = time.process_time()
+            cell = run_cell(
+                window, parse_policy(f"flop-aware:{i / 10}"), Capacity(slots=slots), profile, Options()
+            )
+            trees += time.process_time() - started
+            saved[i / 10] = cell["flops_saved_fraction"]
+        best = max(saved, key=saved.get)
+        lost = 100 * (saved[best] - saved[rule.alpha])
+        times = f"{rule.tuning_seconds:.2f} | {trees:.1f} | {trees / rule.tuning_seconds:.0f}×"
+        print(f"| {rule.window_requests} | {times} | {rule.alpha} | {best} | {lost:.1f} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trace", default="synthetic:swe-agent")
+    parser.add_argument("--limit", type=int, default=None)
+    args = parser.parse_args()
+    eviction()
+    workload = load_workload(args.trace, 0, open_source(args.trace, limit=args.limit))
+    speed(workload)
+    tuning(workload)
+
+
+if __name__ == "__main__":
+    main()

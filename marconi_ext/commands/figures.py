@@ -1,0 +1,83 @@
+"""`marconi figures`: the paper's figures from sweeps of our own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def figures(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for PNG, SVG and CSV files.")],
+    trace: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="Real traces in place of synthetic traffic (7 to 12)."),
+    ] = None,
+    capacity: Annotated[
+        str, typer.Option(help="Cache sizes for real traces, e.g. 10GB,20GB,40GB.")
+    ] = "10GB,20GB,40GB",
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of synthetic traffic.")] = 3,
+    sessions: Annotated[
+        int | None, typer.Option(min=1, help="Sessions of synthetic traffic; fewer is faster.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Requests taken of each real trace.")] = None,
+    processes: Annotated[int, typer.Option(min=0, help="Worker processes; 0: one a core.")] = 0,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="All rows as JSON too.")] = None,
+) -> None:
+    """Draw the paper's figures 7, 8, 10, 11, 12a, 12b and 13 (PNG, SVG, CSV)."""
+    from rich.console import Console
+
+    from marconi_ext.errors import BadInputError
+    from marconi_ext.output import stderr_console, write_json
+    from marconi_ext.simulator import figures_data as data
+    from marconi_ext.simulator import figures_plot as plot
+    from marconi_ext.simulator.capacity import parse_capacities
+    from marconi_ext.simulator.sweep import default_processes
+    from marconi_ext.simulator.workload import load_workload
+    from marconi_ext.traces.source import open_source
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInputError(f"--out {out}: {error.strerror}") from None
+    workers = processes or default_processes()
+    with stderr_console().status("figures") as status:
+        scope = data.synthetic_scope(seeds, workers, sessions, status.update)
+        if trace:
+            sizes = [c.bytes for c in parse_capacities(capacity)]
+            if None in sizes:
+                raise BadInputError("--capacity: figures want sizes in bytes")
+
+            def loader(path: str):
+                return lambda seed: load_workload(
+                    Path(path).name, seed, open_source(path, seed=seed, limit=limit)
+                )
+
+            names = {Path(path).name: loader(path) for path in trace}
+            in_gb = {name: tuple(size / 1e9 for size in sizes) for name in names}
+            scope = data.Scope(names, in_gb, 1, workers, status.update)
+        cells, lengths = data.base_rows(scope)
+        tables = {
+            "figure_7": cells,
+            "figure_8": data.gains(cells, "SGLang+"),
+            "figure_10": lengths,
+            "figure_11": data.contention_rows(scope),
+            "figure_12a": data.composition_rows(scope),
+            "figure_12b": data.state_dim_rows(scope),
+            "figure_13": data.arrival_rows(scope),
+        }
+    plot.figure_7(cells, out)
+    if tables["figure_8"]:
+        plot.figure_8(tables["figure_8"], out)
+    plot.figure_10(lengths, out)
+    plot.figure_11(tables["figure_11"], out)
+    plot.figure_12(tables["figure_12a"], "ratio", "attention : SSM layers", "figure_12a", out)
+    plot.figure_12(tables["figure_12b"], "state_dim", "state size N of the SSM layers", "figure_12b", out)
+    plot.figure_13(tables["figure_13"], out)
+    for name, rows in tables.items():
+        if rows:
+            plot.write_csv(out / f"{name}.csv", rows)
+    if json:
+        write_json(json, tables)
+    Console().print(f"{len(tables)} figures as PNG, SVG and CSV in {out}")

@@ -1,0 +1,191 @@
+"""Draws the figures: hatches and markers tell policies apart without colour; axes are labelled with units."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+
+from marconi_ext.simulator.figures_data import PAPER
+
+STYLE = {  # policy -> grey level, hatch, marker, line
+    "vLLM+": ("0.95", "", "s", ":"),
+    "SGLang+": ("0.75", "//", "^", "--"),
+    "Marconi": ("0.5", "..", "o", "-."),
+    "ours": ("0.2", "", "D", "-"),
+}
+
+
+def write_csv(path: Path, rows: list[dict]) -> None:
+    """The numbers of one figure."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def figure_7(cells: list[dict], out: Path) -> None:
+    """Token hit rate by traffic and policy: mean, and range over cache sizes and seeds."""
+    traces = _unique(cells, "trace")
+    figure, axes = _canvas("token hit rate (% of prompt tokens)")
+    for i, policy in enumerate(STYLE):
+        values = [
+            [100 * c["token_hit_rate"] for c in cells if (c["trace"], c["policy"]) == (t, policy)]
+            for t in traces
+        ]
+        means = np.array([np.mean(v) for v in values])
+        spread = [means - [min(v) for v in values], [max(v) for v in values] - means]
+        places = np.arange(len(traces)) + 0.2 * (i - 1.5)
+        shade, hatch, _, _ = STYLE[policy]
+        axes.bar(
+            places,
+            means,
+            0.18,
+            yerr=spread,
+            capsize=2,
+            color=shade,
+            hatch=hatch,
+            edgecolor="black",
+            label=policy,
+        )
+    labels = []
+    for trace in traces:
+        rates = {
+            p: np.mean([c["token_hit_rate"] for c in cells if (c["trace"], c["policy"]) == (trace, p)])
+            for p in STYLE
+        }
+        factor = rates["Marconi"] / max(rates["vLLM+"], 1e-9)
+        told = f", paper {PAPER['7'][trace]:g}×" if trace in PAPER["7"] else ""
+        labels.append(f"{trace}\nMarconi / vLLM+ {factor:.1f}×{told}")
+    axes.set_xticks(range(len(traces)), labels)
+    axes.set_xlabel("traffic (bars: mean; whiskers: range over cache sizes and seeds)")
+    _save(figure, axes, out, "figure_7")
+
+
+def figure_8(rows: list[dict], out: Path) -> None:
+    """Distribution of the gain over SGLang+ across traffic, cache sizes and seeds."""
+    figure, axes = _canvas("share of cells (%)")
+    for policy in ("Marconi", "ours"):
+        for trace, marker in zip(_unique(rows, "trace"), "osD^v<>p", strict=False):
+            gains = np.sort([r["gain_percent"] for r in rows if (r["trace"], r["policy"]) == (trace, policy)])
+            share = 100 * (np.arange(len(gains)) + 1) / len(gains)
+            dark = policy == "ours"
+            axes.plot(gains, share, "-" if dark else "--", marker=marker, color="0.1" if dark else "0.5",
+                      markersize=4, label=f"{policy}, {trace}")  # fmt: skip
+    for trace, value in PAPER["8"].items():
+        if trace in _unique(rows, "trace"):
+            axes.axvline(value, color="0.6", linewidth=0.8, linestyle=":")
+            axes.text(value, 3, f"paper P95, {trace}", rotation=90, fontsize=6, ha="right")
+    axes.set_xlabel("gain in token hit rate over SGLang+ (%)")
+    axes.set_xscale("symlog", linthresh=10)
+    _save(figure, axes, out, "figure_8")
+
+
+def figure_10(rows: list[dict], out: Path) -> None:
+    """Who gains and who pays: difference to SGLang+ by prompt length, on the last traffic."""
+    trace = _unique(rows, "trace")[-1]
+    figure, axes = _canvas("difference in token hit rate to SGLang+ (points)")
+    bins = sorted({(r["from_tokens"], r["to_tokens"]) for r in rows if r["trace"] == trace})
+    for i, policy in enumerate(("Marconi", "ours")):
+        heights = [100 * (_mean(rows, trace, policy, b) - _mean(rows, trace, "SGLang+", b)) for b in bins]
+        shade, hatch, _, _ = STYLE[policy]
+        places = np.arange(len(bins)) + 0.4 * (i - 0.5)
+        axes.bar(places, heights, 0.38, color=shade, hatch=hatch, edgecolor="black", label=policy)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_xticks(range(len(bins)), [f"{low // 1000}k–{high // 1000}k" if high < 10**9 else f"≥ {low // 1000}k"
+                                       for low, high in bins])  # fmt: skip
+    axes.set_xlabel(f"prompt length (tokens), {trace}; mean over cache sizes and seeds")
+    _save(figure, axes, out, "figure_10")
+
+
+def figure_11(rows: list[dict], out: Path) -> None:
+    """Token hit rate against cache size, with Marconi's gain over SGLang+ written in."""
+    figure, axes = _canvas("token hit rate (% of prompt tokens)")
+    _lines(axes, rows, "capacity_gb")
+    sizes = sorted(_unique(rows, "capacity_gb"))
+    for size in sizes:
+        rate = {r["policy"]: r["token_hit_rate"] for r in rows if r["capacity_gb"] == size}
+        if rate["SGLang+"] > 0:
+            gain = 100 * (rate["Marconi"] / rate["SGLang+"] - 1)
+            axes.annotate(f"{gain:+.0f}%", (size, 100 * rate["Marconi"]), fontsize=6, xytext=(0, 5),
+                          textcoords="offset points", ha="center")  # fmt: skip
+    told = ", ".join(f"{gb} GB {gain:+.1f}%" for gb, gain in PAPER["11"].items())
+    axes.set_xlabel(
+        f"cache size (GB); numbers: Marconi over SGLang+\npaper, larger traffic: {told}", fontsize=8
+    )
+    _save(figure, axes, out, "figure_11")
+
+
+def figure_12(rows: list[dict], label: str, title: str, name: str, out: Path) -> None:
+    """Token hit rate by a property of the model."""
+    figure, axes = _canvas("token hit rate (% of prompt tokens)")
+    values = _unique(rows, label)
+    for i, policy in enumerate(STYLE):
+        heights = [
+            100 * next(r["token_hit_rate"] for r in rows if (r[label], r["policy"]) == (v, policy))
+            for v in values
+        ]
+        shade, hatch, _, _ = STYLE[policy]
+        places = np.arange(len(values)) + 0.2 * (i - 1.5)
+        axes.bar(places, heights, 0.18, color=shade, hatch=hatch, edgecolor="black", label=policy)
+    axes.set_xticks(range(len(values)), [str(v) for v in values])
+    axes.set_xlabel(title)
+    _save(figure, axes, out, name)
+
+
+def figure_13(rows: list[dict], out: Path) -> None:
+    """Token hit rate against the rate of session starts, one panel a response time."""
+    from matplotlib import pyplot
+
+    responses = sorted(_unique(rows, "response_s"))
+    figure, panels = pyplot.subplots(1, len(responses), figsize=(7.5, 3.4), sharey=True)
+    for axes, response in zip(panels, responses, strict=True):
+        _lines(axes, [r for r in rows if r["response_s"] == response], "sessions_per_s")
+        axes.set_xlabel("sessions per second")
+        axes.set_title(f"mean response time {response:g} s", fontsize=9)
+    panels[0].set_ylabel("token hit rate (% of prompt tokens)")
+    _save(figure, panels[-1], out, "figure_13")
+
+
+def _lines(axes, rows: list[dict], label: str) -> None:
+    for policy, (_, _, marker, line) in STYLE.items():
+        mine = sorted((r[label], 100 * r["token_hit_rate"]) for r in rows if r["policy"] == policy)
+        shade = "0.0" if policy == "ours" else "0.45"
+        axes.plot(*zip(*mine, strict=True), line, marker=marker, color=shade, markersize=5, label=policy)
+    axes.grid(alpha=0.3)
+
+
+def _mean(rows: list[dict], trace: str, policy: str, bounds: tuple[int, int]) -> float:
+    wanted = (trace, policy, *bounds)
+    found = [
+        r["token_hit_rate"]
+        for r in rows
+        if (r["trace"], r["policy"], r["from_tokens"], r["to_tokens"]) == wanted
+    ]
+    return float(np.mean(found))
+
+
+def _unique(rows: list[dict], key: str) -> list:
+    return list(dict.fromkeys(row[key] for row in rows))
+
+
+def _canvas(ylabel: str):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6.4, 3.8))
+    axes.set_ylabel(ylabel)
+    return figure, axes
+
+
+def _save(figure, axes, out: Path, name: str) -> None:
+    from matplotlib import pyplot
+
+    axes.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(out / f"{name}.png", dpi=150)
+    figure.savefig(out / f"{name}.svg")
+    pyplot.close(figure)

@@ -1,0 +1,55 @@
+"""Figures: rows from a tiny sweep, drawn and written."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from marconi_ext.profiles import paper_7b
+from marconi_ext.simulator import figures_data as data
+from marconi_ext.simulator import figures_plot as plot
+
+
+@pytest.fixture(scope="module")
+def scope() -> data.Scope:
+    base = data.synthetic_scope(1, 1, 5, lambda title: None)
+    return data.Scope(base.traces, {name: (1.0,) for name in base.traces}, 1, 1)
+
+
+def test_figures_7_8_and_10_are_drawn_from_one_sweep(scope, tmp_path) -> None:
+    cells, lengths = data.base_rows(scope)
+    assert {c["policy"] for c in cells} == set(plot.STYLE) and all("hits" not in c for c in cells)
+    gains = data.gains(cells, "SGLang+")
+    plot.figure_7(cells, tmp_path)
+    plot.figure_8(gains, tmp_path)
+    plot.figure_10(lengths, tmp_path)
+    plot.write_csv(tmp_path / "figure_7.csv", cells)
+    for name in ("figure_7", "figure_8", "figure_10"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 5_000 and (tmp_path / f"{name}.svg").exists()
+    with (tmp_path / "figure_7.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == len(cells)
+
+
+def test_other_figures_are_drawn(tmp_path) -> None:
+    def rows(label, values):
+        return [{label: v, "policy": p, "token_hit_rate": 0.1 * i, "response_s": 5.0 + (i % 2)}
+                for v in values for i, p in enumerate(plot.STYLE, start=1)]  # fmt: skip
+
+    plot.figure_11(rows("capacity_gb", (1.0, 2.0)), tmp_path)
+    plot.figure_12(rows("ratio", ("1:2", "1:4")), "ratio", "attention : SSM layers", "figure_12a", tmp_path)
+    both = [{**r, "response_s": s} for s in (5.0, 10.0) for r in rows("sessions_per_s", (0.5, 1.0))]
+    plot.figure_13(both, tmp_path)
+    assert len(list(tmp_path.glob("*.svg"))) == 3
+
+
+def test_hit_rate_by_length() -> None:
+    """Prompts of 500, 800 and 5,000 tokens with hits 100, 300, 2,500."""
+    rows = data.by_length({"policy": "x"}, np.array([500, 800, 5000]), np.array([100, 300, 2500]))
+    assert [(r["from_tokens"], r["token_hit_rate"]) for r in rows] == [(0, 400 / 1300), (4000, 0.5)]
+
+
+def test_profiles_of_other_shapes() -> None:
+    assert data.paper_profile(4, 24) == data.ModelProfile(
+        "paper", paper_7b().linear_flops, paper_7b().quadratic_flops, paper_7b().state_bytes, 65_536
+    )
+    assert data.paper_profile(4, 24, 16).state_bytes < paper_7b().state_bytes / 4
