@@ -6,7 +6,7 @@ from kernel_cases import assert_two_times_rule, make_batch, nan_pool, plain_stat
 
 from marconi_kernels.conv_checkpoint import save_conv_checkpoints, save_conv_checkpoints_torch
 from marconi_kernels.plan import CheckpointPlan
-from marconi_kernels.ssm_checkpoint import save_ssm_checkpoints
+from marconi_kernels.ssm_checkpoint import save_ssm_checkpoints, save_ssm_checkpoints_triton
 
 pytestmark = pytest.mark.gpu
 
@@ -110,5 +110,5 @@ def test_rows_out_of_range_touch_nothing():
     bad = [(0, 301, 0), (9, 20, 0), (-1, 5, 0), (0, -3, 0), (0, 5, 10**9), (10**6, 5, 0), (0, 5, -7)]
     plan = CheckpointPlan.from_lists(*map(list, zip(*bad, strict=True)), device="cpu")
     pool = nan_pool(4, (16, 64, 128)).cuda()
-    save_ssm_checkpoints(*arguments(batch, plan, pool), initial_states=batch.init.cuda())
+    save_ssm_checkpoints_triton(*arguments(batch, plan, pool), initial_states=batch.init.cuda())
     assert pool.isnan().all()
