@@ -32,6 +32,11 @@ class Currency:
         """Bytes that evicting each row frees."""
         return self.state_bytes + self.kv_bytes_per_token * book.leaf_tokens[rows]
 
+    def whole_cost_bytes(self, book: CheckpointBook, rows: np.ndarray) -> np.ndarray:
+        """Bytes that each row holds in place: with a leaf's state go all its KV up to the next live state."""
+        alone = np.where(book.leaf_tokens[rows] > 0, book.depth[rows] - book.above[rows], 0)
+        return self.state_bytes + self.kv_bytes_per_token * alone
+
 
 class Eviction(Protocol):
     """A policy. One that `refuses` may turn a newcomer away that scores lower than every state held."""

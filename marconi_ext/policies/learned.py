@@ -157,7 +157,7 @@ class LearnedIndex:
             self._demand[row] = self._indices(np.array(below), tick).max() if below else 0.0
         total = self._indices(rows, tick) + self._demand[rows]
         worth = self.currency.worth(book.depth[rows], book.above[rows])
-        return total * worth / self.currency.cost_bytes(book, rows)
+        return total * worth / self.currency.whole_cost_bytes(book, rows)
 
     def _indices(self, rows: np.ndarray, tick: int) -> np.ndarray:
         return self.index.value[self._label[rows], age_bucket(tick - self._use[rows])]

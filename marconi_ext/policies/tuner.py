@@ -1,9 +1,9 @@
 """`marconi`: the paper's FLOP-aware utility with α tuned online, by a replay that needs no tokens.
 
-α starts at 0 (LRU). The first eviction, after R requests, sets a window of 5·R requests. When it is full, each
-request's record path and offers, logged as small integers, are replayed against a pool of as many states as the
-cache held, for a coarse grid of α and then finer around the best: 8 token-free replays of at most 1,000
-requests in place of 21 full ones.
+α starts at 0 (LRU). The first eviction, after R requests, sets a window of 5·R requests (at least 300). When it
+is full, each request's record path and offers, logged as small integers, are replayed against a pool of as many
+states as the cache held, for a coarse grid of α and then finer around the best: 8 token-free replays of at most
+1,000 requests in place of 21 full ones.
 Deviates from the paper: one cheap replay instead of 21 of whole trees; the pool is counted in states.
 """
 
@@ -18,6 +18,7 @@ from marconi_ext.policies.checkpoints import CheckpointBook, Kind
 from marconi_ext.policies.eviction import Currency, FlopAware
 
 COARSE = (0.0, 0.5, 1.0, 1.6)
+MIN_WINDOW_REQUESTS = 300  # a small pool evicts after a handful of requests, which say nothing about α
 REPLAYED_REQUESTS = 1000  # the window's end: half warms up, half is scored
 
 
@@ -64,7 +65,8 @@ class Marconi(FlopAware):
 
     def scores(self, book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray:
         if self.window_requests is None:
-            self.window_requests = min(self.multiplier * len(self._log), self.max_window_requests)
+            window = max(self.multiplier * len(self._log), MIN_WINDOW_REQUESTS)
+            self.window_requests = min(window, self.max_window_requests)
             self._held = book.num_live
         return super().scores(book, rows, tick)
 

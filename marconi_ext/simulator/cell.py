@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -78,7 +78,9 @@ def run_cell(
 
 
 def _corrected(workload, policy, capacity, profile, options) -> tuple[list[int], dict]:
-    currency = profile.currency(options.objective)
+    counted = profile.currency(options.objective)
+    # in a pool of slots a state costs a slot, however much KV hangs on it
+    currency = counted if capacity.bytes is not None else replace(counted, kv_bytes_per_token=0.0)
     if policy.eviction == "clairvoyant":
         admission, _ = PolicyName("", "online", policy.admission, policy.admission_parameter, "lru").build(
             currency
@@ -86,7 +88,7 @@ def _corrected(workload, policy, capacity, profile, options) -> tuple[list[int],
         eviction = Clairvoyant(currency, Future(workload.requests))
     else:
         admission, eviction = policy.build(currency)
-    return _drive(workload, Simulator(capacity, admission, eviction, currency, options.concurrency))
+    return _drive(workload, Simulator(capacity, admission, eviction, counted, options.concurrency))
 
 
 def _drive(workload: Workload, simulator: Simulator) -> tuple[list[int], dict]:

@@ -57,7 +57,7 @@ def figure_7(cells: list[dict], out: Path) -> None:
         }
         factor = rates["Marconi"] / max(rates["vLLM+"], 1e-9)
         told = f", paper {PAPER['7'][trace]:g}×" if trace in PAPER["7"] else ""
-        labels.append(f"{trace}\nMarconi / vLLM+ {factor:.1f}×{told}")
+        labels.append(f"{trace}\nMarconi / vLLM+:\n{factor:.1f}×{told}")
     axes.set_xticks(range(len(traces)), labels)
     axes.set_xlabel("traffic (bars: mean; whiskers: range over cache sizes and seeds)")
     _save(figure, axes, out, "figure_7")
@@ -76,7 +76,7 @@ def figure_8(rows: list[dict], out: Path) -> None:
     for trace, value in PAPER["8"].items():
         if trace in _unique(rows, "trace"):
             axes.axvline(value, color="0.6", linewidth=0.8, linestyle=":")
-            axes.text(value, 3, f"paper P95, {trace}", rotation=90, fontsize=6, ha="right")
+            axes.text(value, 30, f"paper P95, {trace}", rotation=90, fontsize=6, ha="right", va="bottom")
     axes.set_xlabel("gain in token hit rate over SGLang+ (%)")
     axes.set_xscale("symlog", linthresh=10)
     _save(figure, axes, out, "figure_8")
