@@ -50,7 +50,10 @@ setup(
     },
     entry_points={
         "console_scripts": ["marconi = marconi_ext.cli:main"],
-        "sglang.srt.plugins": ["marconi = sglang_hooks.plugin:register"],
+        "sglang.srt.plugins": [
+            "marconi = sglang_hooks.plugin:register",
+            "marconi_cpu = sglang_hooks.cpu_platform:apply",  # a no-op unless SGLANG_PLATFORM names it
+        ],
         "sglang.srt.platforms": ["marconi_cpu = sglang_hooks.cpu_platform:activate"],
     },
 )

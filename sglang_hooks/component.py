@@ -7,6 +7,7 @@ Source of the replaced behaviour: SGLang 0.5.23, mem_cache/unified_cache/compone
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams, InsertParams, InsertResult, MatchResult
@@ -16,6 +17,7 @@ from marconi_ext.config import CheckpointKind, MarconiConfig
 
 from .ledger import CheckpointLedger, PendingCheckpoint
 from .planner import plan_extend
+from .victims import HitRates, StateClass, classify
 
 if TYPE_CHECKING:
     import torch
@@ -23,12 +25,29 @@ if TYPE_CHECKING:
     from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode
 
 
+VICTIM_WINDOW = 64  # bounds the time that choosing one takes; the coldest states are all in it
+
+
+@dataclass
+class StateFacts:
+    """What eviction knows of a state in the tree; rides on its node."""
+
+    kind: CheckpointKind
+    last_use_tick: int
+
+
 class MarconiMambaComponent(MambaComponent):
-    """Exact branch points, checkpoint slots with one owner at a time, superseded states evicted first."""
+    """Exact branch points, checkpoint slots with one owner at a time, the least valuable state evicted first."""
 
     config: MarconiConfig  # set by the cache factory, before any request
     ledger: CheckpointLedger
     publishing: PendingCheckpoint | None = None  # the checkpoint that checkpoint_into_tree inserts just now
+    tick = 0  # extends planned so far
+    _exposed_at_tick = 0
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.rates = HitRates()
 
     # ---- matching ----
 
@@ -47,6 +66,7 @@ class MarconiMambaComponent(MambaComponent):
 
     def plan_request(self, req: Req) -> None:
         """Take a slot for each checkpoint that this extend should save; none left is no error."""
+        self.note_request(req)
         for kind, position in plan_extend(
             self.config,
             prefix_tokens=req.prefix_len,
@@ -157,19 +177,69 @@ class MarconiMambaComponent(MambaComponent):
         result: InsertResult,
         cache_actions: list[Any],
     ) -> None:
-        """As stock; then the states that this one supersedes go to the cold end of the LRU list.
-
-        Superseded: further up, with no fork between: a prompt that goes on from here reuses the deeper state.
-        A hit makes such a state most recently used again. With session references the list is partitioned and
-        stays as stock orders it.
-        """
+        """As stock; notes what kind of state this is, and that it is in use now."""
         super().commit_insert_component_data(node, is_new_leaf, params, result, cache_actions)
-        if self.tree_core.enable_session_radix_cache:
+        kind = CheckpointKind.LAST_TOKEN if self.publishing is None else self.publishing.kind
+        node.marconi_state = StateFacts(kind, self.tick)
+
+    def note_request(self, req: Req) -> None:
+        """A tick; and, at a request's first extend, which class of state it starts from."""
+        self.tick += 1
+        if req.extend_batch_idx != 1 or req.prefix_len == 0 or self.cache.is_root(req.last_node):
             return
+        node = self.tree_core.node_by_id(req.last_node)
+        facts = getattr(node, "marconi_state", None)
+        if facts is not None:
+            self.rates.hit(classify(facts.kind, len(node.children)), self.tick)
+            facts.last_use_tick = self.tick
+
+    def _evict_device_start(self, request_cnt: int) -> None:
+        self._offered_victims: set[int] = set()
+        super()._evict_device_start(request_cnt)
+
+    def _evict_device_next_node(self, tracker: dict[Any, int], *args: Any, **kwargs: Any) -> Any:
+        """As stock's step, on the least valuable state instead of the least recently used one.
+
+        With session references the list is partitioned and stays in stock's order.
+        """
+        if tracker[self.component_type] < self._evict_device_request_cnt and not (
+            self.tree_core.enable_session_radix_cache
+        ):
+            self._evict_device_cursor = self._least_valuable()
+        return super()._evict_device_next_node(tracker, *args, **kwargs)
+
+    def _least_valuable(self) -> UnifiedTreeNode | None:
+        """The state to evict, out of the `VICTIM_WINDOW` least recently used unlocked ones; None: no more."""
         states = self.tree_core.lru_lists[self.component_type]
-        ancestor = node.parent
-        while ancestor is not self.tree_core.root_node and len(ancestor.children) == 1:
-            if states.in_list(ancestor):
-                states.remove_node(ancestor)
-                states.insert_after(states.tail.lru_prev[states._pt], ancestor)
-            ancestor = ancestor.parent
+        candidates, counts = [], [0] * len(StateClass)
+        node = states.get_lru_no_lock()
+        while node is not None and len(candidates) < VICTIM_WINDOW:
+            if node.id not in self._offered_victims:
+                facts = getattr(node, "marconi_state", None) or StateFacts(
+                    CheckpointKind.LAST_TOKEN, self.tick
+                )
+                state_class = classify(facts.kind, len(node.children))
+                counts[state_class] += 1
+                candidates.append((node, facts, state_class))
+            node = states.get_prev_no_lock(node)
+        if not candidates:
+            return None
+        if self.tick > self._exposed_at_tick:
+            self.rates.exposed(counts, self.tick)
+            self._exposed_at_tick = self.tick
+        victim = min(
+            candidates,
+            key=lambda c: self.rates.value(c[2], self._tokens_saved(c[0]), self.tick - c[1].last_use_tick),
+        )[0]
+        self._offered_victims.add(victim.id)
+        return victim
+
+    def _tokens_saved(self, node: UnifiedTreeNode) -> int:
+        """Tokens between this state and the nearest one above it."""
+        tokens = 0
+        while node is not self.tree_core.root_node:
+            tokens += len(node.key)
+            node = node.parent
+            if node.component_data[self.component_type].value is not None:
+                break
+        return tokens

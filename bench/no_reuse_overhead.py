@@ -1,0 +1,148 @@
+"""What the extension costs where nothing can be reused: TTFT and throughput on prompts that share no token.
+
+Both servers are up at once and are asked in turn, pair by pair, the first of a pair alternating; ratios are
+taken within pairs, so a drifting machine cancels out. One idle server sleeps while the other works.
+
+    python bench/no_reuse_overhead.py [--pairs 60] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from marconi_ext.arms import choose_arms, require_status
+from marconi_ext.client import GenerateClient
+from marconi_ext.engine_options import CPU_OPTIONS, environment, to_flags
+from marconi_ext.output import check_writable, write_json
+from marconi_ext.provenance import provenance
+from marconi_ext.server import Server, ServerSpec
+from marconi_ext.toy_model import ToyModel, write_model
+from marconi_ext.traces.script import draw_tokens
+
+LIMIT = 1.03
+
+
+def start(model: Path, flags: tuple[str, ...], logs: Path, name: str) -> Server:
+    """A server with ample pools, so that nothing is evicted in either arm."""
+    options = {
+        **CPU_OPTIONS,
+        "model_path": model,
+        "max_total_tokens": 500_000,
+        "max_mamba_cache_size": 4_000,
+        "sleep_on_idle": True,
+        "skip_tokenizer_init": True,
+    }
+    server = Server(ServerSpec((*to_flags(options), *flags), environment(cpu=True)), logs / name)
+    server.start()
+    return server
+
+
+async def ttft_pairs(
+    clients: list[GenerateClient], prompts: list[np.ndarray], answer_tokens: int
+) -> np.ndarray:
+    """float64[pairs, 2] - seconds to the first token: stock, extension."""
+    seconds = np.empty((len(prompts), 2))
+    for number, prompt in enumerate(track(prompts, "TTFT", console=Console(stderr=True))):
+        for arm in (0, 1) if number % 2 else (1, 0):
+            answer = await clients[arm].generate(prompt, answer_tokens)
+            assert answer.status == "ok" and answer.cached_tokens == 0, answer
+            seconds[number, arm] = answer.ttft_s
+    return seconds
+
+
+async def throughput_pairs(
+    clients: list[GenerateClient], rounds: list[list[np.ndarray]], answer_tokens: int
+) -> np.ndarray:
+    """float64[rounds, 2] - prompt and output tokens a second with a round's prompts all open at once."""
+    rates = np.empty((len(rounds), 2))
+    for number, prompts in enumerate(track(rounds, "throughput", console=Console(stderr=True))):
+        tokens = sum(len(prompt) + answer_tokens for prompt in prompts)
+        for arm in (0, 1) if number % 2 else (1, 0):
+            began = time.perf_counter()
+            answers = await asyncio.gather(*(clients[arm].generate(p, answer_tokens) for p in prompts))
+            rates[number, arm] = tokens / (time.perf_counter() - began)
+            assert all(answer.status == "ok" for answer in answers)
+    return rates
+
+
+def ratio(pairs: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
+    """Median of extension / stock within pairs, with a 95 % bootstrap interval."""
+    ratios = pairs[:, 1] / pairs[:, 0]
+    resampled = np.median(rng.choice(ratios, (4_000, len(ratios))), axis=1)
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return {
+        "stock_p50": float(np.median(pairs[:, 0])),
+        "marconi_p50": float(np.median(pairs[:, 1])),
+        "ratio": float(np.median(ratios)),
+        "ratio_low": float(low),
+        "ratio_high": float(high),
+        "n": len(ratios),
+    }
+
+
+def main(
+    pairs: Annotated[int, typer.Option(help="Prompts for TTFT.")] = 60,
+    rounds: Annotated[int, typer.Option(help="Rounds of 8 prompts at once, for throughput.")] = 20,
+    prompt_tokens: Annotated[int, typer.Option(help="Length of a prompt.")] = 1_500,
+    answer_tokens: Annotated[int, typer.Option(help="Length of an answer.")] = 16,
+    hidden: Annotated[int, typer.Option(help="Width of the model.")] = 256,
+    pattern: Annotated[str, typer.Option(help="Layers: M Mamba2, * attention, - MLP.")] = "M-M*M-M-",
+    seed: Annotated[int, typer.Option()] = 0,
+    json: Annotated[Path | None, typer.Option(help="Write the figures here.")] = None,
+) -> None:
+    """Compare stock SGLang with the extension on the CPU platform; exit 1 where a ratio is beyond 3 %."""
+    check_writable(json)
+    rng = np.random.default_rng(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        model = ToyModel(hidden=hidden, pattern=pattern)
+        write_model(Path(folder) / "model", model)
+        draw = [draw_tokens(rng, prompt_tokens, model.vocab) for _ in range(pairs + 8 * rounds + 4)]
+        servers = []
+        try:
+            for arm in choose_arms("stock,marconi", model.chunk_size):
+                servers.append(start(Path(folder) / "model", arm.flags, Path(folder), arm.name))
+                require_status(arm, servers[-1].log_text())
+
+            async def run() -> tuple[np.ndarray, np.ndarray]:
+                async with GenerateClient(servers[0].url) as stock, GenerateClient(servers[1].url) as marconi:
+                    clients = [stock, marconi]
+                    await ttft_pairs(clients, draw[:4], answer_tokens)  # warm up
+                    ttft = await ttft_pairs(clients, draw[4 : 4 + pairs], answer_tokens)
+                    rest = draw[4 + pairs :]
+                    batches = [rest[i : i + 8] for i in range(0, len(rest), 8)]
+                    return ttft, await throughput_pairs(clients, batches, answer_tokens)
+
+            ttft, rates = asyncio.run(run())
+        finally:
+            for server in servers:
+                server.stop()
+    rows = {"TTFT (s)": ratio(ttft, rng), "throughput (tokens/s)": ratio(rates, rng)}
+    table = Table("", "stock P50", "marconi P50", "marconi / stock", "95 % interval", "pairs")
+    for name, row in rows.items():
+        table.add_row(
+            name,
+            f"{row['stock_p50']:.4g}",
+            f"{row['marconi_p50']:.4g}",
+            f"{row['ratio']:.3f}",
+            f"{row['ratio_low']:.3f} – {row['ratio_high']:.3f}",
+            str(row["n"]),
+        )
+    Console().print(table)
+    if json is not None:
+        write_json(json, {"rows": rows, **provenance(seed)})
+    within = rows["TTFT (s)"]["ratio"] <= LIMIT and rows["throughput (tokens/s)"]["ratio"] >= 1 / LIMIT
+    raise typer.Exit(0 if within else 1)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,98 @@
+"""A real SGLang server for tests: started once a module, asked over HTTP, checked for leaks when it goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from marconi_ext.engine_options import CPU_OPTIONS, environment, to_flags
+from marconi_ext.server import Server, ServerSpec
+
+LEAK_CHECKS = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1"}
+PAGE_CHECKS = {"SGLANG_CHECK_KV_PAGE_INVARIANTS": "1"}  # a sort of the KV pool a step: for small pools only
+OPTIONS = {
+    **CPU_OPTIONS,
+    "max_total_tokens": 100_000,
+    "max_mamba_cache_size": 4_000,
+    "max_running_requests": 16,
+    "skip_tokenizer_init": True,
+    "skip_server_warmup": True,  # its requests would count
+    "log_level": "warning",
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """output_ids and their logprobs; cached_tokens as the server reports them."""
+
+    output_ids: list[int]
+    logprobs: list[float]
+    cached_tokens: int
+
+
+class LiveServer:
+    """A running server and what tests ask of it."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.http = httpx.Client(base_url=server.url, timeout=300, trust_env=False)
+
+    def generate(self, input_ids: Sequence[int], answer_tokens: int, **sampling: object) -> Answer:
+        """Greedy, with logprobs; `sampling` replaces sampling parameters."""
+        body = {
+            "input_ids": [int(token) for token in input_ids],
+            "sampling_params": {
+                "temperature": 0,
+                "max_new_tokens": answer_tokens,
+                "ignore_eos": True,
+                **sampling,
+            },
+            "return_logprob": True,
+            "logprob_start_len": -1,
+        }
+        response = self.http.post("/generate", json=body)
+        assert response.status_code == 200, response.text
+        result = response.json()
+        logprobs = [entry[0] for entry in result["meta_info"]["output_token_logprobs"]]
+        return Answer(result["output_ids"], logprobs, result["meta_info"]["cached_tokens"])
+
+    def generate_all(self, requests: Sequence[tuple[Sequence[int], int]], concurrency: int) -> list[Answer]:
+        """Answers in the order of the requests, `concurrency` of which are open at a time."""
+        with ThreadPoolExecutor(concurrency) as pool:
+            return list(pool.map(lambda request: self.generate(*request), requests))
+
+    def marconi(self, rank: int = 0) -> dict | None:
+        """The extension's section of /server_info; None where it isn't live."""
+        return self.server.info()["internal_states"][rank].get("marconi")
+
+    def assert_nothing_leaked(self) -> dict:
+        """Wait until idle, then free + cached = pool. Returns the census."""
+        deadline = time.monotonic() + 10
+        while True:
+            slots = self.marconi()["slots"]
+            if slots["unaccounted"] == slots["held"] == 0:
+                return slots
+            assert time.monotonic() < deadline, slots
+            time.sleep(0.2)
+
+
+@contextmanager
+def running(
+    model: Path, *, marconi: bool = True, env: dict[str, str] | None = None, **options: object
+) -> Iterator[LiveServer]:
+    """Start a server on the CPU platform; its log must hold no error when it ends."""
+    flags = to_flags({"model_path": str(model), **OPTIONS, "enable_marconi": marconi, **options})
+    with Server(ServerSpec(tuple(flags), {**environment(cpu=True), **LEAK_CHECKS, **(env or {})})) as server:
+        server.start(timeout_s=240)
+        live = LiveServer(server)
+        yield live
+        server.require_alive()
+        log = server.log_text()
+        for sign in ("Scheduler hit an exception", "memory leak", "checkpoints dropped"):
+            assert sign not in log, server.log_tail(60)

@@ -1,0 +1,110 @@
+"""Interpreter mode: the Triton kernels inside the running engine save what the definition says.
+
+A plugin of this test's own records each checkpointing call in the scheduler process.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from live_server import running
+
+from marconi_ext.toy_model import ToyModel, write_model
+from marconi_kernels.ssm_checkpoint import ssm_states_reference
+
+pytestmark = pytest.mark.engine
+
+PLUGIN = Path(__file__).parent / "recorder_plugin"
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
+    """Records by request: `first`; `branch`, which leaves it after 30 tokens; `alone`, those 30 tokens from
+    an empty cache; `resumed`, which goes on from there."""
+    folder = tmp_path_factory.mktemp("recorder")
+    metadata = folder / "checkpoint_recorder-0.0.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: checkpoint-recorder\nVersion: 0.0.0\n")
+    (metadata / "entry_points.txt").write_text(
+        "[sglang.srt.plugins]\nrecorder = checkpoint_recorder:register\n"
+    )
+    write_model(folder / "model", ToyModel(chunk_size=16))
+    env = {
+        "MARCONI_CPU_MODE": "interpreter",
+        "CHECKPOINT_RECORDER_FOLDER": str(folder),
+        "PYTHONPATH": os.pathsep.join([str(folder), str(PLUGIN), os.environ.get("PYTHONPATH", "")]),
+    }
+    first = [1_000 + 7 * i for i in range(45)]
+    branch = first[:30] + [2_000 + 5 * i for i in range(9)]
+    by_request, seen = {}, set()
+    with running(folder / "model", env=env) as live:
+        for name, prompt in {
+            "first": first,
+            "branch": branch,
+            "alone": first[:30],
+            "resumed": [*first[:30], 3_000, 3_001, *range(1_500, 1_518)],
+        }.items():
+            if name == "alone":
+                live.server.flush_cache()
+            answer = live.generate(prompt, 1)
+            assert answer.cached_tokens == (30 if name == "resumed" else 0)
+            files = sorted(set(folder.glob("*.pt")) - seen)
+            seen |= set(files)
+            by_request[name] = [torch.load(file) for file in files]
+    return by_request
+
+
+def of_kind(records: list[dict], kind: str) -> list[dict]:
+    return [record for record in records if record["kind"] == kind]
+
+
+def test_ssm_states_equal_the_float64_recurrence(records: dict[str, list[dict]]) -> None:
+    ends = {
+        name: [[end for _, end, _ in r["rows"]] for r in of_kind(rs, "ssm")] for name, rs in records.items()
+    }
+    assert ends == {"first": [[45]] * 2, "branch": [[30, 39]] * 2, "alone": [[30]] * 2, "resumed": [[20]] * 2}
+    for record in (r for rs in records.values() for r in of_kind(rs, "ssm")):
+        assert record["triton"]
+        expected = ssm_states_reference(
+            record["x"],
+            record["B"],
+            F.softplus(record["dt"].double() + record["dt_bias"].double()),
+            record["A"],
+            record["cu_seqlens"].tolist(),
+            [seq for seq, _, _ in record["rows"]],
+            [end for _, end, _ in record["rows"]],
+            record["initial_states"],
+        )
+        error = (record["saved"] - expected).norm() / expected.norm()
+        assert error < 1e-5
+
+
+def test_conv_windows_are_copies_of_the_inputs(records: dict[str, list[dict]]) -> None:
+    for record in (r for rs in records.values() for r in of_kind(rs, "conv")):
+        assert record["triton"]
+        starts = record["cu_seqlens"].tolist()
+        width = record["saved"].shape[-1]
+        for (seq, end, _), saved in zip(record["rows"], record["saved"], strict=True):
+            before = (
+                record["old"][seq]
+                if record["has_initial_state"][seq]
+                else torch.zeros_like(record["old"][seq])
+            )
+            stream = torch.cat([before, record["x"][:, starts[seq] : end]], dim=1)
+            assert torch.equal(saved, stream[:, -width:])
+
+
+def test_one_pass_equals_two_passes(records: dict[str, list[dict]]) -> None:
+    """The branch state saved in the middle of one prefill is the state that a prefill of the prefix alone saves.
+
+    To rounding: a matrix product of 39 rows differs from one of 30 in its last bits before our kernels see it.
+    """
+    for kind in ("ssm", "conv"):
+        one_pass, two_passes = of_kind(records["branch"], kind), of_kind(records["alone"], kind)
+        assert len(one_pass) == len(two_passes) == 2  # Mamba2 layers
+        for middle, end in zip(one_pass, two_passes, strict=True):
+            torch.testing.assert_close(middle["saved"][0], end["saved"][0], rtol=1e-5, atol=1e-5)
