@@ -51,7 +51,10 @@ def test_help_shows_the_flags() -> None:
             ("--mamba-radix-cache-strategy", "no_buffer", "--disable-overlap-schedule"),
             "needs --mamba-radix-cache-strategy extra_buffer",
         ),
-        (("--enable-unified-memory",), "does not support --enable-unified-memory yet"),
+        (
+            ("--mamba-radix-cache-strategy", "extra_buffer_lazy"),
+            "use --mamba-radix-cache-strategy extra_buffer",
+        ),
     ],
 )
 def test_refused_at_start(model: Path, flags: tuple[str, ...], message: str) -> None:
