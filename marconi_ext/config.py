@@ -61,7 +61,7 @@ class MarconiConfig(BaseModel):
     eff_weight: Annotated[Literal["auto"] | float, BeforeValidator(_parse_eff_weight)] = Field(
         "auto",
         description="Weight (alpha) of compute saved per byte against recency in eviction: 'auto' tunes it "
-        "from recent requests, a number fixes it. Kept for eviction by utility; today superseded states go first.",
+        "from recent requests, a number fixes it. Kept for eviction by utility; unused by the live engine so far.",
     )
     bootstrap_window_size: int | None = Field(
         None,
