@@ -8,14 +8,13 @@ never fed back, so it has no KV. With concurrency c up to c requests hold their 
 from __future__ import annotations
 
 import heapq
-from collections import Counter, deque
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
 
-from marconi_ext.policies.admission import PromptFacts
-from marconi_ext.policies.checkpoints import CheckpointBook, Fate
 from marconi_ext.policies.eviction import Currency
+from marconi_ext.policies.keeper import Keeper
 from marconi_ext.radix_tree import Lookup, Node, RadixTree
 from marconi_ext.simulator.capacity import Capacity
 from marconi_ext.traces import Request
@@ -36,14 +35,6 @@ class _Running:
     state_row: int
 
 
-_CAUSES = {
-    Fate.EVICTED: "evicted",
-    Fate.REFUSED: "evicted",  # refused by the eviction policy: it would have been the next to go
-    Fate.DISPLACED: "displaced",
-    Fate.NEVER: "never_saved",
-}
-
-
 class Simulator:
     """`serve` requests in order, then `finish`. Counters are read from `tree`, `book` and `counts`."""
 
@@ -51,38 +42,56 @@ class Simulator:
         self, capacity: Capacity, admission, eviction, currency: Currency, concurrency: int = 1
     ) -> None:
         self.capacity = capacity
+        self.keeper = Keeper(admission, eviction, currency)
         self.admission = admission
         self.eviction = eviction
         self.currency = currency
         self.concurrency = concurrency
         self.tree = RadixTree()
-        self.book = CheckpointBook()
-        self.tick = 0
-        self.counts: Counter[str] = Counter()
+        self.book = self.keeper.book
+        self.counts = self.keeper.counts
         self._nodes: list[Node | None] = []  # by row
         self._running: deque[_Running] = deque()
         self._leaf_heap: list[tuple[int, int, Node]] = []
         self._bounded_kv = capacity.bytes is not None or capacity.tokens is not None
-        self._max_fanout = getattr(eviction, "max_fanout", None)
+
+    @property
+    def tick(self) -> int:
+        """Requests served so far."""
+        return self.keeper.tick
 
     def serve(self, request: Request) -> Served:
         """Match, account, insert, save; returns what the request got."""
-        self.tick += 1
+        self.keeper.tick += 1
         while len(self._running) >= self.concurrency:
             self._end(self._running.popleft())
         prompt = request.input_ids
         look = self.tree.lookup(prompt[: len(prompt) - 1])
         path = [node.data for node in look.path if node.data is not None]
         served = look.state_node.data if look.state_node is not None else -1
-        lost = self._causes(look, path, len(prompt))
-        self._use(look, path, served)
-        facts = self._facts(request, look, path)
+        hit, held = look.state_tokens, look.kv_tokens
+        first_seen = look.diverges and look.partial is not None
+        lost = self.keeper.causes(path, hit_tokens=hit, kv_tokens=held, first_seen=first_seen)
+        for node in look.path:
+            node.last_tick = self.tick
+        if look.partial is not None:
+            look.partial.last_tick = self.tick
+        self.keeper.use(path, served)
+        facts = self.keeper.facts(
+            path,
+            prompt_tokens=len(prompt),
+            sequence_tokens=len(prompt) + max(len(request.output_ids) - 1, 0),
+            hit_tokens=hit,
+            kv_tokens=held,
+            diverges=look.diverges,
+            boundaries=request.boundaries,
+        )
         running = self._insert(request, look, served)
         if running is not None:
             for offer in self.admission.plan(facts):
                 self._offer(running.pinned, offer)
             self._running.append(running)
-        return Served(facts.hit_tokens, look.kv_tokens, lost)
+        return Served(hit, held, lost)
 
     def finish(self) -> None:
         """End what runs, and audit the books."""
@@ -107,34 +116,6 @@ class Simulator:
         assert not self._excess(0, 0), "over capacity"
 
     # --- one request -------------------------------------------------------------------------------------
-
-    def _use(self, look: Lookup, path: list[int], served: int) -> None:
-        for node in look.path:
-            node.last_tick = self.tick
-        if look.partial is not None:
-            look.partial.last_tick = self.tick
-        if path:
-            self.book.last_path[path] = self.tick
-        self.eviction.request(self.book, path, served, self.tick)
-        if served >= 0:
-            self.book.last_use[served] = self.tick
-            self.book.uses[served] += 1
-
-    def _facts(self, request: Request, look: Lookup, path: list[int]) -> PromptFacts:
-        hit = look.state_tokens
-        ghosts = [row for row in path if not self.book.live[row] and self.book.depth[row] > hit]
-        fate = self.book.fate
-        forks = [row for row in ghosts if self.book.fanout[row] > 1 and fate[row] != Fate.NEVER]
-        return PromptFacts(
-            prompt_tokens=len(request.input_ids),
-            sequence_tokens=len(request.input_ids) + max(len(request.output_ids) - 1, 0),
-            hit_tokens=hit,
-            kv_tokens=look.kv_tokens,
-            diverges=look.diverges,
-            boundaries=request.boundaries,
-            proven_forks=tuple(int(self.book.depth[row]) for row in forks),
-            records=tuple(zip(self.book.depth[path].tolist(), self.book.kind[path].tolist(), strict=True)),
-        )
 
     def _insert(self, request: Request, look: Lookup, served: int) -> _Running | None:
         sequence = np.concatenate([request.input_ids, request.output_ids[:-1]])
@@ -170,28 +151,6 @@ class Simulator:
         if running.state_row >= 0:
             self.book.pins[running.state_row] -= 1
 
-    def _causes(self, look: Lookup, path: list[int], prompt_tokens: int) -> dict[str, int]:
-        """Split the tokens between the state that served and the KV held by why no state was there."""
-        hit, kv, lost = look.state_tokens, look.kv_tokens, {}
-        if kv == hit:
-            return lost
-        deepest = path[-1] if path else -1
-        reached = hit
-        if deepest >= 0 and self.book.depth[deepest] > hit:
-            reached = int(self.book.depth[deepest])
-            lost[_CAUSES[Fate(self.book.fate[deepest])]] = reached - hit
-        rest = kv - reached
-        grid = self.admission.grid_tokens
-        if rest and grid > 1:
-            rounded = min(rest, kv % grid)
-            lost["rounded_to_grid"] = rounded
-            rest -= rounded
-        if rest:
-            first_seen = look.diverges and look.partial is not None
-            cause = "first_divergence" if first_seen else "never_saved"
-            lost[cause] = lost.get(cause, 0) + rest
-        return lost
-
     # --- states ------------------------------------------------------------------------------------------
 
     def _offer(self, leaf: Node, offer) -> None:
@@ -202,25 +161,13 @@ class Simulator:
             self._record(node, offer.kind)
         row = node.data
         if self.book.live[row]:
-            self.book.last_use[row] = self.book.last_path[row] = self.tick
-            return
-        if offer.probe:
-            return
-        if self.book.fate[row] == Fate.NEVER:
-            self.book.kind[row] = offer.kind  # it may have been a probe of another kind
-        if offer.displaced:
-            self.book.set_gone(row, Fate.DISPLACED)
-            return
-        self.counts["offers"] += 1
-        self.eviction.offered(self.book, row, self.tick)
-        if self._make_room(1, 0, newcomer=row):
-            self.tree.set_state(node, row + 1)
-            self.book.set_live(row, self.tick)
-            self.counts["saves"] += 1
-        else:
-            self.book.set_gone(row, Fate.REFUSED)
-            self.eviction.gone(self.book, row, self.tick)
-            self.counts["refusals"] += 1
+            self.keeper.touch(row)
+        elif self.keeper.offer(row, offer):
+            if self._make_room(1, 0, newcomer=row):
+                self.tree.set_state(node, row + 1)
+                self.keeper.saved(row)
+            else:
+                self.keeper.refused(row)
 
     def _record(self, node: Node, kind) -> None:
         above = node.parent
@@ -234,7 +181,7 @@ class Simulator:
                 below.append(child.data)
             else:
                 stack.extend(child.children.values())
-        row = self.book.add(parent, node.depth_tokens, kind, self.tick, below)
+        row = self.keeper.record(parent, node.depth_tokens, kind, below)
         node.data = row
         while len(self._nodes) <= row:
             self._nodes.append(None)
@@ -276,27 +223,19 @@ class Simulator:
                 return False
             node = self._nodes[victim]
             self.tree.drop_state(node)
-            self.book.set_gone(victim, Fate.EVICTED)
-            self.eviction.gone(self.book, victim, self.tick)
-            self.counts["state_evictions"] += 1
+            self.keeper.evicted(victim)
             if self._bounded_kv and node.is_leaf:
                 heapq.heappush(self._leaf_heap, (-1, node.serial, node))  # its KV is dead weight: first to go
         return True
 
     def _victim(self, newcomer: int, whole_leaves: bool) -> int | None:
-        rows = self.book.live_rows()
-        rows = rows[self.book.pins[rows] == 0]
-        if whole_leaves:
-            rows = rows[self.book.leaf_tokens[rows] > 0]
-        elif self.capacity.bytes is not None and self._max_fanout is not None:
-            rows = rows[self.book.fanout[rows] <= self._max_fanout]
-        if self._bounded_kv and len(rows):  # a pinned leaf's state frees nothing of its KV, but may go
-            rows = np.array([r for r in rows if not (whole_leaves and self._nodes[r].pins)], dtype=np.int64)
-        if newcomer >= 0 and self.eviction.refuses:
-            rows = np.append(rows, newcomer)
-        if len(rows) == 0:
-            return None
-        return int(rows[int(self.eviction.scores(self.book, rows, self.tick).argmin())])
+        bounded_bytes = self.capacity.bytes is not None
+        rows = self.keeper.candidates(
+            leaves=whole_leaves, max_fanout=self.keeper.max_fanout if bounded_bytes else None
+        )
+        if whole_leaves:  # a pinned leaf's state frees nothing of its KV
+            rows = rows[[not self._nodes[row].pins for row in rows.tolist()]] if len(rows) else rows
+        return self.keeper.victim(rows, newcomer)
 
     def _evict_dead_leaf(self) -> bool:
         """Remove the oldest leaf without a state (no request can reuse its KV); False: there is none."""
@@ -320,8 +259,7 @@ class Simulator:
             return False
         parent = found.parent
         if found.data is not None:
-            self.eviction.forgotten(self.book, found.data)
-            self.book.forget(found.data)
+            self.keeper.forget(found.data)
             self._nodes[found.data] = None
         self.counts["kv_tokens_evicted"] += self.tree.remove_leaf(found)
         self._tend(parent)

@@ -1,0 +1,164 @@
+"""The keeper: admission, eviction and their book, kept in step with a radix tree.
+
+The simulator's tree and the live engine's are different code, the policy is one: whoever owns a tree tells the
+keeper what happened to it (a request's path, an offer, an eviction, a leaf that went), and asks it what to save
+and what to evict. It knows rows of the book, no nodes and no tokens.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from marconi_ext.policies.admission import Offer, PromptFacts
+from marconi_ext.policies.checkpoints import CheckpointBook, Fate, Kind
+from marconi_ext.policies.eviction import Currency, Eviction
+
+_CAUSES = {
+    Fate.EVICTED: "evicted",
+    Fate.REFUSED: "evicted",  # refused by the eviction policy: it would have been the next to go
+    Fate.DISPLACED: "displaced",
+    Fate.NEVER: "never_saved",
+}
+
+
+class Keeper:
+    """`tick` counts requests; `counts` has offers, saves, refusals and state_evictions."""
+
+    def __init__(self, admission, eviction: Eviction, currency: Currency) -> None:
+        self.admission = admission
+        self.eviction = eviction
+        self.currency = currency
+        self.book = CheckpointBook()
+        self.counts: Counter[str] = Counter()
+        self.tick = 0
+        self.max_fanout: int | None = getattr(eviction, "max_fanout", None)
+
+    # --- requests ----------------------------------------------------------------------------------------
+
+    def use(self, path: list[int], served: int) -> None:
+        """A request goes through these rows, shallow first; `served` (-1: none) is the state it starts from."""
+        if path:
+            self.book.last_path[path] = self.tick
+        self.eviction.request(self.book, path, served, self.tick)
+        if served >= 0:
+            self.book.last_use[served] = self.tick
+            self.book.uses[served] += 1
+
+    def facts(
+        self,
+        path: list[int],
+        *,
+        prompt_tokens: int,
+        sequence_tokens: int,
+        hit_tokens: int,
+        kv_tokens: int,
+        diverges: bool,
+        boundaries: tuple[int, ...] = (),
+    ) -> PromptFacts:
+        """What admission plans from. `path` as in `use`."""
+        book = self.book
+        ghosts = [row for row in path if not book.live[row] and book.depth[row] > hit_tokens]
+        forks = [row for row in ghosts if book.fanout[row] > 1 and book.fate[row] != Fate.NEVER]
+        return PromptFacts(
+            prompt_tokens=prompt_tokens,
+            sequence_tokens=sequence_tokens,
+            hit_tokens=hit_tokens,
+            kv_tokens=kv_tokens,
+            diverges=diverges,
+            boundaries=boundaries,
+            proven_forks=tuple(int(book.depth[row]) for row in forks),
+            records=tuple(zip(book.depth[path].tolist(), book.kind[path].tolist(), strict=True)),
+        )
+
+    def causes(self, path: list[int], *, hit_tokens: int, kv_tokens: int, first_seen: bool) -> dict[str, int]:
+        """Split the tokens between the state that served and the KV held by why no state was there.
+
+        first_seen: no earlier request had parted at `kv_tokens`
+        """
+        lost: dict[str, int] = {}
+        if kv_tokens == hit_tokens:
+            return lost
+        book, reached = self.book, hit_tokens
+        deepest = path[-1] if path else -1
+        if deepest >= 0 and book.depth[deepest] > hit_tokens:
+            reached = int(book.depth[deepest])
+            lost[_CAUSES[Fate(book.fate[deepest])]] = reached - hit_tokens
+        rest = kv_tokens - reached
+        grid = self.admission.grid_tokens
+        if rest and grid > 1:
+            rounded = min(rest, kv_tokens % grid)
+            lost["rounded_to_grid"] = rounded
+            rest -= rounded
+        if rest:
+            cause = "first_divergence" if first_seen else "never_saved"
+            lost[cause] = lost.get(cause, 0) + rest
+        return lost
+
+    # --- records -----------------------------------------------------------------------------------------
+
+    def record(self, parent: int, depth_tokens: int, kind: Kind, below: Sequence[int] = ()) -> int:
+        """A row for a position without one; see `CheckpointBook.add`."""
+        return self.book.add(parent, depth_tokens, kind, self.tick, below)
+
+    def touch(self, row: int) -> None:
+        """The state at `row` is held already, and was wanted again."""
+        self.book.last_use[row] = self.book.last_path[row] = self.tick
+
+    def offer(self, row: int, offer: Offer) -> bool:
+        """`offer` is for `row`, which holds no state. False: there is nothing to save (a probe, or displaced)."""
+        if offer.probe:
+            return False
+        if self.book.fate[row] == Fate.NEVER:
+            self.book.kind[row] = offer.kind  # it may have been a probe of another kind
+        if offer.displaced:
+            self.book.set_gone(row, Fate.DISPLACED)
+            return False
+        self.counts["offers"] += 1
+        self.eviction.offered(self.book, row, self.tick)
+        return True
+
+    def saved(self, row: int) -> None:
+        """The state offered at `row` is held."""
+        self.book.set_live(row, self.tick)
+        self.counts["saves"] += 1
+
+    def refused(self, row: int) -> None:
+        """The state offered at `row` isn't."""
+        self.book.set_gone(row, Fate.REFUSED)
+        self.eviction.gone(self.book, row, self.tick)
+        self.counts["refusals"] += 1
+
+    def evicted(self, row: int) -> None:
+        """The state at `row` was evicted; its KV is still held."""
+        self.book.set_gone(row, Fate.EVICTED)
+        self.eviction.gone(self.book, row, self.tick)
+        self.counts["state_evictions"] += 1
+
+    def forget(self, row: int) -> None:
+        """The KV of `row` is gone."""
+        self.eviction.forgotten(self.book, row)
+        self.book.forget(row)
+
+    # --- victims -----------------------------------------------------------------------------------------
+
+    def candidates(self, *, leaves: bool = False, max_fanout: int | None = None) -> np.ndarray:
+        """Unpinned rows with a state, ascending; `leaves`: of leaves only; `max_fanout`: with no more children."""
+        book = self.book
+        rows = book.live_rows()
+        rows = rows[book.pins[rows] == 0]
+        if leaves:
+            rows = rows[book.leaf_tokens[rows] > 0]
+        elif max_fanout is not None:
+            rows = rows[book.fanout[rows] <= max_fanout]
+        return rows
+
+    def victim(self, rows: np.ndarray, newcomer: int = -1) -> int | None:
+        """The row to evict out of `rows`, or `newcomer` where the policy would rather refuse it; None: no row."""
+        if newcomer >= 0 and self.eviction.refuses:
+            rows = np.append(rows, newcomer)
+        if len(rows) == 0:
+            return None
+        return int(rows[int(self.eviction.scores(self.book, rows, self.tick).argmin())])
