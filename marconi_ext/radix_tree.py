@@ -40,11 +40,11 @@ class Node:
 
     __slots__ = (
         "children",
-        "data",
         "depth_tokens",
         "last_tick",
         "parent",
         "pins",
+        "record",
         "serial",
         "state",
         "tokens",
@@ -61,7 +61,7 @@ class Node:
         self.state: Any = None
         self.pins = 0  # requests whose path goes through this node
         self.last_tick = tick
-        self.data: Any = None  # the owner's own record
+        self.record: Any = None  # the owner's own
 
     def __repr__(self) -> str:
         return (

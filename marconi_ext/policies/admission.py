@@ -27,12 +27,14 @@ class Offer:
 
     displaced: wanted, but the engine has no room for it in this extend
     probe: save nothing; only remember the position, to learn whether a state there would have been of use
+    spare: only where room is free: not worth evicting anything
     """
 
     depth_tokens: int
     kind: Kind
     displaced: bool = False
     probe: bool = False
+    spare: bool = False
 
 
 class EveryBlock:
@@ -101,7 +103,8 @@ class Exact:
 
 
 class Selective:
-    """As `Exact`, but a branch must gain max(8, min(64, match/8)) tokens, and proven forks are saved again.
+    """As `Exact`, but a branch must gain max(8, min(64, match/8)) tokens or find room free, and proven forks are
+    saved again.
 
     Requests match a few words past the real fork by chance; each would save a useless, deeper branch.
     """
@@ -116,8 +119,9 @@ class Selective:
                 offers[fork] = Offer(fork, Kind.BRANCH)
         # a branch just past a fork that this request passed anyway adds little: measure from that fork
         floor = max(facts.hit_tokens, *offers) if offers else facts.hit_tokens
-        if facts.diverges and facts.kv_tokens - floor >= gain:
-            offers[facts.kv_tokens] = Offer(facts.kv_tokens, Kind.BRANCH)
+        if facts.diverges and facts.kv_tokens > floor:
+            spare = facts.kv_tokens - floor < gain
+            offers[facts.kv_tokens] = Offer(facts.kv_tokens, Kind.BRANCH, spare=spare)
         if facts.prompt_tokens < facts.sequence_tokens:
             offers[facts.prompt_tokens] = Offer(facts.prompt_tokens, Kind.PROMPT_END)
         offers[facts.sequence_tokens] = Offer(facts.sequence_tokens, Kind.LAST_TOKEN)

@@ -81,12 +81,28 @@ class CheckpointBook:
         self.uses[row] = self.fanout[row] = self.leaf_tokens[row] = self.pins[row] = 0
         self.children[row] = list(below)
         for child in below:
+            self._leave(child)
             self.parent[child] = row
-            if parent >= 0:
-                self.children[parent].remove(child)
         if parent >= 0:
             self.children[parent].append(row)
         return row
+
+    def place(self, row: int, parent: int, below: list[int]) -> None:
+        """Hang a row, known before its place in the tree was, under `parent`, and `below` under it."""
+        if parent != self.parent[row]:
+            self._leave(row)
+            self.parent[row] = parent
+            if parent >= 0:
+                self.children[parent].append(row)
+        for child in below:
+            if self.parent[child] != row:
+                self._leave(child)
+                self.parent[child] = row
+                self.children[row].append(child)
+        owner = parent if parent < 0 or self.live[parent] else int(self.owner[parent])
+        self.owner[row] = owner
+        self.above[row] = self.depth[owner] if owner >= 0 else 0
+        self._rehang(row, row if self.live[row] else owner)
 
     def set_live(self, row: int, tick: int) -> None:
         """The row's state is held from now on."""
@@ -144,6 +160,11 @@ class CheckpointBook:
             if parent >= 0:
                 assert row in self.children[parent], f"row {row} is not among its parent's children"
                 assert self.depth[parent] < self.depth[row], f"row {row} is above its parent"
+
+    def _leave(self, row: int) -> None:
+        parent = int(self.parent[row])
+        if parent >= 0:
+            self.children[parent].remove(row)
 
     def _rehang(self, row: int, owner: int) -> None:
         """Give all rows below `row`, down to the next live ones, a new owner."""

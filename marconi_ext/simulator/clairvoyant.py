@@ -29,9 +29,9 @@ class Future:
             ends.append(self._tree.insert(prompt, i).node if len(prompt) else None)
         for i, node in enumerate(ends):
             while node is not None and node is not self._tree.root:
-                if node.data is None:
-                    node.data = []
-                node.data.append(i)
+                if node.record is None:
+                    node.record = []
+                node.record.append(i)
                 node = node.parent
 
     def uses(self, request_index: int, depth_tokens: int) -> np.ndarray:
@@ -42,7 +42,7 @@ class Future:
         if look.kv_tokens < depth_tokens:
             return np.empty(0, np.int64)
         node = look.partial if look.partial is not None else look.path[-1]
-        return np.array(node.data, np.int64)
+        return np.array(node.record, np.int64)
 
 
 class Clairvoyant:

@@ -15,6 +15,7 @@ import numpy as np
 
 from marconi_ext.policies.eviction import Currency
 from marconi_ext.policies.keeper import Keeper
+from marconi_ext.policies.records import TreeRecords, row_of
 from marconi_ext.radix_tree import Lookup, Node, RadixTree
 from marconi_ext.simulator.capacity import Capacity
 from marconi_ext.traces import Request
@@ -50,7 +51,7 @@ class Simulator:
         self.tree = RadixTree()
         self.book = self.keeper.book
         self.counts = self.keeper.counts
-        self._nodes: list[Node | None] = []  # by row
+        self.records = TreeRecords(self.keeper, lambda node: len(node.tokens))
         self._running: deque[_Running] = deque()
         self._leaf_heap: list[tuple[int, int, Node]] = []
         self._bounded_kv = capacity.bytes is not None or capacity.tokens is not None
@@ -67,8 +68,8 @@ class Simulator:
             self._end(self._running.popleft())
         prompt = request.input_ids
         look = self.tree.lookup(prompt[: len(prompt) - 1])
-        path = [node.data for node in look.path if node.data is not None]
-        served = look.state_node.data if look.state_node is not None else -1
+        path = [node.record for node in look.path if node.record is not None]
+        served = look.state_node.record if look.state_node is not None else -1
         hit, held = look.state_tokens, look.kv_tokens
         first_seen = look.diverges and look.partial is not None
         lost = self.keeper.causes(path, hit_tokens=hit, kv_tokens=held, first_seen=first_seen)
@@ -105,13 +106,16 @@ class Simulator:
         self.book.check()
         live = 0
         for node in self.tree.nodes():
-            assert (node.state is not None) == (node.data is not None and bool(self.book.live[node.data]))
+            assert (node.state is not None) == (node.record is not None and bool(self.book.live[node.record]))
             live += node.state is not None
-            if node.data is not None:
-                assert self._nodes[node.data] is node and self.book.depth[node.data] == node.depth_tokens
+            if node.record is not None:
+                assert (
+                    self.records.node(node.record) is node
+                    and self.book.depth[node.record] == node.depth_tokens
+                )
                 leaf_tokens = len(node.tokens) if node.is_leaf else 0
-                assert self.book.leaf_tokens[node.data] == leaf_tokens, f"leaf tokens of {node}"
-                assert self.book.fanout[node.data] == len(node.children), f"fan-out of {node}"
+                assert self.book.leaf_tokens[node.record] == leaf_tokens, f"leaf tokens of {node}"
+                assert self.book.fanout[node.record] == len(node.children), f"fan-out of {node}"
         assert live == self.book.num_live
         assert not self._excess(0, 0), "over capacity"
 
@@ -156,10 +160,12 @@ class Simulator:
     def _offer(self, leaf: Node, offer) -> None:
         if offer.depth_tokens > leaf.depth_tokens or offer.depth_tokens <= 0:
             return
+        if offer.spare and self._excess(1, 0):
+            return
         node = self.tree.boundary(leaf, offer.depth_tokens, self.tick)
-        if node.data is None:
-            self._record(node, offer.kind)
-        row = node.data
+        row = row_of(node)
+        if row < 0:
+            row = self.records.record(node, node.depth_tokens, offer.kind)
         if self.book.live[row]:
             self.keeper.touch(row)
         elif self.keeper.offer(row, offer):
@@ -169,34 +175,11 @@ class Simulator:
             else:
                 self.keeper.refused(row)
 
-    def _record(self, node: Node, kind) -> None:
-        above = node.parent
-        while above is not self.tree.root and above.data is None:
-            above = above.parent
-        parent = -1 if above is self.tree.root else above.data
-        below, stack = [], list(node.children.values())
-        while stack:
-            child = stack.pop()
-            if child.data is not None:
-                below.append(child.data)
-            else:
-                stack.extend(child.children.values())
-        row = self.keeper.record(parent, node.depth_tokens, kind, below)
-        node.data = row
-        while len(self._nodes) <= row:
-            self._nodes.append(None)
-        self._nodes[row] = node
-        self._tend(node)
-        for child in node.children.values():
-            self._tend(child)
-
     def _tend(self, node: Node) -> None:
         """Bring a node's facts in the book, and its place among the leaves, up to date."""
         if node is self.tree.root:
             return
-        if node.data is not None:
-            self.book.fanout[node.data] = len(node.children)
-            self.book.leaf_tokens[node.data] = len(node.tokens) if node.is_leaf else 0
+        self.records.tend(node)
         if self._bounded_kv and node.is_leaf:
             heapq.heappush(self._leaf_heap, (node.last_tick, node.serial, node))
 
@@ -221,7 +204,7 @@ class Simulator:
             victim = self._victim(newcomer, whole_leaves)
             if victim is None or victim == newcomer:
                 return False
-            node = self._nodes[victim]
+            node = self.records.node(victim)
             self.tree.drop_state(node)
             self.keeper.evicted(victim)
             if self._bounded_kv and node.is_leaf:
@@ -234,7 +217,7 @@ class Simulator:
             leaves=whole_leaves, max_fanout=self.keeper.max_fanout if bounded_bytes else None
         )
         if whole_leaves:  # a pinned leaf's state frees nothing of its KV
-            rows = rows[[not self._nodes[row].pins for row in rows.tolist()]] if len(rows) else rows
+            rows = rows[[not self.records.node(row).pins for row in rows.tolist()]] if len(rows) else rows
         return self.keeper.victim(rows, newcomer)
 
     def _evict_dead_leaf(self) -> bool:
@@ -258,9 +241,7 @@ class Simulator:
         if found is None:
             return False
         parent = found.parent
-        if found.data is not None:
-            self.keeper.forget(found.data)
-            self._nodes[found.data] = None
+        self.records.forget(found)
         self.counts["kv_tokens_evicted"] += self.tree.remove_leaf(found)
         self._tend(parent)
         return True

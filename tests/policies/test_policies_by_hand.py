@@ -60,10 +60,14 @@ def test_grid_branch_displaces_the_tail_of_its_extend() -> None:
 
 
 def test_selective_wants_a_gain_and_saves_proven_forks_again() -> None:
-    """A match of 700 asks for a gain of min(64, 87) = 64 tokens."""
-    assert positions(Selective().plan(facts(hit_tokens=637))) == [1000, 1100]
-    assert positions(Selective().plan(facts(hit_tokens=636))) == [700, 1000, 1100]
-    assert positions(Selective().plan(facts(proven_forks=(650,)))) == [650, 1000, 1100]
+    """A match of 700 asks for a gain of min(64, 87) = 64 tokens; a smaller one takes room only if it is free."""
+
+    def planned(**changes: object) -> list[tuple[int, bool]]:
+        return [(offer.depth_tokens, offer.spare) for offer in Selective().plan(facts(**changes))]
+
+    assert planned(hit_tokens=637) == [(700, True), (1000, False), (1100, False)]
+    assert planned(hit_tokens=636) == [(700, False), (1000, False), (1100, False)]
+    assert planned(proven_forks=(650,)) == [(650, False), (700, True), (1000, False), (1100, False)]
 
 
 def test_boundaries_are_probed_until_they_have_proved_their_worth() -> None:

@@ -1,0 +1,108 @@
+"""Links the book's rows to the nodes of a radix tree.
+
+Any tree will do whose nodes have `parent` and `children` (a dict), and where an attribute `record` can be set:
+the simulator's and SGLang's. A node has at most one row; a row may have no node yet (a state whose KV is not in
+the tree so far).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from marconi_ext.policies.checkpoints import Kind
+from marconi_ext.policies.keeper import Keeper
+
+
+def row_of(node: Any) -> int:
+    """The node's row, or -1."""
+    row = getattr(node, "record", None)
+    return -1 if row is None else row
+
+
+class TreeRecords:
+    """The links of one tree.
+
+    edge_tokens: node -> tokens of the edge that ends at it
+    """
+
+    def __init__(self, keeper: Keeper, edge_tokens: Callable[[Any], int]) -> None:
+        self.keeper = keeper
+        self.edge_tokens = edge_tokens
+        self._nodes: dict[int, Any] = {}
+
+    def node(self, row: int) -> Any | None:
+        """The row's node, or None."""
+        return self._nodes.get(row)
+
+    def path(self, node: Any) -> list[Any]:
+        """Nodes from below the root to `node`, shallow first; the root itself has no path."""
+        found = []
+        while node.parent is not None:
+            found.append(node)
+            node = node.parent
+        return found[::-1]
+
+    def above(self, node: Any) -> int:
+        """The nearest row strictly above, or -1."""
+        node = node.parent
+        while node is not None and node.parent is not None:
+            if row_of(node) >= 0:
+                return row_of(node)
+            node = node.parent
+        return -1
+
+    def top_rows(self, node: Any) -> list[int]:
+        """The rows at or below `node` that have none between it and them."""
+        found, stack = [], [node]
+        while stack:
+            node = stack.pop()
+            if row_of(node) >= 0:
+                found.append(row_of(node))
+            else:
+                stack.extend(node.children.values())
+        return found
+
+    def record(self, node: Any, depth_tokens: int, kind: Kind) -> int:
+        """A new row for a node without one."""
+        below = [row for child in node.children.values() for row in self.top_rows(child)]
+        row = self.keeper.record(self.above(node), depth_tokens, kind, below)
+        self._link(row, node)
+        return row
+
+    def attach(self, row: int, node: Any) -> None:
+        """Link a row to the node that has been made for it since. Raises ValueError if the node has another."""
+        if row_of(node) not in (-1, row):
+            raise ValueError(f"node: has row {row_of(node)} already, can't take {row}")
+        below = [found for child in node.children.values() for found in self.top_rows(child)]
+        self.keeper.book.place(row, self.above(node), below)
+        self._link(row, node)
+
+    def tend(self, node: Any, *, children: int | None = None) -> None:
+        """Bring the book's facts of a node up to date. children: to be counted, where the tree lags behind."""
+        row = row_of(node)
+        if row < 0 or node.parent is None:
+            return
+        book = self.keeper.book
+        book.fanout[row] = len(node.children) if children is None else children
+        book.leaf_tokens[row] = 0 if book.fanout[row] else self.edge_tokens(node)
+
+    def forget(self, node: Any) -> None:
+        """The node leaves the tree."""
+        row = row_of(node)
+        if row >= 0:
+            self.keeper.forget(row)
+            del self._nodes[row]
+            node.record = None
+
+    def clear(self) -> None:
+        """The whole tree is gone."""
+        for node in list(self._nodes.values()):
+            self.forget(node)
+
+    def _link(self, row: int, node: Any) -> None:
+        node.record = row
+        self._nodes[row] = node
+        self.tend(node)
+        for child in node.children.values():
+            self.tend(child)
