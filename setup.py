@@ -35,10 +35,12 @@ setup(
         "sglang_hooks": ["py.typed"],
     },
     install_requires=[
+        "aiohttp>=3.9",
         "httpx>=0.27",
         "matplotlib>=3.8",
         "mistral-common>=1.9",  # ships the Tekken tokenizer
         "numpy>=1.26",
+        "orjson>=3.9",
         "pydantic>=2.7",
         "rich>=13.7",
         "safetensors>=0.4",

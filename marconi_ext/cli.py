@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "kernels": ("marconi_ext.commands.kernels", "app"),
     "model": ("marconi_ext.commands.model", "model"),
     "figures": ("marconi_ext.commands.figures", "figures"),
+    "replay": ("marconi_ext.commands.replay", "replay"),
     "simulate": ("marconi_ext.commands.simulate", "simulate"),
     "trace": ("marconi_ext.commands.trace", "app"),
 }

@@ -1,23 +1,34 @@
-"""Asks a live SGLang server: token ids in, a stream of token ids out, every failure a result and no exception."""
+"""Asks a live server: token ids in, a stream of tokens out, every failure a result and no exception.
 
-import json
+`StreamingClient` speaks HTTP and server-sent events; `GenerateClient` is SGLang's own endpoint with token
+ids. The endpoints that take text are in openai_client.py.
+"""
+
 import time
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
-import httpx
+import aiohttp
 import numpy as np
+import orjson
 
 from marconi_ext.traces.request import token_array
 
 OK = "ok"
+CONNECT_S = 10.0
+# Less than uvicorn's 5 s, so that no request goes out on a connection that the server is just closing.
+KEEP_ALIVE_S = 4.0
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
     """What came of one request. Times are time.perf_counter() seconds.
 
-    status: 'ok', 'http', 'timeout', 'connection' or 'malformed'; error: what happened, '' when ok
-    first_token_s: None if no token came; cached_tokens: prompt tokens that the server did not compute
+    status: a results.Status; error: what happened, '' when ok; http_status: None if no answer began
+    sent_s: its first attempt; first_token_s: None if no token came; chunk_s: arrivals of chunks with tokens
+    prompt_tokens: as the server counts; cached_tokens: of those not computed, None if it doesn't say
+    output_ids: int32[n]; where the server sends text, that text's ids; completion_tokens: the server's count
+    retries, retry_s: failed attempts before, and the time from sent_s until the last attempt was sent
     """
 
     status: str
@@ -26,8 +37,14 @@ class Answer:
     first_token_s: float | None
     end_s: float
     prompt_tokens: int = 0
-    cached_tokens: int = 0
+    cached_tokens: int | None = 0
     output_ids: np.ndarray = field(default_factory=lambda: token_array([]))
+    completion_tokens: int = 0
+    http_status: int | None = None
+    chunk_s: tuple[float, ...] = ()
+    retries: int = 0
+    retry_s: float = 0.0
+    retry_after_s: float | None = None  # what a refusing server asked for
 
     @property
     def ttft_s(self) -> float | None:
@@ -35,112 +52,186 @@ class Answer:
 
 
 class MalformedStreamError(ValueError):
-    """The server's stream isn't what /generate promises."""
+    """The server's stream isn't what its protocol promises."""
 
 
-class GenerateClient:
-    """A client of SGLang's /generate; use as `async with`."""
+class AbortedError(MalformedStreamError):
+    """The server ended the answer of its own."""
 
-    def __init__(self, url: str, *, timeout_s: float = 120.0, connections: int = 64) -> None:
-        self._http = httpx.AsyncClient(
-            base_url=url,
-            timeout=httpx.Timeout(timeout_s, connect=10.0),
-            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
-            trust_env=False,  # a proxy has no business between us and the loopback
-        )
+
+class Stream(Protocol):
+    """Collects the server-sent events of one answer."""
+
+    def feed(self, data: bytes, now_s: float) -> None:
+        """Take one event's data. Raises MalformedStreamError."""
+
+    def check(self) -> None:
+        """Raise MalformedStreamError unless the answer is whole."""
+
+    def answer(self, sent_s: float, end_s: float) -> Answer: ...
+
+
+class StreamingClient:
+    """HTTP, connections and failures of a streaming endpoint; use as `async with`."""
+
+    path = ""
+
+    def __init__(self, url: str, *, timeout_s: float = 120.0, connections: int = 0) -> None:
+        """timeout_s: for the whole answer; connections: most open at once, 0 for no limit."""
+        self._url = url.rstrip("/")
         self._timeout_s = timeout_s
+        self._connections = connections
+        self._session: aiohttp.ClientSession | None = None
 
-    async def __aenter__(self) -> "GenerateClient":
+    async def __aenter__(self):
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=self._connections, keepalive_timeout=KEEP_ALIVE_S),
+            timeout=aiohttp.ClientTimeout(total=self._timeout_s, sock_connect=CONNECT_S),
+            headers={"Content-Type": "application/json"},
+        )
         return self
 
     async def __aexit__(self, *exc) -> None:
-        await self._http.aclose()
+        await self._session.close()
+
+    def body(self, input_ids: np.ndarray, answer_tokens: int) -> bytes:
+        """The request for exactly `answer_tokens` tokens, greedily, after a prompt int32[L]."""
+        raise NotImplementedError
+
+    def stream(self, answer_tokens: int) -> Stream:
+        raise NotImplementedError
 
     async def generate(self, input_ids: np.ndarray, answer_tokens: int) -> Answer:
-        """Ask for exactly `answer_tokens` tokens, greedily, after a prompt int32[L]."""
-        body = {
-            "input_ids": input_ids.tolist(),
-            "sampling_params": {"temperature": 0, "max_new_tokens": answer_tokens, "ignore_eos": True},
-            "stream": True,
-        }
+        return await self.send(self.body(input_ids, answer_tokens), answer_tokens)
+
+    async def send(self, body: bytes, answer_tokens: int) -> Answer:
+        """Send a prepared body; never raises for what the server or the network does."""
+        stream = self.stream(answer_tokens)
+        seen: dict = {}
         sent_s = time.perf_counter()
-        stream = _Stream()
         status, error = OK, ""
         try:
-            async with self._http.stream("POST", "/generate", json=body) as response:
-                if response.status_code == 200:
-                    async for line in response.aiter_lines():
-                        stream.feed(line)
-                        if time.perf_counter() - sent_s > self._timeout_s:
-                            raise httpx.ReadTimeout("the whole answer took too long")
-                    stream.check(answer_tokens)
+            async with self._session.post(self._url + self.path, data=body) as response:
+                seen["http_status"] = response.status
+                if response.status == 200:
+                    await _read(response, stream)
                 else:
-                    text = (await response.aread()).decode(errors="replace")
-                    status, error = "http", f"HTTP {response.status_code}: {text[:200].strip()}"
-        except httpx.TimeoutException as reason:
-            status, error = (
-                "timeout",
-                f"no answer within {self._timeout_s:g} s ({reason or type(reason).__name__})",
-            )
-        except httpx.RemoteProtocolError as reason:
-            status, error = "malformed", f"the stream broke off: {reason}"
-        except (httpx.HTTPError, OSError) as reason:
-            status, error = "connection", f"{type(reason).__name__}: {reason}"
+                    text = (await response.content.read(2_000)).decode(errors="replace")
+                    status, error = "http", f"HTTP {response.status}: {text[:200].strip()}"
+                    seen["retry_after_s"] = _seconds(response.headers.get("Retry-After"))
+        except (TimeoutError, aiohttp.ServerTimeoutError):
+            status, error = "timeout", f"no answer within {self._timeout_s:g} s"
+        except aiohttp.ClientPayloadError as reason:
+            status, error = "malformed", f"the stream broke off: {str(reason)[:200]}"
+        except (aiohttp.ClientError, OSError) as reason:
+            if seen:  # the answer had begun
+                status, error = "malformed", f"the stream broke off: {type(reason).__name__}"
+            else:
+                status, error = "connection", f"{type(reason).__name__}: {str(reason)[:200]}"
+        except AbortedError as reason:
+            status, error = "aborted", str(reason)
         except MalformedStreamError as reason:
             status, error = "malformed", str(reason)
-        return replace(stream.answer(sent_s), status=status, error=error)
+        answer = stream.answer(sent_s, time.perf_counter())
+        return replace(answer, status=status, error=error, **seen)
 
 
-class _Stream:
-    """Collects the server-sent events of one answer."""
+async def _read(response: aiohttp.ClientResponse, stream: Stream) -> None:
+    """Feed a stream with its events, each with the time at which its block arrived."""
+    rest = b""
+    async for block in response.content.iter_any():
+        now_s = time.perf_counter()
+        *lines, rest = (rest + block).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data:"):  # blank lines and comments aren't events
+                stream.feed(line[5:].strip(), now_s)
+    if rest.strip():
+        raise MalformedStreamError(f"the stream ended inside an event: {rest[:80]!r}")
+    stream.check()
 
-    def __init__(self) -> None:
+
+def _seconds(header: str | None) -> float | None:
+    """A Retry-After in seconds; dates are ignored."""
+    try:
+        return max(0.0, float(header))
+    except (TypeError, ValueError):
+        return None
+
+
+class GenerateClient(StreamingClient):
+    """SGLang's /generate, which takes and gives token ids."""
+
+    path = "/generate"
+
+    def body(self, input_ids: np.ndarray, answer_tokens: int) -> bytes:
+        wanted = {"temperature": 0, "max_new_tokens": answer_tokens, "ignore_eos": True}
+        return orjson.dumps(
+            {"input_ids": np.ascontiguousarray(input_ids), "sampling_params": wanted, "stream": True},
+            option=orjson.OPT_SERIALIZE_NUMPY,
+        )
+
+    def stream(self, answer_tokens: int) -> Stream:
+        return _GenerateStream(answer_tokens)
+
+
+class _GenerateStream:
+    """The events of /generate."""
+
+    def __init__(self, answer_tokens: int) -> None:
+        self._wanted = answer_tokens
         self._ids: list[int] = []
         self._meta: dict = {}
-        self._first_token_s: float | None = None
+        self._chunk_s: list[float] = []
         self._done = False
 
-    def feed(self, line: str) -> None:
-        """Take one line of the stream. Raises MalformedStreamError."""
-        if not line.startswith("data:"):
-            return  # blank lines and comments
-        data = line[5:].strip()
-        if data == "[DONE]":
+    def feed(self, data: bytes, now_s: float) -> None:
+        if data == b"[DONE]":
             self._done = True
             return
+        event = load_event(data)
         try:
-            event = json.loads(data)
-            if "error" in event:
-                raise MalformedStreamError(f"the server says: {str(event['error'])[:200]}")
             ids, self._meta = event["output_ids"], event["meta_info"]
             total = self._meta["completion_tokens"]
-        except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, MalformedStreamError):
-                raise
-            raise MalformedStreamError(f"unexpected event {data[:120]!r}") from None
-        # Servers send all tokens so far, or with --incremental-streaming-output only the new ones.
-        self._ids = ids if len(ids) == total else self._ids + ids
-        if self._ids and self._first_token_s is None:
-            self._first_token_s = time.perf_counter()
+            # Servers send all tokens so far, or with --incremental-streaming-output only the new ones.
+            ids = ids if len(ids) == total else self._ids + ids
+        except (KeyError, TypeError):
+            raise MalformedStreamError(f"unexpected event {data[:120].decode(errors='replace')!r}") from None
+        if len(ids) > len(self._ids):
+            self._chunk_s.append(now_s)
+        self._ids = ids
 
-    def check(self, answer_tokens: int) -> None:
-        """Raise MalformedStreamError unless the answer is whole."""
-        if not self._done or not self._meta.get("finish_reason"):
+    def check(self) -> None:
+        reason = self._meta.get("finish_reason")
+        if not self._done or not reason:
             raise MalformedStreamError("the stream ended before the answer did")
-        reason = self._meta["finish_reason"]
         if isinstance(reason, dict) and reason.get("type") == "abort":
-            raise MalformedStreamError(f"aborted by the server: {str(reason.get('message'))[:200]}")
-        if len(self._ids) != answer_tokens:
-            raise MalformedStreamError(f"{len(self._ids)} tokens came, {answer_tokens} were asked for")
+            raise AbortedError(f"aborted by the server: {str(reason.get('message'))[:200]}")
+        if len(self._ids) != self._wanted:
+            raise MalformedStreamError(f"{len(self._ids)} tokens came, {self._wanted} were asked for")
 
-    def answer(self, sent_s: float) -> Answer:
+    def answer(self, sent_s: float, end_s: float) -> Answer:
         return Answer(
             status=OK,
             error="",
             sent_s=sent_s,
-            first_token_s=self._first_token_s,
-            end_s=time.perf_counter(),
+            first_token_s=self._chunk_s[0] if self._chunk_s else None,
+            end_s=end_s,
             prompt_tokens=int(self._meta.get("prompt_tokens") or 0),
             cached_tokens=int(self._meta.get("cached_tokens") or 0),
             output_ids=token_array(self._ids),
+            completion_tokens=len(self._ids),
+            chunk_s=tuple(self._chunk_s),
         )
+
+
+def load_event(data: bytes) -> dict:
+    """One event's JSON object. Raises MalformedStreamError, for the server's own error events too."""
+    try:
+        event = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        event = None
+    if not isinstance(event, dict):
+        raise MalformedStreamError(f"unexpected event {data[:120].decode(errors='replace')!r}")
+    if event.get("error"):
+        raise MalformedStreamError(f"the server says: {str(event['error'])[:200]}")
+    return event

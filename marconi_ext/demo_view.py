@@ -1,82 +1,27 @@
 """What people see of a demo: a progress bar while it runs, tables at its end."""
 
-import statistics
-
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from marconi_ext.arms import Arm
-from marconi_ext.client import OK
 from marconi_ext.demo import ArmResult, Watcher, answers_differing
 from marconi_ext.measure import Figures
-from marconi_ext.output import stderr_console
-from marconi_ext.replay import Record
-
-SHOWN_FAILURES = 5
+from marconi_ext.progress import ReplayProgress
 
 
-class ProgressWatcher(Watcher):
-    """A bar with live hit rate and TTFT; use as a context manager."""
-
-    def __init__(self) -> None:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[live]}"),
-            TimeElapsedColumn(),
-        )
-        self._progress = Progress(*columns, console=stderr_console())
-        self._task = None
-        self._failures = 0
-
-    def __enter__(self) -> "ProgressWatcher":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *exc) -> None:
-        self._progress.stop()
+class ProgressWatcher(ReplayProgress, Watcher):
+    """Shows a demo's bars; use as a context manager."""
 
     def starting(self, arm: Arm) -> None:
-        self._progress.console.print(f"[bold]{arm.name}[/]: {arm.meaning}")
-        self._task = self._progress.add_task("  starting the server", total=None, live="")
-
-    def waiting(self, arm: Arm, waited_s: float) -> None:
-        self._progress.update(self._task, live="")
+        self.console.print(f"[bold]{arm.name}[/]: {arm.meaning}")
+        self.wait("starting the server")
 
     def workload(self, arm: Arm, name: str, turns: int) -> None:
-        self._close()
-        self._task = self._progress.add_task(f"  {name}", total=turns, live="")
-        self._prompt = self._cached = 0
-        self._ttft_ms: list[float] = []
-
-    def record(self, record: Record) -> None:
-        answer = record.answer
-        if answer.status == OK:
-            self._prompt += len(record.prompt)
-            self._cached += answer.cached_tokens
-            self._ttft_ms.append(1e3 * answer.ttft_s)
-            live = f"{100 * self._cached / self._prompt:.1f} % reused, "
-            live += f"TTFT P50 {statistics.median(self._ttft_ms):.0f} ms"
-            self._progress.update(self._task, advance=1, live=live)
-            return
-        self._progress.advance(self._task)
-        self._failures += 1
-        if self._failures <= SHOWN_FAILURES:
-            name = f"{record.session_id}, turn {record.turn}"
-            self._progress.console.print(f"  failed: {name}: {answer.error}", markup=False, soft_wrap=True)
+        self.open_bar(name, turns)
 
     def finished(self, result: ArmResult) -> None:
-        self._close()
-
-    def _close(self) -> None:
-        """Stop the current bar's clock."""
-        if self._task is not None:
-            task = self._progress.tasks[self._task]
-            self._progress.update(self._task, total=task.completed or 1, completed=task.completed or 1)
-            self._progress.stop_task(self._task)
+        self.close_bar()
 
 
 def print_tables(results: list[ArmResult]) -> None:

@@ -77,13 +77,15 @@ def yardstick(run: Run, page_size: int) -> list[tuple[Record, Reusable]]:
 
     With requests in flight at once, a server may match later than a request was sent, and find more than
     was there then; what it reports as cached then counts as ideal too, so that no loss is negative.
+    A server that counts other prompt tokens than we sent (it tokenises text itself) gets our figures in its
+    tokens, in proportion: an estimate.
     """
     answered = [record for record in run.records if record.answer.status == OK]
     served = [
         Served(
             record.prompt,
             record.answer.output_ids,
-            record.answer.sent_s,
+            record.answer.sent_s + record.answer.retry_s,
             record.answer.first_token_s,
             record.answer.end_s,
         )
@@ -91,8 +93,9 @@ def yardstick(run: Run, page_size: int) -> list[tuple[Record, Reusable]]:
     ]
     found = []
     for record, reusable in zip(answered, reusable_in_run(served, page_size), strict=True):
-        ideal = max(reusable.ideal_tokens, record.answer.cached_tokens)
-        found.append((record, Reusable(ideal, reusable.state_tokens)))
+        factor = (record.answer.prompt_tokens or len(record.prompt)) / len(record.prompt)
+        ideal = max(int(reusable.ideal_tokens * factor), record.answer.cached_tokens or 0)
+        found.append((record, Reusable(ideal, int(reusable.state_tokens * factor))))
     return found
 
 

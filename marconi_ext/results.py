@@ -12,7 +12,7 @@ A comparison over several traces leaves one such folder a trace, side by side.
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -55,7 +55,7 @@ class RequestRecord(_Model):
     retries, retry_s: failed attempts before the last one, and the part of ttft_s that they took
     prompt_tokens: as sent; server_prompt_tokens: as the server counts them (text is tokenised there)
     cached_tokens: prompt tokens that the server says it reused; None where it doesn't say
-    ideal_tokens: what an unlimited attention-only radix cache would have reused
+    ideal_tokens: what an unlimited attention-only radix cache would have reused, in the server's tokens
     state_tokens: what an unlimited cache of exact states would have reused, at most ideal_tokens
     """
 
@@ -112,6 +112,7 @@ class Percentiles(_Model):
 class Summary(_Model):
     """Figures of one replay. Tokens and times are over answered requests; rates in % of prompt tokens.
 
+    prompt_tokens: as the server counts them, where it says
     by_status: requests by Status, those never sent included; retries: attempts that failed and were repeated
     state_limited_loss = first_divergence + avoidable: ideal tokens computed again
     token_counts_differ: requests whose prompt the server counted otherwise, so that ideal is an estimate
@@ -244,6 +245,11 @@ class RepeatFolder:
     def summary(self) -> Summary:
         return read_model(self.path / SUMMARY_FILE, Summary)
 
+    def clear(self) -> None:
+        """Remove the files of an earlier run."""
+        for file in (REQUESTS_FILE, SUMMARY_FILE, SERVER_FILE):
+            (self.path / file).unlink(missing_ok=True)
+
     def write_requests(self, records: Iterable[RequestRecord]) -> None:
         """All at once, in place of what is there."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -255,12 +261,14 @@ class RepeatFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         replace_text(self.path / SUMMARY_FILE, summary.model_dump_json(indent=2) + "\n")
 
-    def append(self, line: RequestRecord | ServerSnapshot) -> None:
-        """Add one line and flush it, so that a killed run keeps what it had."""
+    def append(self, lines: Sequence[RequestRecord | ServerSnapshot]) -> None:
+        """Add lines to their files and flush them, so that a killed run keeps what it had."""
         self.path.mkdir(parents=True, exist_ok=True)
-        file = REQUESTS_FILE if isinstance(line, RequestRecord) else SERVER_FILE
-        with (self.path / file).open("a", encoding="utf-8") as stream:
-            stream.write(line.model_dump_json() + "\n")
+        for file, kind in ((REQUESTS_FILE, RequestRecord), (SERVER_FILE, ServerSnapshot)):
+            text = "".join(line.model_dump_json() + "\n" for line in lines if isinstance(line, kind))
+            if text:
+                with (self.path / file).open("a", encoding="utf-8") as stream:
+                    stream.write(text)
 
 
 class ResultsFolder:

@@ -4,6 +4,7 @@ import numpy as np
 
 from marconi_ext.client import Answer
 from marconi_ext.measure import answers_that_differ, measure
+from marconi_ext.plan import Item
 from marconi_ext.replay import Record, Run
 from marconi_ext.traces.request import token_array
 
@@ -18,6 +19,10 @@ def record(
     return Record("s", number, token_array(prompt), outcome)
 
 
+def unsent(count: int) -> list[Item]:
+    return [Item("s", number, 0.0, 1) for number in range(count)]
+
+
 def test_loss_and_its_causes() -> None:
     run = Run(
         [
@@ -28,7 +33,6 @@ def test_loss_and_its_causes() -> None:
             record(2, [1, 2, 3, 30, 31], [9], 0, ttft_s=0.3),  # ideal 3, never seen before: first divergence
             record(3, [1, 2, 3, 40], [9], 3, ttft_s=0.4),
         ],
-        unsent=0,
     )
     figures = measure([run])
     assert (figures.prompt_tokens, figures.cached_tokens, figures.ideal_tokens) == (22, 7, 12)
@@ -40,18 +44,21 @@ def test_loss_and_its_causes() -> None:
 
 
 def test_each_run_starts_with_an_empty_cache() -> None:
-    run = Run([record(0, [1, 2, 3], [4], 0)], unsent=0)
+    run = Run([record(0, [1, 2, 3], [4], 0)])
     assert measure([run, run]).ideal_tokens == 0
 
 
 def test_failures_are_counted_and_left_out() -> None:
-    run = Run([record(0, [1, 2, 3], [4], 0), record(1, [1, 2, 3, 4], [], 0, status="http")], unsent=7)
+    run = Run(
+        [record(0, [1, 2, 3], [4], 0), record(1, [1, 2, 3, 4], [], 0, status="http")],
+        left=unsent(7),
+    )
     figures = measure([run])
     assert (figures.requests, figures.failed, figures.unsent, figures.prompt_tokens) == (1, 1, 7, 3)
 
 
 def test_nothing_answered_is_no_division_by_zero() -> None:
-    figures = measure([Run([], unsent=3)])
+    figures = measure([Run([], left=unsent(3))])
     assert (figures.requests, figures.unsent, figures.state_limited_loss, figures.prefill_ratio) == (
         0,
         3,
@@ -61,13 +68,13 @@ def test_nothing_answered_is_no_division_by_zero() -> None:
 
 
 def test_more_cached_than_was_there_when_it_was_sent_is_no_negative_loss() -> None:
-    run = Run([record(0, [1, 2, 3], [4], 2)], unsent=0)
+    run = Run([record(0, [1, 2, 3], [4], 2)])
     assert measure([run]).state_limited_loss == 0
 
 
 def test_answers_are_compared_on_equal_prompts_only() -> None:
-    ours = Run([record(0, [1, 2], [3], 0), record(1, [1, 2, 3], [4], 0)], unsent=0)
-    other = Run([record(0, [1, 2], [9], 0), record(1, [1, 2, 9], [5], 0)], unsent=0)
+    ours = Run([record(0, [1, 2], [3], 0), record(1, [1, 2, 3], [4], 0)])
+    other = Run([record(0, [1, 2], [9], 0), record(1, [1, 2, 9], [5], 0)])
     assert answers_that_differ(ours, ours) == 0
     assert answers_that_differ(ours, other) == 1
     assert isinstance(np.int64(answers_that_differ(ours, other)).item(), int)

@@ -72,9 +72,9 @@ def test_all_files_are_read_back_as_written(tmp_path: Path) -> None:
         ),
         RequestRecord(session_id="a", turn=1, status=Status.UNSENT, error="the turn before failed"),
     ]
-    for record in records:
-        repeat.append(record)
-    repeat.append(ServerSnapshot(at_s=1.0, marconi={"slots": {"free": 3}}, metrics={"x": 1.0}))
+    repeat.append(records[:1])
+    snapshot = ServerSnapshot(at_s=1.0, marconi={"slots": {"free": 3}}, metrics={"x": 1.0})
+    repeat.append([records[1], snapshot])
     assert folder.repeats(ARM) == []  # not played to its summary yet
     repeat.write_summary(summary())
     assert folder.run() == run_info()
@@ -103,7 +103,7 @@ def test_derived_times_and_tokens() -> None:
 
 def test_a_line_cut_off_by_a_kill_is_left_out_and_a_broken_one_is_named(tmp_path: Path) -> None:
     repeat = ResultsFolder(tmp_path).repeat(ARM, 0)
-    repeat.append(RequestRecord(session_id="a", turn=0, status=Status.OK))
+    repeat.append([RequestRecord(session_id="a", turn=0, status=Status.OK)])
     file = repeat.path / "requests.jsonl"
     file.write_text(file.read_text() + '{"session_id": "a", "tu')
     assert len(list(repeat.requests())) == 1

@@ -65,8 +65,11 @@ class Reporter:
 
     def count(self, requests: Iterable[Request]) -> Iterator[Request]:
         for request in requests:
-            self._progress.advance(self._task)
+            self.one(request)
             yield request
+
+    def one(self, request: Request) -> None:
+        self._progress.advance(self._task)
 
 
 @contextmanager

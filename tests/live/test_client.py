@@ -51,10 +51,10 @@ def test_streams_tokens_and_reports_what_was_cached(tmp_path: Path) -> None:
         ("not-json", "malformed", "unexpected event"),
         ("cut", "malformed", "ended before the answer did"),
         ("short", "malformed", "4 tokens came, 5 were asked for"),
-        ("abort", "malformed", "aborted by the server: no"),
+        ("abort", "aborted", "aborted by the server: no"),
         ("hang", "timeout", "no answer within 0.5 s"),
-        ("reset", "malformed", "broke off"),
-        ("die", "malformed", "broke off"),
+        ("reset", "connection", "Server disconnected"),
+        ("die", "connection", "ServerDisconnectedError"),
     ],
 )
 def test_failures_are_results(tmp_path: Path, mode: str, status: str, message: str) -> None:
