@@ -84,9 +84,11 @@ def _scheduler_init(
         raise SeamError("this SGLang differs from the supported one: " + "; ".join(problems))
     install(LIVE_HOOKS)
     original(scheduler, server_args, *args, **kwargs)
+    from .metrics import start_publishing
     from .status import announce
 
     announce(scheduler)
+    start_publishing(scheduler)
 
 
 def _create_cache(original: Callable[..., Any], ctx: Any, **kwargs: Any) -> Any:
@@ -118,6 +120,13 @@ def _run_batch(original: Callable[..., Any], scheduler: Any, batch: Any, *args: 
         return original(scheduler, batch, *args, **kwargs)
     finally:
         state.forward.disarm()
+        _publish_metrics(None, scheduler)
+
+
+def _publish_metrics(_result: Any, _scheduler: Any) -> None:
+    state = _live()
+    if state is not None and state.metrics is not None:
+        state.metrics.publish_if_due(state)
 
 
 def _bind_plan(_result: None, backend: Any, forward_batch: Any) -> None:
@@ -159,6 +168,17 @@ def _internal_state(result: Any, _scheduler: Any, _recv_req: Any) -> None:
         result.internal_state["marconi"] = report(state)
 
 
+def _set_internal_state(original: Callable[..., Any], scheduler: Any, recv_req: Any) -> Any:
+    from .tree_dump import ARGUMENT
+
+    state = _live()
+    if state is None or set(recv_req.server_args) != {ARGUMENT}:
+        return original(scheduler, recv_req)
+    from sglang.srt.managers.io_struct import SetInternalStateReqOutput
+
+    return SetInternalStateReqOutput(updated=state.tree_dumps.ask(recv_req.server_args[ARGUMENT]))
+
+
 def _live() -> Any:
     from .live import live
 
@@ -195,8 +215,15 @@ LIVE_HOOKS = (
         "sglang.srt.managers.scheduler.Scheduler.run_batch",
         "around",
         _run_batch,
-        why="carry the batch's plan to its forward pass, and learn that the pass was launched",
+        why="carry the batch's plan to its forward pass, learn that the pass was launched, publish metrics",
         parameters="self batch pp_proxy_tensors",
+    ),
+    Hook(
+        "sglang.srt.managers.scheduler.Scheduler.on_idle",
+        "after",
+        _publish_metrics,
+        why="publish what the last batches before a pause counted",
+        parameters="self",
     ),
     Hook(
         f"{_BACKEND}.init_forward_metadata",
@@ -241,6 +268,13 @@ LIVE_HOOKS = (
         "after",
         _internal_state,
         why="counters and the slot census in /server_info",
+        parameters="self recv_req",
+    ),
+    Hook(
+        "sglang.srt.managers.scheduler.Scheduler.set_internal_state",
+        "around",
+        _set_internal_state,
+        why="ask for a dump of the tree: the one endpoint that carries an argument to the scheduler",
         parameters="self recv_req",
     ),
 )

@@ -1,7 +1,7 @@
 """What one scheduler process counts for its operator: integers only, read by metrics, /server_info and the log.
 
 Every call is a few additions, because they sit on the scheduler's path. Totals never go down, a cache flush
-included; what is held right now is asked for when somebody reads.
+included; what is held right now is worked out when somebody reads.
 """
 
 from __future__ import annotations
@@ -15,16 +15,19 @@ logger = logging.getLogger(__name__)
 
 LOSS_CAUSES = ("never_saved", "evicted", "displaced", "rounded_to_grid", "first_divergence")
 """Why a token with cached KV was prefilled again; the simulator's names."""
+EVICTION_REASONS = ("pool-full", "kv-evicted", "flush")
+"""Why a state left the tree: its slot was wanted, its leaf's KV went, everything went. Others may be named."""
 
 
 class CacheStats:
     """Totals since the process started.
 
-    states_by_kind: () -> {kind: states in the tree}, called by `snapshot` only, in the scheduler's own thread
+    states_by_kind: () -> {kind: states in the tree}, called by readers and `flushed` only, in the scheduler's own
+        thread; None: states saved less states evicted
     """
 
-    def __init__(self, states_by_kind: Callable[[], Mapping[str, int]] = dict) -> None:
-        self.states_by_kind = states_by_kind
+    def __init__(self, states_by_kind: Callable[[], Mapping[str, int]] | None = None) -> None:
+        self.states_by_kind = states_by_kind or self._saved_less_evicted
         self.requests = 0
         self.prompt_tokens = 0
         self.hit_tokens = 0
@@ -65,6 +68,11 @@ class CacheStats:
     def evicted(self, kind: str, reason: str) -> None:
         """A state left the tree. reason: "pool-full", "kv-evicted", "flush", …"""
         self.evictions[kind, reason] += 1
+
+    def flushed(self) -> None:
+        """Every state left the tree at once; call it before the tree is emptied."""
+        for kind, states in self.states_by_kind().items():
+            self.evictions[kind, "flush"] += states
 
     def planning_failed(self, reason: str) -> None:
         """A checkpoint was planned, and its state could not be written or published."""
@@ -114,6 +122,12 @@ class CacheStats:
             },
             "parameters": dict(self.parameters),
         }
+
+    def _saved_less_evicted(self) -> dict[str, int]:
+        held = Counter(self.saves)
+        for (kind, _), states in self.evictions.items():
+            held[kind] -= states
+        return dict(held)
 
 
 def _plain(counts: Mapping[str, int]) -> dict[str, int]:

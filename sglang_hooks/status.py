@@ -37,4 +37,6 @@ def report(state: Live) -> dict[str, Any]:
         "config": state.config.model_dump(mode="json"),
         "counters": {name: int(count) for name, count in sorted(state.ledger.counters.items())},
         "slots": state.cache.slot_census(),
+        "stats": state.stats.snapshot(),
+        **state.tree_dumps.section(state.cache),
     }

@@ -39,6 +39,17 @@ def test_counts_by_hand() -> None:
     assert stats.snapshot()["states"] == {"branch": 7}
 
 
+def test_states_held_are_those_saved_less_those_evicted() -> None:
+    stats = CacheStats()
+    for kind in ("branch", "branch", "last-token"):
+        stats.saved(kind)
+    stats.evicted("branch", "pool-full")
+    assert stats.snapshot()["states"] == {"branch": 1, "last-token": 1}
+    stats.flushed()
+    assert stats.snapshot()["states"] == {"branch": 0, "last-token": 0}
+    assert {"kind": "branch", "reason": "flush", "states": 1} in stats.snapshot()["evictions"]
+
+
 def test_a_tuning_is_counted_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     stats = CacheStats()
     with caplog.at_level(logging.INFO, logger="sglang_hooks.stats"):

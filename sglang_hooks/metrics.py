@@ -1,0 +1,210 @@
+"""Prometheus metrics of the extension, on SGLang's own /metrics.
+
+SGLang runs prometheus_client in multiprocess mode: its HTTP process serves what the other processes wrote into the
+files of PROMETHEUS_MULTIPROC_DIR. So a scheduler process has to write its values; it does so at most once a second,
+from the section `marconi` of /server_info, with SGLang's own labels (model_name, tp_rank, …).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from marconi_ext.config import CheckpointKind
+
+from .live import live
+from .stats import EVICTION_REASONS, LOSS_CAUSES
+from .status import report
+
+if TYPE_CHECKING:
+    from .live import Live
+
+INTERVAL_S = 1.0
+
+Samples = Iterator[tuple[tuple[str, ...], float]]
+"""(values of the metric's own labels, value)"""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric. name: as Prometheus shows it, so counters end in _total; read: its samples in a report."""
+
+    name: str
+    help: str
+    read: Callable[[Mapping[str, Any]], Samples]
+    labels: tuple[str, ...] = ()
+
+    @property
+    def is_counter(self) -> bool:
+        return self.name.endswith("_total")
+
+
+def _one(*path: str) -> Callable[[Mapping[str, Any]], Samples]:
+    """A number in the report."""
+
+    def read(report: Any) -> Samples:
+        for key in path:
+            report = report[key]
+        yield (), report
+
+    return read
+
+
+def _each(*path: str, at_least: tuple[str, ...] = ()) -> Callable[[Mapping[str, Any]], Samples]:
+    """A mapping from label to number; labels of `at_least` are there from the start, so that rate() sees the first."""
+
+    def read(report: Any) -> Samples:
+        for key in path:
+            report = report[key]
+        for label in dict.fromkeys((*at_least, *report)):
+            yield (label,), report.get(label, 0)
+
+    return read
+
+
+def _evictions(report: Mapping[str, Any]) -> Samples:
+    counts = {(kind.value, reason): 0 for kind in CheckpointKind for reason in EVICTION_REASONS}
+    counts |= {(row["kind"], row["reason"]): row["states"] for row in report["stats"]["evictions"]}
+    yield from counts.items()
+
+
+def _slots(report: Mapping[str, Any]) -> Samples:
+    for owner in ("free", "cached", "held"):
+        yield (owner,), report["slots"][owner]
+    yield ("running",), report["slots"]["unaccounted"]
+
+
+def _info(report: Mapping[str, Any]) -> Samples:
+    yield (report["version"], ",".join(report["config"]["checkpoints"])), 1
+
+
+_KINDS = tuple(kind.value for kind in CheckpointKind)
+
+METRICS = (
+    Metric("marconi_info", "1: the extension is live in this process.", _info, ("version", "checkpoints")),
+    Metric("marconi_requests_total", "Requests that began their prefill.", _one("stats", "requests")),
+    Metric("marconi_prompt_tokens_total", "Prompt tokens of those requests.", _one("stats", "prompt_tokens")),
+    Metric("marconi_hit_tokens_total", "Prompt tokens that skipped prefill.", _one("stats", "hit_tokens")),
+    Metric("marconi_kv_hit_tokens_total", "Prompt tokens with cached KV.", _one("stats", "kv_tokens")),
+    Metric(
+        "marconi_lost_tokens_total",
+        "Prompt tokens prefilled again for want of a recurrent state, by cause (state-limited loss).",
+        _each("stats", "lost_tokens", at_least=LOSS_CAUSES),
+        ("cause",),
+    ),
+    Metric(
+        "marconi_states",
+        "Recurrent states in the prefix cache, by kind.",
+        _each("stats", "states", at_least=_KINDS),
+        ("kind",),
+    ),
+    Metric("marconi_state_slots", "Slots of the state pool, by owner.", _slots, ("owner",)),
+    Metric("marconi_state_slots_capacity", "Slots of the state pool, all.", _one("slots", "pool")),
+    Metric(
+        "marconi_saved_states_total",
+        "States that entered the prefix cache, by kind.",
+        _each("stats", "saves", at_least=_KINDS),
+        ("kind",),
+    ),
+    Metric(
+        "marconi_refused_states_total",
+        "States wanted and not saved: no slot to spare, or not worth one.",
+        _each("stats", "refusals", at_least=_KINDS),
+        ("kind",),
+    ),
+    Metric(
+        "marconi_evicted_states_total",
+        "States that left the prefix cache, by kind and reason.",
+        _evictions,
+        ("kind", "reason"),
+    ),
+    Metric(
+        "marconi_planning_failures_total",
+        "Checkpoints planned whose state was not written or not published.",
+        _each("stats", "planning_failures", at_least=("not-written",)),
+        ("reason",),
+    ),
+    Metric("marconi_tuning_rounds_total", "Tunings that took effect.", _one("stats", "tuning", "rounds")),
+    Metric(
+        "marconi_tuning_seconds_total",
+        "Background time of those tunings.",
+        _one("stats", "tuning", "seconds"),
+    ),
+    Metric(
+        "marconi_tuner_lag_requests",
+        "Requests served between the last one that the latest tuning knew and the moment it took effect.",
+        _one("stats", "tuning", "requests_behind"),
+    ),
+    Metric(
+        "marconi_requests_since_tuning",
+        "Requests served since the latest tuning took effect, or since the start.",
+        _one("stats", "tuning", "requests_since"),
+    ),
+    Metric(
+        "marconi_parameter",
+        "Parameters of the policy that are in force.",
+        _each("stats", "parameters"),
+        ("parameter",),
+    ),
+)
+
+
+class MetricsPublisher:
+    """Writes a report's numbers into prometheus_client's metrics.
+
+    labels: SGLang's own labels and their values in this process
+    counter_class, gauge_class: prometheus_client's, or what stands in for them
+    """
+
+    def __init__(self, labels: Mapping[str, Any], counter_class: Any, gauge_class: Any) -> None:
+        self._labels = dict(labels)
+        self._due_s = 0.0
+        self._published: dict[tuple[str, tuple[str, ...]], float] = {}
+        self._instruments = {}
+        for metric in METRICS:
+            names = (*self._labels, *metric.labels)
+            if metric.is_counter:
+                instrument = counter_class(metric.name, metric.help, labelnames=names)
+            else:
+                instrument = gauge_class(
+                    metric.name, metric.help, labelnames=names, multiprocess_mode="mostrecent"
+                )
+            self._instruments[metric.name] = instrument
+
+    def publish_if_due(self, state: Live) -> None:
+        """Publish, unless that was done less than a second ago. Called after every batch and while idle."""
+        now_s = time.monotonic()
+        if now_s >= self._due_s:
+            self._due_s = now_s + INTERVAL_S
+            self.publish(report(state))
+
+    def publish(self, values: Mapping[str, Any]) -> None:
+        """Write all metrics; counters by what they grew."""
+        for metric in METRICS:
+            for own, value in metric.read(values):
+                labels = {**self._labels, **dict(zip(metric.labels, own, strict=True))}
+                instrument = self._instruments[metric.name].labels(**labels)
+                if metric.is_counter:
+                    before = self._published.get((metric.name, own), 0)
+                    self._published[metric.name, own] = value
+                    instrument.inc(value - before)
+                else:
+                    instrument.set(value)
+
+
+def start_publishing(scheduler: Any) -> None:
+    """Export metrics from this scheduler process if SGLang exports its own from there."""
+    state = live()
+    reporter = scheduler.metrics_reporter
+    if state is None or not reporter.current_scheduler_metrics_enabled:
+        return
+    # Imported here: the library picks its storage at import, by a variable that SGLang sets first.
+    from prometheus_client import Counter, Gauge
+
+    collector = reporter.metrics_collector
+    state.metrics = MetricsPublisher(
+        collector.labels, collector._counter_cls or Counter, collector._gauge_cls or Gauge
+    )
+    state.metrics.publish_if_due(state)
