@@ -25,6 +25,7 @@ setup(
         "marconi_ext.profiles",
         "marconi_ext.simulator",
         "marconi_ext.traces",
+        "marconi_ext.watch",
         "marconi_kernels",
         "sglang_hooks",
         "sglang_hooks.cpu_platform",

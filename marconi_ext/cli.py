@@ -20,7 +20,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "figures": ("marconi_ext.commands.figures", "figures"),
     "replay": ("marconi_ext.commands.replay", "replay"),
     "simulate": ("marconi_ext.commands.simulate", "simulate"),
+    "top": ("marconi_ext.commands.top", "top"),
     "trace": ("marconi_ext.commands.trace", "app"),
+    "tree": ("marconi_ext.commands.tree", "tree"),
 }
 
 

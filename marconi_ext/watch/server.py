@@ -1,0 +1,128 @@
+"""Asks a running server what the extension does there. Every failure is an error that says what to do."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from marconi_ext.errors import BadInputError, CheckFailedError
+
+TIMEOUT_S = 10.0
+DUMP_TIMEOUT_S = 120.0
+TREE_ARGUMENT = "marconi_tree"
+GAUGES = {"sglang:num_running_reqs": "running", "sglang:num_queue_reqs": "queued"}
+"""SGLang's own metrics that a view shows."""
+
+
+class NotLiveError(CheckFailedError):
+    """The server answers, without the extension."""
+
+
+class UnreachableError(CheckFailedError):
+    """No usable answer came."""
+
+
+@dataclass(frozen=True)
+class Poll:
+    """What a server said at one moment.
+
+    at_s: time.monotonic(); ranks: the section `marconi` of each data-parallel rank
+    decode_tokens_per_s: as SGLang last measured it, over all ranks; gauges: by name of GAUGES' values
+    """
+
+    at_s: float
+    model: str
+    sglang: str
+    ranks: list[dict[str, Any]]
+    decode_tokens_per_s: float
+    gauges: dict[str, float] = field(default_factory=dict)
+
+
+class WatchedServer:
+    """A server's control endpoints. url: http://HOST:PORT; api_key: sent as a bearer token if given."""
+
+    def __init__(self, url: str, api_key: str | None = None) -> None:
+        self.url = url.rstrip("/") if "://" in url else f"http://{url.rstrip('/')}"
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        try:
+            if not httpx.URL(self.url).host:
+                raise ValueError("no host in it")
+            self._http = httpx.Client(base_url=self.url, timeout=TIMEOUT_S, headers=headers)
+        except (ValueError, httpx.InvalidURL) as error:
+            raise BadInputError(f"URL {url!r}: {error}; expected http://HOST:PORT") from None
+        self._has_metrics = True
+
+    def poll(self) -> Poll:
+        """One look. Raises NotLiveError, UnreachableError."""
+        info = self._json("GET", "/server_info")
+        states = info.get("internal_states") or []
+        ranks = [state["marconi"] for state in states if "marconi" in state]
+        if not ranks or not all("stats" in rank for rank in ranks):
+            raise NotLiveError(
+                f"{self.url} runs without the extension, or with an older one: start it with --enable-marconi "
+                "and look for `marconi-ext … live` in its log"
+            )
+        return Poll(
+            at_s=time.monotonic(),
+            model=str(info.get("served_model_name") or info.get("model_path") or "?"),
+            sglang=str(info.get("version", "?")),
+            ranks=ranks,
+            decode_tokens_per_s=sum(float(state.get("last_gen_throughput") or 0) for state in states),
+            gauges=self._gauges(),
+        )
+
+    def tree(self, *, with_tokens: bool) -> list[dict[str, Any]]:
+        """The radix tree of each data-parallel rank. Raises NotLiveError, UnreachableError."""
+        if not self._ask_for_tree(2 if with_tokens else 1):
+            self.poll()  # says so where the extension isn't live
+            raise NotLiveError(f"{self.url} refused to dump its tree: its extension is of another version")
+        try:
+            info = self._json("GET", "/server_info", timeout=DUMP_TIMEOUT_S)
+        finally:
+            self._ask_for_tree(0)
+        trees = [state.get("marconi", {}).get("tree") for state in info.get("internal_states", [])]
+        if not trees or None in trees:
+            raise UnreachableError(f"{self.url} sent no tree; is it very busy? try again")
+        return trees
+
+    def _ask_for_tree(self, wanted: int) -> bool:
+        answer = self._json("POST", "/set_internal_state", json={"server_args": {TREE_ARGUMENT: wanted}})
+        return isinstance(answer, list) and bool(answer) and all(answer)
+
+    def _json(self, method: str, path: str, **arguments: Any) -> Any:
+        try:
+            answer = self._http.request(method, path, **arguments)
+        except httpx.TimeoutException:
+            raise UnreachableError(f"{self.url}{path}: no answer in time; is the server busy?") from None
+        except (httpx.HTTPError, OSError) as error:
+            raise UnreachableError(f"{self.url}: no server there ({error or type(error).__name__})") from None
+        if answer.status_code in (401, 403):
+            raise UnreachableError(
+                f"{self.url}{path}: HTTP {answer.status_code}; give the server's key with --api-key"
+            )
+        if answer.status_code != 200:
+            raise UnreachableError(f"{self.url}{path}: HTTP {answer.status_code}; is this an SGLang server?")
+        try:
+            return answer.json()
+        except ValueError:
+            raise UnreachableError(f"{self.url}{path}: not JSON; is this an SGLang server?") from None
+
+    def _gauges(self) -> dict[str, float]:
+        """SGLang's own gauges where the server exports metrics; asked for once where it doesn't."""
+        if not self._has_metrics:
+            return {}
+        try:
+            answer = self._http.get("/metrics")
+        except (httpx.HTTPError, OSError):
+            return {}
+        self._has_metrics = answer.status_code == 200
+        found: dict[str, float] = {}
+        if self._has_metrics:
+            for name, value in re.findall(r"^([a-z_:]+)(?:\{.*\})? ([-+0-9.eE]+)", answer.text, re.MULTILINE):
+                if name in GAUGES:
+                    found[GAUGES[name]] = found.get(GAUGES[name], 0.0) + float(value)
+        return found

@@ -1,0 +1,169 @@
+"""The terminal view of `marconi top`: numbers in, a rich renderable out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from rich.columns import Columns
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from marconi_ext.watch.rates import Activity, Standing, activity, standing
+from marconi_ext.watch.server import Poll
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+BAR_CELLS = 18
+SPARK_CELLS = 60
+CAUSES = {
+    "never_saved": "no state was saved there",
+    "evicted": "its state was evicted",
+    "displaced": "refused for a better one",
+    "rounded_to_grid": "floored to a page",
+    "first_divergence": "first visit to a branch",
+}
+
+
+def sparkline(percents: Collection[float | None]) -> str:
+    """One cell a value, 0 to 100; a blank where there were no prompts."""
+    cells = []
+    for percent in list(percents)[-SPARK_CELLS:]:
+        if percent is None:
+            cells.append(" ")
+        else:
+            cells.append(BLOCKS[min(len(BLOCKS) - 1, int(max(percent, 0) / 100 * len(BLOCKS)))])
+    return "".join(cells)
+
+
+def bar(share: float) -> str:
+    """`BAR_CELLS` wide, in eighths of a cell."""
+    eighths = round(max(0.0, min(1.0, share)) * BAR_CELLS * 8)
+    full, rest = divmod(eighths, 8)
+    return "█" * full + ("▏▎▍▌▋▊▉"[rest - 1] if rest else "")
+
+
+def draw(url: str, poll: Poll, before: Poll | None, hit_history: Collection[float | None]) -> RenderableType:
+    """The whole view. before: an earlier poll, for rates; without it totals since the start are shown."""
+    all_time, now = activity(poll), standing(poll)
+    recent = all_time if before is None else activity(poll, before)
+    span = "since start" if recent.seconds is None else f"last {recent.seconds:.0f} s"
+    parts: list[RenderableType] = [
+        headline(url, poll),
+        Columns(
+            [
+                Panel(reuse_table(recent, all_time, span), title="reuse, % of prompt tokens"),
+                Panel(state_table(now), title="recurrent states"),
+                Panel(turnover_table(recent), title="states " + ("in all" if before is None else "a second")),
+                Panel(traffic_table(recent, poll, now), title=f"traffic, {span}"),
+            ],
+            padding=(0, 1),
+        ),
+    ]
+    if hit_history:
+        parts.append(Text.assemble(("hit rate ", "bold"), (sparkline(hit_history), "green")))
+    return Group(*parts)
+
+
+def headline(url: str, poll: Poll) -> Text:
+    first = poll.ranks[0]
+    text = Text.assemble(
+        (url, "bold"), f"  {poll.model}  marconi-ext {first['version']}, SGLang {poll.sglang}"
+    )
+    if len(poll.ranks) > 1:
+        text.append(f", {len(poll.ranks)} data-parallel ranks")
+    return text
+
+
+def plain_table(*justify: str) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
+    for side in justify:
+        table.add_column(justify=side)  # type: ignore[arg-type]
+    return table
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+def reuse_table(recent: Activity, all_time: Activity, span: str) -> Table:
+    """Hit rates, and what kept them from the KV cache's."""
+    table = plain_table("left", "right", "right", "left")
+    table.add_row("", Text(span, style="dim"), Text("all", style="dim"), "")
+    table.add_row(
+        Text("reused", style="bold"),
+        Text(percent(recent.hit_percent), style="bold green"),
+        percent(all_time.hit_percent),
+        Text(bar((recent.hit_percent or 0) / 100), style="green"),
+    )
+    table.add_row("had KV", percent(recent.kv_hit_percent), percent(all_time.kv_hit_percent), "")
+    for cause in sorted({*recent.loss_percent, *all_time.loss_percent}):
+        lost = recent.loss_percent.get(cause, 0.0)
+        table.add_row(
+            "lost: " + CAUSES.get(cause, cause),
+            percent(lost),
+            percent(all_time.loss_percent.get(cause, 0.0)),
+            Text(bar(lost / 100), style="red"),
+        )
+    return table
+
+
+def state_table(now: Standing) -> Table:
+    """States by kind as bars of the pool; then its slots by owner."""
+    table = plain_table("left", "right", "left")
+    pool = max(1, now.slots.get("pool", 1))
+    for kind, states in now.states.items():
+        table.add_row(kind, f"{states:,}", Text(bar(states / pool), style="cyan"))
+    for owner, name in (("held", "being saved"), ("unaccounted", "running"), ("free", "free")):
+        slots = now.slots.get(owner, 0)
+        table.add_row(Text(name, style="dim"), f"{slots:,}", Text(bar(slots / pool), style="dim"))
+    table.add_row(Text("pool", style="dim"), f"{now.slots.get('pool', 0):,}", "")
+    return table
+
+
+def turnover_table(recent: Activity) -> Table:
+    """What was saved, refused and evicted."""
+    table = plain_table("left", "right")
+    number = "{:,.0f}" if recent.seconds is None else "{:,.2f}"
+    for name, counts in (
+        ("saved", recent.saves),
+        ("refused", recent.refusals),
+        ("evicted", recent.evictions),
+    ):
+        table.add_row(Text(name, style="bold"), number.format(sum(counts.values())))
+        for key, count in counts.items():
+            if count:
+                table.add_row(f"  {key}", number.format(count))
+    if recent.planning_failures:
+        table.add_row(Text("planning failures", style="bold red"), number.format(recent.planning_failures))
+    return table
+
+
+def traffic_table(recent: Activity, poll: Poll, now: Standing) -> Table:
+    """Throughput, the tuner and the policy's parameters."""
+    table = plain_table("left", "right")
+    per = "" if recent.seconds is None else "/s"
+    table.add_row(f"requests{per}", f"{recent.requests:,.1f}" if per else f"{recent.requests:,.0f}")
+    table.add_row(f"prompt tokens{per}", f"{recent.prompt_tokens:,.0f}")
+    table.add_row(f"prefilled{per}", f"{recent.prefilled_tokens:,.0f}")
+    table.add_row("decoded/s", f"{poll.decode_tokens_per_s:,.0f}")
+    for name, value in poll.gauges.items():
+        table.add_row(f"{name} requests", f"{value:,.0f}")
+    for name, value in now.parameters.items():
+        table.add_row(Text(name, style="magenta"), f"{value:g}")
+    table.add_row("tuning rounds", f"{now.tuning['rounds']:,}")
+    if now.tuning["rounds"]:
+        table.add_row("  requests behind", f"{now.tuning['requests_behind']:,}")
+        table.add_row("  requests since", f"{now.tuning['requests_since']:,}")
+    return table
+
+
+def line(poll: Poll, before: Poll | None) -> str:
+    """One line a poll, where the output is no terminal."""
+    recent, now = activity(poll, before), standing(poll)
+    return (
+        f"hit {percent(recent.hit_percent)} %, had KV {percent(recent.kv_hit_percent)} %, "
+        f"lost {percent(sum(recent.loss_percent.values()))} %, {recent.requests:.1f} requests"
+        f"{'' if before is None else '/s'}, {sum(now.states.values()):,} states, "
+        f"evicted {sum(recent.evictions.values()):.2f}{'' if before is None else '/s'}"
+    )
