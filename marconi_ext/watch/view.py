@@ -89,20 +89,23 @@ def percent(value: float | None) -> str:
 def reuse_table(recent: Activity, all_time: Activity, span: str) -> Table:
     """Hit rates, and what kept them from the KV cache's."""
     table = plain_table("left", "right", "right", "left")
-    table.add_row("", Text(span, style="dim"), Text("all", style="dim"), "")
+    is_all = recent.seconds is None
+    table.add_row("", Text(span, style="dim"), Text("" if is_all else "all", style="dim"), "")
     table.add_row(
         Text("reused", style="bold"),
         Text(percent(recent.hit_percent), style="bold green"),
-        percent(all_time.hit_percent),
+        "" if is_all else percent(all_time.hit_percent),
         Text(bar((recent.hit_percent or 0) / 100), style="green"),
     )
-    table.add_row("had KV", percent(recent.kv_hit_percent), percent(all_time.kv_hit_percent), "")
+    table.add_row(
+        "had KV", percent(recent.kv_hit_percent), "" if is_all else percent(all_time.kv_hit_percent), ""
+    )
     for cause in sorted({*recent.loss_percent, *all_time.loss_percent}):
         lost = recent.loss_percent.get(cause, 0.0)
         table.add_row(
             "lost: " + CAUSES.get(cause, cause),
             percent(lost),
-            percent(all_time.loss_percent.get(cause, 0.0)),
+            "" if is_all else percent(all_time.loss_percent.get(cause, 0.0)),
             Text(bar(lost / 100), style="red"),
         )
     return table
