@@ -31,9 +31,11 @@ class LearnedIndex:
 
     refuses: ClassVar[bool] = True
 
+    prior: ClassVar[np.ndarray | None] = None  # the study's GIT expects nothing of a class before it is seen
+
     def __init__(self, currency: Currency | None = None, half_life_requests: float = 4000.0) -> None:
         self.currency = currency or Currency()
-        self.index = ReuseIndex(CLASSES, half_life_requests)
+        self.index = ReuseIndex(CLASSES, half_life_requests, self.prior)
         self._refreshed = 0
         n = 256
         self._label = np.zeros(n, np.int64)
@@ -45,7 +47,7 @@ class LearnedIndex:
         self._known = np.zeros(n, bool)
         self._tick = 0
         self._from_chain = 0  # chain length that this request's tails inherit
-        self._demand = np.zeros(n)  # index of the best ghost that a live row would serve
+        self._heir = np.full(n, -1, np.int64)  # the best ghost that a row serves, as far as known
         self._demand_tick = -DEMAND_REQUESTS
 
     # --- events ------------------------------------------------------------------------------------------
@@ -61,7 +63,7 @@ class LearnedIndex:
             forked_before = served >= 0 and served != deepest and book.fanout[served] > 1
             if forked_before and book.kind[deepest] == Kind.BRANCH:
                 self._credit(book, served, tick)
-        if tick - self._refreshed >= REFRESH_REQUESTS:
+        if tick - self._refreshed >= self._refresh_every(tick):
             self._refresh(book, tick)
 
     def offered(self, book: CheckpointBook, row: int, tick: int) -> None:
@@ -73,6 +75,7 @@ class LearnedIndex:
         self._use[row] = self._counted[row] = tick
         self._chain[row] = self._from_chain
         self._born[row] = self._went_on[row] = 0
+        self._heir[row] = -1
         self._label[row] = self._classify(book, row)
         if not book.children[row] and self._chain[row] == 0:
             fork = self._fork(book, row)
@@ -87,6 +90,9 @@ class LearnedIndex:
         if self._known[row]:
             self._account(row, self._tick)
             self._known[row] = False
+
+    def _refresh_every(self, tick: int) -> int:
+        return REFRESH_REQUESTS
 
     def _credit(self, book: CheckpointBook, row: int, tick: int) -> None:
         if not self._known[row]:
@@ -153,35 +159,45 @@ class LearnedIndex:
         if tick - self._demand_tick >= DEMAND_REQUESTS:
             self._recount_demand(book, tick)
         for row in rows[~book.live[rows]].tolist():  # a newcomer: what it would serve if it were held
-            below = self._ghosts_below(book, row)
-            self._demand[row] = self._indices(np.array(below), tick).max() if below else 0.0
-        total = self._indices(rows, tick) + self._demand[rows]
+            below = np.array(self._ghosts_below(book, row), np.int64)
+            self._heir[row] = below[self._indices(below, tick).argmax()] if len(below) else -1
+        total = self._indices(rows, tick) + self._demand(book, rows, tick)
         worth = self.currency.worth(book.depth[rows], book.above[rows])
         return total * worth / self.currency.whole_cost_bytes(book, rows)
 
     def _indices(self, rows: np.ndarray, tick: int) -> np.ndarray:
         return self.index.value[self._label[rows], age_bucket(tick - self._use[rows])]
 
+    def _demand(self, book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray:
+        """Index of the best ghost known below each row; 0 where it is gone, live again or served by another."""
+        heirs = self._heir[rows]
+        valid = (heirs >= 0) & self._known[heirs] & ~book.live[heirs]
+        valid &= (book.owner[heirs] == rows) | ~book.live[rows]
+        return np.where(valid, self._indices(heirs, tick), 0.0)
+
     def _recount_demand(self, book: CheckpointBook, tick: int) -> None:
+        """Find each live row's best ghost anew: what was best may have aged."""
         ghosts = np.flatnonzero(self._known[: book.size] & ~book.live[: book.size])
-        owners = book.owner[ghosts]
-        ghosts, owners = ghosts[owners >= 0], owners[owners >= 0]
-        self._demand[:] = 0.0
-        np.maximum.at(self._demand, owners, self._indices(ghosts, tick))
+        ghosts = ghosts[book.owner[ghosts] >= 0]
+        ghosts = ghosts[np.argsort(self._indices(ghosts, tick), kind="stable")]
+        self._heir[: book.size] = -1
+        self._heir[book.owner[ghosts]] = ghosts  # the last one written is the best
         self._demand_tick = tick
 
     def _ask(self, book: CheckpointBook, ghost: int, tick: int) -> None:
+        """`ghost` would have been of use: the live state above it may have to serve in its place."""
         owner = int(book.owner[ghost])
-        if owner >= 0:
-            index = self.index.value[self._label[ghost], int(age_bucket(tick - self._use[ghost]))]
-            self._demand[owner] = max(self._demand[owner], index)
+        if owner < 0 or not self._known[ghost] or book.live[ghost]:
+            return
+        pair = np.array([owner])
+        if self._indices(np.array([ghost]), tick)[0] > self._demand(book, pair, tick)[0]:
+            self._heir[owner] = ghost
 
     def gone(self, book: CheckpointBook, row: int, tick: int) -> None:
         """The state at `row` was evicted or refused: what it served falls to the state above."""
         self._ask(book, row, tick)
-        owner = int(book.owner[row])
-        if owner >= 0:
-            self._demand[owner] = max(self._demand[owner], self._demand[row])
+        if self._heir[row] >= 0:
+            self._ask(book, int(self._heir[row]), tick)
 
     def _ghosts_below(self, book: CheckpointBook, row: int) -> list[int]:
         """Ghosts that a state at `row` would serve; of a wide subtree the most recent ones."""
@@ -199,6 +215,6 @@ class LearnedIndex:
 
     def _fit(self, rows: int) -> None:
         if rows > len(self._known):
-            for name in ("_label", "_use", "_counted", "_chain", "_born", "_went_on", "_known", "_demand"):
+            for name in ("_label", "_use", "_counted", "_chain", "_born", "_went_on", "_known", "_heir"):
                 old = getattr(self, name)
                 setattr(self, name, np.concatenate([old, np.zeros(rows - len(old), old.dtype)]))

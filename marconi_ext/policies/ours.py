@@ -13,13 +13,22 @@ import numpy as np
 
 from marconi_ext.policies.checkpoints import CheckpointBook, Kind
 from marconi_ext.policies.eviction import Currency
-from marconi_ext.policies.learned import LearnedIndex
+from marconi_ext.policies.learned import REFRESH_REQUESTS, LearnedIndex
 
 _SHADOWED = (Kind.BRANCH, Kind.LAST_TOKEN)
 
 
 class Ours(LearnedIndex):
     """`guarded`: LRU's order is in force."""
+
+    # by class: tails by chain and fork; then inner records, four kinds at 0, 1, 2-3 and more forks
+    prior = np.array(
+        [1.0, 0.05, 0.15, 0.5, 1.0, 1.0, 1.0, 1.0]
+        + [0.3, 0.05, 0.005, 0.05]
+        + [1.0, 0.5, 0.3, 0.5]
+        + [2.0, 1.0, 1.0, 1.0]
+        + [4.0, 2.0, 2.0, 2.0]
+    )
 
     HALF_LIFE_REQUESTS = 200
     MARGIN = 0.01  # of the tokens hit lately
@@ -68,6 +77,9 @@ class Ours(LearnedIndex):
             held = np.fromiter((row in self._shadow for row in rows.tolist()), bool, len(rows))
             score[held] += 2 * np.abs(score).max() + 1.0
         return score
+
+    def _refresh_every(self, tick: int) -> int:
+        return REFRESH_REQUESTS if tick > 4 * REFRESH_REQUESTS else 8
 
     def parameters(self) -> dict[str, float]:
         return {**super().parameters(), "guarded_requests": float(self.guarded_requests)}

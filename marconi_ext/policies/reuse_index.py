@@ -4,6 +4,9 @@ For each class and age bucket (half octaves of requests) uses and exposure (requ
 the class had that age) decay with a half-life. From the hazards, the *index* is the largest ratio, over
 horizons, of the chance of a use before the horizon to the slot-steps held until then: a Gittins index. A plain
 hazard would undervalue a state used a moment ago, whose next use is near but not due yet.
+
+Where little has been seen, a bucket leans on its class, and a class on what is expected of it (`prior`, relative
+to a tail): hazard = pooled hazard at this age × the class's factor, each believed as far as it was observed.
 """
 
 from __future__ import annotations
@@ -13,6 +16,9 @@ import numpy as np
 BUCKETS = 33
 _EDGES = np.concatenate([[0.0], 2.0 ** (np.arange(BUCKETS) / 2)])  # bucket k: ages [_EDGES[k], _EDGES[k+1])
 _WIDTHS = np.diff(_EDGES)
+_LOWER = np.maximum(_EDGES[:-1], 1.0)
+_UPPER_TRIANGLE = np.triu(np.ones((BUCKETS, BUCKETS)))  # [from, to], to >= from
+PRIOR_USES = 4.0  # uses that it takes to believe a class's own factor as much as its prior
 
 
 def age_bucket(age: np.ndarray) -> np.ndarray:
@@ -21,11 +27,17 @@ def age_bucket(age: np.ndarray) -> np.ndarray:
 
 
 class ReuseIndex:
-    """Tables of [classes, BUCKETS]. `value` is the index, recomputed by `refresh`."""
+    """Tables of [classes, BUCKETS]. `value` is the index, recomputed by `refresh`.
 
-    def __init__(self, classes: int, half_life_requests: float = 4000.0) -> None:
+    prior: float64[classes] - expected hazard of each class relative to the others'; None: all alike
+    """
+
+    def __init__(
+        self, classes: int, half_life_requests: float = 4000.0, prior: np.ndarray | None = None
+    ) -> None:
         self.classes = classes
         self.half_life_requests = half_life_requests
+        self.prior = None if prior is None else np.asarray(prior, np.float64)
         self.uses = np.zeros((classes, BUCKETS))
         self.exposure = np.zeros((classes, BUCKETS))
         self.value = np.zeros((classes, BUCKETS))
@@ -37,18 +49,16 @@ class ReuseIndex:
 
     def expose(self, labels: np.ndarray, from_age: np.ndarray, to_age: np.ndarray) -> None:
         """Records of these classes lived from one age to another without a use."""
-        if len(labels) == 0:
-            return
         low, high = from_age.astype(np.float64), to_age.astype(np.float64)
         first, last = age_bucket(low), age_bucket(np.maximum(high - 1e-9, low))
-        same = first == last
-        flat = labels * BUCKETS
         total = np.zeros(self.exposure.size)
-        total += np.bincount(flat[same] + first[same], (high - low)[same], minlength=total.size)
-        for i in np.flatnonzero(~same):
-            k = slice(first[i], last[i] + 1)
-            overlap = np.minimum(_EDGES[1:][k], high[i]) - np.maximum(_EDGES[:-1][k], low[i])
-            total[flat[i] + first[i] : flat[i] + last[i] + 1] += overlap
+        while len(low):  # one bucket a turn; few records span many
+            overlap = np.minimum(_EDGES[first + 1], high) - np.maximum(_EDGES[first], low)
+            overlap[first == BUCKETS - 1] = (high - low)[first == BUCKETS - 1]
+            total += np.bincount(labels * BUCKETS + first, overlap, minlength=total.size)
+            more = first < last
+            labels, high, first, last = labels[more], high[more], first[more] + 1, last[more]
+            low = _EDGES[first]
         self.exposure += total.reshape(self.exposure.shape)
 
     def refresh(self, elapsed_requests: int) -> None:
@@ -56,15 +66,24 @@ class ReuseIndex:
         decay = 0.5 ** (elapsed_requests / self.half_life_requests)
         self.uses *= decay
         self.exposure *= decay
-        lower = np.maximum(_EDGES[:-1], 1.0)
-        pooled = (self.uses.sum(0) + 0.25) / (self.exposure.sum(0) + 2 * lower)
-        rate = (self.uses + 2 * lower * pooled) / (self.exposure + 2 * lower)
-        stay = np.exp(-np.minimum(rate, 20.0) * _WIDTHS)  # chance of no use within the bucket
-        held = np.where(rate > 1e-12, (1 - stay) / np.maximum(rate, 1e-12), _WIDTHS)
-        best = np.zeros_like(self.value)
-        for start in range(BUCKETS):
-            survive = np.cumprod(stay[:, start:], axis=1)
-            reached = np.concatenate([np.ones((self.classes, 1)), survive[:, :-1]], axis=1)
-            cost = np.cumsum(reached * held[:, start:], axis=1)
-            best[:, start] = ((1 - survive) / cost).max(axis=1)
-        self.value = best
+        rate = (self.uses + 2 * _LOWER * self._expected()) / (self.exposure + 2 * _LOWER)
+        hazard = np.minimum(rate, 20.0) * _WIDTHS
+        held = np.where(rate > 1e-12, -np.expm1(-hazard) / np.maximum(rate, 1e-12), _WIDTHS)
+        before = np.cumsum(hazard, axis=1) - hazard  # up to a bucket's start
+        # [class, from, to]: chance to reach bucket `to` unused, and the slot-steps held up to its end
+        gap = np.maximum(before[:, None, :] - before[:, :, None], 0.0)
+        reached = np.exp(-gap) * _UPPER_TRIANGLE
+        cost = np.cumsum(reached * held[:, None, :], axis=2)
+        used = -np.expm1(-(gap + hazard[:, None, :])) * _UPPER_TRIANGLE
+        self.value = (used / np.maximum(cost, 1e-300)).max(axis=2)
+
+    def _expected(self) -> np.ndarray:
+        """Hazard that a bucket is believed to have before its own uses count."""
+        if self.prior is None:
+            return (self.uses.sum(0) + 0.25) / (self.exposure.sum(0) + 2 * _LOWER)
+        factor = self.prior
+        for _ in range(3):  # pooled hazard given the classes' factors, and those given the pooled hazard
+            pooled = (self.uses.sum(0) + 0.25) / (factor @ self.exposure + 2 * _LOWER)
+            expected_uses = self.exposure @ pooled
+            factor = (self.uses.sum(1) + PRIOR_USES * self.prior) / (expected_uses + PRIOR_USES)
+        return factor[:, None] * pooled
