@@ -59,7 +59,8 @@ class LearnedIndex:
         if path:
             deepest = path[-1]
             self._credit(book, deepest, tick)
-            self._from_chain = int(self._chain[deepest])
+            # a conversation that begins at a fork has no uses yet, however often the fork had
+            self._from_chain = int(self._chain[deepest]) if book.fanout[deepest] < 2 else 0
             forked_before = served >= 0 and served != deepest and book.fanout[served] > 1
             if forked_before and book.kind[deepest] == Kind.BRANCH:
                 self._credit(book, served, tick)
@@ -139,7 +140,7 @@ class LearnedIndex:
         return row
 
     def _classify(self, book: CheckpointBook, row: int) -> int:
-        if book.children[row]:
+        if book.children[row] or book.kind[row] == Kind.PROMPT_END:  # an answer will lie below a prompt's end
             forks = max(int(book.fanout[row]) - 1, 0)
             group = 0 if forks == 0 else 1 if forks == 1 else 2 if forks < 4 else 3
             return TAIL_CLASSES + 4 * group + min(int(book.kind[row]), 3)

@@ -15,21 +15,20 @@ from marconi_ext.policies.checkpoints import CheckpointBook, Kind
 from marconi_ext.policies.eviction import Currency
 from marconi_ext.policies.learned import REFRESH_REQUESTS, LearnedIndex
 
+# Expected hazards relative to a tail's, by class as in `learned.py`
+_TAILS = (1.0, 0.05, 0.15, 0.5, 1.0, 1.0, 1.0, 1.0)  # fork unknown; share that went on; 1, 2-4, 5+ uses in the chain
+_ONE_WAY = (0.3, 0.05, 0.005, 0.05)  # branch, last token, prompt end, boundary: superseded, if not a branch
+_FORKED_ONCE = (1.0, 0.5, 0.3, 0.5)
+_FORKED = (2.0, 1.0, 1.0, 1.0)
+_FORKED_OFTEN = (4.0, 2.0, 2.0, 2.0)
+
 _SHADOWED = (Kind.BRANCH, Kind.LAST_TOKEN)
 
 
 class Ours(LearnedIndex):
     """`guarded`: LRU's order is in force."""
 
-    # by class: tails by chain and fork; then inner records, four kinds at 0, 1, 2-3 and more forks
-    prior = np.array(
-        [1.0, 0.05, 0.15, 0.5, 1.0, 1.0, 1.0, 1.0]
-        + [0.3, 0.05, 0.005, 0.05]
-        + [1.0, 0.5, 0.3, 0.5]
-        + [2.0, 1.0, 1.0, 1.0]
-        + [4.0, 2.0, 2.0, 2.0]
-    )
-
+    prior = np.array([*_TAILS, *_ONE_WAY, *_FORKED_ONCE, *_FORKED, *_FORKED_OFTEN])
     HALF_LIFE_REQUESTS = 200
     MARGIN = 0.01  # of the tokens hit lately
     PRIOR_TOKENS = 50_000.0  # so that the first few requests decide nothing
