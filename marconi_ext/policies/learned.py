@@ -163,8 +163,16 @@ class LearnedIndex:
             below = np.array(self._ghosts_below(book, row), np.int64)
             self._heir[row] = below[self._indices(below, tick).argmax()] if len(below) else -1
         total = self._indices(rows, tick) + self._demand(book, rows, tick)
-        worth = self.currency.worth(book.depth[rows], book.above[rows])
+        worth = self.currency.worth(book.depth[rows], self._above(book, rows))
         return total * worth / self.currency.whole_cost_bytes(book, rows)
+
+    def _above(self, book: CheckpointBook, rows: np.ndarray) -> np.ndarray:
+        """Depth of the nearest live state above that will last: a superseded one that only a running request
+        holds gives its slot to the next newcomer, so what follows it isn't worth less for it."""
+        owners = book.owner[rows]
+        passing = (owners >= 0) & (book.pins[owners] > 0) & (book.fanout[owners] < 2)
+        passing &= book.kind[owners] != Kind.BRANCH
+        return np.where(passing, book.above[owners], book.above[rows])
 
     def _indices(self, rows: np.ndarray, tick: int) -> np.ndarray:
         return self.index.value[self._label[rows], age_bucket(tick - self._use[rows])]

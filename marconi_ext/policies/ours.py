@@ -17,7 +17,7 @@ from marconi_ext.policies.learned import REFRESH_REQUESTS, LearnedIndex
 
 # Expected hazards relative to a tail's, by class as in `learned.py`
 _TAILS = (1.0, 0.05, 0.15, 0.5, 1.0, 1.0, 1.0, 1.0)  # fork unknown; share that went on; 1, 2-4, 5+ uses in the chain
-_ONE_WAY = (0.3, 0.05, 0.005, 0.05)  # branch, last token, prompt end, boundary: superseded, if not a branch
+_ONE_WAY = (0.3, 0.05, 0.02, 0.05)  # branch, last token, prompt end, boundary: superseded, if not a branch
 _FORKED_ONCE = (1.0, 0.5, 0.3, 0.5)
 _FORKED = (2.0, 1.0, 1.0, 1.0)
 _FORKED_OFTEN = (4.0, 2.0, 2.0, 2.0)

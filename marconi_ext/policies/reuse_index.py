@@ -18,7 +18,7 @@ _EDGES = np.concatenate([[0.0], 2.0 ** (np.arange(BUCKETS) / 2)])  # bucket k: a
 _WIDTHS = np.diff(_EDGES)
 _LOWER = np.maximum(_EDGES[:-1], 1.0)
 _UPPER_TRIANGLE = np.triu(np.ones((BUCKETS, BUCKETS)))  # [from, to], to >= from
-PRIOR_USES = 4.0  # uses that it takes to believe a class's own factor as much as its prior
+PRIOR_USES = 2.0  # uses that it takes to believe a class's own factor as much as its prior
 
 
 def age_bucket(age: np.ndarray) -> np.ndarray:
