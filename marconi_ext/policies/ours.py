@@ -15,10 +15,20 @@ from marconi_ext.policies.checkpoints import CheckpointBook, Kind
 from marconi_ext.policies.eviction import Currency
 from marconi_ext.policies.learned import REFRESH_REQUESTS, LearnedIndex
 
-# Expected hazards relative to a tail's, by class as in `learned.py`
-_TAILS = (1.0, 0.05, 0.15, 0.5, 1.0, 1.0, 1.0, 1.0)  # fork unknown; share that went on; 1, 2-4, 5+ uses in the chain
-_ONE_WAY = (0.3, 0.05, 0.02, 0.05)  # branch, last token, prompt end, boundary: superseded, if not a branch
-_FORKED_ONCE = (1.0, 0.5, 0.3, 0.5)
+# Expected hazards relative to a tail's, by class as in `learned.py`: what each kind of state is for. A few uses
+# overrule them, and results hardly depend on them by factors of two.
+_TAILS = (
+    1.0,
+    0.05,
+    0.15,
+    0.5,
+    1.0,
+    1.0,
+    1.0,
+    1.0,
+)  # fork unknown; share that went on; 1, 2-4, 5+ uses in the chain
+_ONE_WAY = (0.3, 0.05, 0.01, 0.05)  # branch, last token, prompt end, boundary: superseded, if not a branch
+_FORKED_ONCE = (2.0, 1.0, 0.6, 1.0)
 _FORKED = (2.0, 1.0, 1.0, 1.0)
 _FORKED_OFTEN = (4.0, 2.0, 2.0, 2.0)
 

@@ -18,7 +18,7 @@ _EDGES = np.concatenate([[0.0], 2.0 ** (np.arange(BUCKETS) / 2)])  # bucket k: a
 _WIDTHS = np.diff(_EDGES)
 _LOWER = np.maximum(_EDGES[:-1], 1.0)
 _UPPER_TRIANGLE = np.triu(np.ones((BUCKETS, BUCKETS)))  # [from, to], to >= from
-PRIOR_USES = 2.0  # uses that it takes to believe a class's own factor as much as its prior
+PRIOR_USES = 2.0  # expected uses after which a class is believed as much as its prior, a bucket as its class
 
 
 def age_bucket(age: np.ndarray) -> np.ndarray:
@@ -66,7 +66,9 @@ class ReuseIndex:
         decay = 0.5 ** (elapsed_requests / self.half_life_requests)
         self.uses *= decay
         self.exposure *= decay
-        rate = (self.uses + 2 * _LOWER * self._expected()) / (self.exposure + 2 * _LOWER)
+        expected = self._expected()
+        weight = 2 * _LOWER if self.prior is None else PRIOR_USES / np.maximum(expected, 1e-9)
+        rate = (self.uses + weight * expected) / (self.exposure + weight)
         hazard = np.minimum(rate, 20.0) * _WIDTHS
         held = np.where(rate > 1e-12, -np.expm1(-hazard) / np.maximum(rate, 1e-12), _WIDTHS)
         before = np.cumsum(hazard, axis=1) - hazard  # up to a bucket's start

@@ -1,0 +1,73 @@
+"""Our own policy on traffic too short to learn from: its priors must carry it."""
+
+import numpy as np
+import pytest
+
+from marconi_ext.policies.checkpoints import CheckpointBook, Fate, Kind
+from marconi_ext.policies.eviction import Currency
+from marconi_ext.policies.ours import Ours
+from marconi_ext.policies.registry import parse_policy
+from marconi_ext.simulator.capacity import Capacity
+from marconi_ext.simulator.engine import Simulator
+from marconi_ext.simulator.workload import load_workload
+from marconi_ext.traces import synthetic
+
+
+def loss_percent(traffic: str, slots: int, seed: int) -> float:
+    """Prompt tokens that unlimited KV would have given and this pool didn't."""
+    workload = load_workload(traffic, seed, synthetic(traffic, seed=seed))
+    simulator = Simulator(Capacity(slots=slots), *parse_policy("ours").build(Currency()), Currency())
+    hits = sum(simulator.serve(request).hit_tokens for request in workload.requests)
+    simulator.finish()
+    return 100 * (workload.ideal_tokens - hits) / int(workload.prompt_tokens.sum())
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(
+    ("traffic", "slots", "most"),
+    [
+        ("agent", 94, 0.2),  # 30 conversations and their system prompt: 31 states are enough
+        ("agent", 44, 0.2),
+        ("agent", 32, 0.5),
+        ("agent", 28, 9.0),
+        ("fork", 44, 6.0),
+        ("few-shot", 14, 8.0),  # its first divergences alone cost 7 to 8
+    ],
+)
+def test_loss_from_an_empty_cache(traffic, slots, most, seed) -> None:
+    assert loss_percent(traffic, slots, seed) <= most
+
+
+def test_superseded_states_go_first_before_anything_was_learned() -> None:
+    """Two conversations, old -> new each; the second one's new tail was evicted. With nothing observed: old of
+    the first goes first (its successor is held); old of the second has the ghost's demand and is kept."""
+    rule, book = Ours(Currency()), CheckpointBook(8)
+    rows = []
+    for _ in range(2):
+        for depth in (1000, 1300):
+            row = book.add(rows[-1] if depth > 1000 else -1, depth, Kind.LAST_TOKEN, 1)
+            rule.offered(book, row, 1)
+            book.set_live(row, 1)
+            rows.append(row)
+        book.fanout[rows[-2]] = 1
+    book.set_gone(rows[3], Fate.EVICTED)
+    rule.gone(book, rows[3], 1)
+    live = book.live_rows()
+    order = live[np.argsort(rule.scores(book, live, 2))].tolist()
+    assert order == [rows[0], rows[1], rows[2]]
+
+
+def test_a_newcomer_is_not_worth_less_for_the_state_that_serves_its_request() -> None:
+    """A conversation of 1000 tokens goes on to 1200; its old state is pinned until the request ends. The new tail
+    saves all 1200 once the old one has gone, so the lone tail of 600 tokens goes, not the newcomer."""
+    rule, book = Ours(Currency()), CheckpointBook(8)
+    old, other = (book.add(-1, depth, Kind.LAST_TOKEN, 1) for depth in (1000, 600))
+    for row in (old, other):
+        rule.offered(book, row, 1)
+        book.set_live(row, 1)
+    rule.request(book, [old], old, 2)
+    book.pins[old] = book.fanout[old] = 1
+    new = book.add(old, 1200, Kind.LAST_TOKEN, 2)
+    rule.offered(book, new, 2)
+    rows = np.array([other, new])
+    assert rows[rule.scores(book, rows, 2).argmin()] == other
