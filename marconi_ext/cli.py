@@ -13,6 +13,7 @@ from marconi_ext.errors import BadInputError, CheckFailedError
 # name -> (module, attribute): a plain function, or a typer app where the command has sub-commands of its own.
 # Command modules import nothing heavy at the top, so that `marconi --help` stays quick.
 COMMANDS: dict[str, tuple[str, str]] = {
+    "bench": ("marconi_ext.commands.bench", "bench"),
     "demo": ("marconi_ext.commands.demo", "demo"),
     "doctor": ("marconi_ext.commands.doctor", "doctor"),
     "kernels": ("marconi_ext.commands.kernels", "app"),

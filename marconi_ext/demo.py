@@ -7,46 +7,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
-from marconi_ext.arms import Arm, require_status
+from marconi_ext.arm_server import ServerOptions, started, warm_up
+from marconi_ext.arms import Arm
 from marconi_ext.client import GenerateClient
-from marconi_ext.engine_options import CPU_OPTIONS, ModelFacts, environment, to_flags
 from marconi_ext.measure import Figures, answers_that_differ, measure
 from marconi_ext.replay import Record, Run, replay
-from marconi_ext.server import LAUNCHER, Server, ServerSpec
-from marconi_ext.traces.script import Script, Turn, draw_tokens
-
-AMPLE_STATE_SLOTS = 2_048
-AMPLE_TOKENS = 400_000
-WARM_UP_REQUESTS = 4
+from marconi_ext.results import arm_folder
+from marconi_ext.server import Server
+from marconi_ext.traces.script import Script
 
 
-@dataclass(frozen=True)
-class DemoOptions:
-    """What to compare.
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions(ServerOptions):
+    """What to compare. workloads: name -> scripts; concurrency: requests in flight.
 
-    model_path: folder of the model; cpu: whether to run on the CPU platform
-    workloads: name -> scripts; concurrency: requests in flight
-    state_slots, max_total_tokens: the server's two pools; None: ample on the CPU, SGLang's choice on a GPU
-    extra_flags: for every arm's server; logs: folder that keeps the servers' logs, else they are dropped
-    launcher: command before the flags; attention_model: folder for the arm `pure-attention`
+    logs: folder that keeps the servers' logs, else they are dropped
     """
 
-    model_path: Path
-    cpu: bool
     arms: list[Arm]
     workloads: dict[str, list[Script]]
     concurrency: int = 1
-    state_slots: int | None = None
-    max_total_tokens: int | None = None
-    seed: int = 0
-    extra_flags: tuple[str, ...] = ()
-    start_timeout_s: float = 300.0
-    request_timeout_s: float = 300.0
     logs: Path | None = None
-    launcher: tuple[str, ...] = LAUNCHER
-    attention_model: Path | None = None
 
 
 @dataclass
@@ -90,21 +71,18 @@ def run_demo(options: DemoOptions, watcher: Watcher) -> Iterator[ArmResult]:
     """
     with log_folder(options.logs) as logs:
         for arm in options.arms:
-            flags = server_flags(options, arm)
             watcher.starting(arm)
-            spec = ServerSpec(tuple(flags), environment(cpu=options.cpu), options.launcher)
-            with Server(spec, logs / f"{arm.name}.log") as server:
-                server.start(options.start_timeout_s, lambda s, arm=arm: watcher.waiting(arm, s))
-                status = require_status(arm, server.log_text())
-                result = ArmResult(arm, flags, status, int(server.info().get("page_size") or 1))
-                play_workloads(options, server, result, watcher)
+            log = logs / f"{arm_folder(arm.name)}.log"
+            with started(options, arm, log, lambda s, arm=arm: watcher.waiting(arm, s)) as running:
+                result = ArmResult(arm, running.flags, running.status_line, running.page_size)
+                play_workloads(options, running.server, result, watcher)
             watcher.finished(result)
             yield result
 
 
 def play_workloads(options: DemoOptions, server: Server, result: ArmResult, watcher: Watcher) -> None:
     """Warm up, then play each workload against an empty cache. Mutates result."""
-    asyncio.run(play(options, server, warm_up_scripts(options.model_path), lambda record: None))
+    warm_up(options, server)
     for name, scripts in options.workloads.items():
         server.flush_cache()
         watcher.workload(result.arm, name, sum(len(script.turns) for script in scripts))
@@ -117,31 +95,6 @@ async def play(
 ) -> Run:
     async with GenerateClient(server.url, timeout_s=options.request_timeout_s) as client:
         return await replay(client, scripts, options.concurrency, on_record)
-
-
-def warm_up_scripts(model_path: Path) -> list[Script]:
-    """A few prompts that share nothing, so that the first measured request finds a warm server."""
-    rng = np.random.default_rng(0)
-    vocabulary = ModelFacts(model_path).vocabulary
-    return [
-        Script(f"warm-up/{i}", (Turn(draw_tokens(rng, 600, vocabulary), 8, float(i)),))
-        for i in range(WARM_UP_REQUESTS)
-    ]
-
-
-def server_flags(options: DemoOptions, arm: Arm) -> list[str]:
-    """The server's command-line flags, all but host and port."""
-    pools = (options.max_total_tokens, options.state_slots)
-    if options.cpu:  # memory of the host is no guide there, so both pools are always given
-        pools = (pools[0] or AMPLE_TOKENS, pools[1] or AMPLE_STATE_SLOTS)
-    chosen = {
-        "model_path": options.attention_model if arm.attention_only else options.model_path,
-        **(CPU_OPTIONS if options.cpu else {}),
-        "max_total_tokens": pools[0],
-        "max_mamba_cache_size": pools[1],
-        "random_seed": options.seed,
-    }
-    return [*to_flags(chosen), *arm.flags, *options.extra_flags]
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What a run has to show: one record a request with its ideal reuse, and their summary."""
 
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -10,6 +11,11 @@ from marconi_ext.measure import percent, yardstick
 from marconi_ext.replay import Record, Run
 from marconi_ext.results import Percentiles, RequestRecord, ServerSnapshot, Status, Summary
 
+INTERRUPTED = "interrupted"
+STOCK_STATES = (
+    "sglang:mamba_evictable_tokens",
+    "sglang:mamba_used_tokens",
+)  # counted in slots, their name aside
 DIGITS = 6  # of seconds: microseconds
 
 
@@ -41,7 +47,14 @@ def as_record(record: Record, began_s: float, reusable: Reusable | None = None) 
         ideal_tokens=reusable.ideal_tokens if reusable else None,
         state_tokens=reusable.state_tokens if reusable else None,
         output_tokens=answer.completion_tokens or len(answer.output_ids),
+        prompt_digest=digest(record.prompt),
+        output_digest=digest(answer.output_ids),
     )
+
+
+def digest(ids: np.ndarray) -> str:
+    """A short name for token ids, int32[n]."""
+    return f"{zlib.crc32(np.ascontiguousarray(ids).data):08x}"
 
 
 def all_records(run: Run, page_size: int) -> list[RequestRecord]:
@@ -112,9 +125,6 @@ def summarise(
     )
 
 
-INTERRUPTED = "interrupted"
-
-
 def percentiles(values: Iterable[float | None]) -> Percentiles | None:
     """Of the values that are there; None if none is."""
     found = np.array([value for value in values if value is not None])
@@ -140,10 +150,15 @@ def server_figures(snapshots: Sequence[ServerSnapshot]) -> dict:
     """Of a Summary: states held, evictions, counters and loss by cause, from the first to the last snapshot.
 
     Counters are the numbers in the extension's section, by their path; only those that rose are kept.
+    A stock server tells the states that it holds in its metrics, and no evictions.
     """
+    if not snapshots:
+        return {}
     sections = [s.marconi for s in snapshots if s.marconi]
     if len(sections) < 2:
-        return {}
+        metrics = snapshots[-1].metrics
+        held = [metrics[name] for name in STOCK_STATES if name in metrics]
+        return {"states_held": int(sum(held))} if held else {}
     first, last = dict(numbers(sections[0])), dict(numbers(sections[-1]))
     rose = {path: value - first.get(path, 0) for path, value in last.items()}
     rose = {path: value for path, value in rose.items() if value > 0}
@@ -151,12 +166,14 @@ def server_figures(snapshots: Sequence[ServerSnapshot]) -> dict:
     def under(name: str, values: dict[str, float]) -> dict[str, float]:
         return {p.rsplit(".", 1)[-1]: v for p, v in values.items() if f".{name}." in f".{p}"}
 
-    states = under("states", last)
+    by_kind = under("states", last)
+    held = last.get("slots.cached", sum(by_kind.values()) if by_kind else None)
+    evicted = {name: count for name, count in under("evictions", rose).items() if "flush" not in name}
     return {
         "server_counters": rose,
         "server_loss_tokens": {cause: int(v) for cause, v in under("lost_tokens", rose).items()},
-        "evictions": int(sum(under("evictions", rose).values())),
-        "states_held": int(sum(states.values())) if states else None,
+        "evictions": int(sum(evicted.values())) if under("evictions", last) else None,
+        "states_held": None if held is None else int(held),
     }
 
 

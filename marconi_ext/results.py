@@ -57,6 +57,7 @@ class RequestRecord(_Model):
     cached_tokens: prompt tokens that the server says it reused; None where it doesn't say
     ideal_tokens: what an unlimited attention-only radix cache would have reused, in the server's tokens
     state_tokens: what an unlimited cache of exact states would have reused, at most ideal_tokens
+    prompt_digest, output_digest: of the token ids, to tell equal prompts and answers of two runs
     """
 
     session_id: str
@@ -78,6 +79,8 @@ class RequestRecord(_Model):
     ideal_tokens: int | None = None
     state_tokens: int | None = None
     output_tokens: int = 0
+    prompt_digest: str = ""
+    output_digest: str = ""
 
     @property
     def held_s(self) -> float | None:

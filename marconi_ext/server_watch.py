@@ -12,6 +12,8 @@ import orjson
 from marconi_ext.results import ServerSnapshot
 
 SAMPLE = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*(?:\{.*\})?)\s+(\S+)")
+SAME_LABELS = re.compile(r'(?:engine_type|model_name|(?:moe_ep|pp|tp|dp)_rank)="[^"]*",?')
+OTHER_RANK = re.compile(r'tp_rank="[1-9]')
 KEPT_METRICS = ("sglang:", "marconi")
 ASK_S = 10.0
 
@@ -81,14 +83,18 @@ def section(info: bytes | None) -> dict | None:
 
 
 def samples(metrics: bytes | None) -> dict[str, float]:
-    """`name{labels}` -> value of the engine's and our samples; histograms without their buckets."""
+    """`name{labels}` -> value of the engine's and our samples of rank 0; histograms without their buckets.
+
+    Labels that are the same for all samples of a server are left out.
+    """
     found = {}
     for line in (metrics or b"").decode(errors="replace").splitlines():
         match = SAMPLE.match(line)
-        if not match or not line.startswith(KEPT_METRICS) or "_bucket{" in line:
+        if not match or not line.startswith(KEPT_METRICS) or "_bucket{" in line or OTHER_RANK.search(line):
             continue
+        name = SAME_LABELS.sub("", match[1]).replace(",}", "}").removesuffix("{}")
         with contextlib.suppress(ValueError):
             value = float(match[2])
             if value == value and abs(value) != float("inf"):
-                found[match[1]] = value
+                found[name] = value
     return found

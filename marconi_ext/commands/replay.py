@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
-TRAFFIC = "What to send"
+from marconi_ext.commands import traffic_options as options
+from marconi_ext.commands.traffic_options import TRAFFIC
+
 TIMING = "When"
 FAILURES = "Failures"
 RESULTS = "Results"
@@ -35,43 +37,21 @@ def replay(
     max_open: Annotated[
         int, typer.Option(min=1, help="In flight at most; more are held back.", rich_help_panel=TIMING)
     ] = DEFAULT_MAX_OPEN,
-    sessions: Annotated[
-        int | None, typer.Option(min=1, help="The first so many sessions.", rich_help_panel=TRAFFIC)
-    ] = None,
-    turns: Annotated[
-        int | None, typer.Option(min=1, help="Of each session the first turns.", rich_help_panel=TRAFFIC)
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="The first so many requests.", rich_help_panel=TRAFFIC)
-    ] = None,
-    max_prompt_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="End a session before a longer prompt; default: what the server's context leaves.",
-            rich_help_panel=TRAFFIC,
-        ),
-    ] = None,
-    max_output_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Ask for no longer answers.", rich_help_panel=TRAFFIC)
-    ] = None,
-    scale: Annotated[
-        float | None,
-        typer.Option(help="Keep this share of all tokens, sharing included.", rich_help_panel=TRAFFIC),
-    ] = None,
+    sessions: options.Sessions = None,
+    turns: options.Turns = None,
+    limit: options.Limit = None,
+    max_prompt_tokens: options.MaxPromptTokens = None,
+    max_output_tokens: options.MaxOutputTokens = None,
+    scale: options.Scale = None,
     vocabulary: Annotated[
         int | None,
         typer.Option(
             min=1_001, help="Fold token ids into so many; default: the model's.", rich_help_panel=TRAFFIC
         ),
     ] = None,
-    format: Annotated[str, typer.Option(help="The trace's format.", rich_help_panel=TRAFFIC)] = "auto",
-    tokenizer: Annotated[
-        str, typer.Option(help="For text: tekken or a folder.", rich_help_panel=TRAFFIC)
-    ] = "tekken",
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse a trace with a broken line.", rich_help_panel=TRAFFIC)
-    ] = False,
+    format: options.Format = "auto",
+    tokenizer: options.Tokenizer = "tekken",
+    strict: options.Strict = False,
     free_length: Annotated[
         bool,
         typer.Option(
@@ -80,15 +60,9 @@ def replay(
             rich_help_panel=TRAFFIC,
         ),
     ] = False,
-    seed: Annotated[
-        int, typer.Option(min=0, help="Of drawn arrivals and synthetic traffic.", rich_help_panel=TRAFFIC)
-    ] = 0,
-    sessions_per_s: Annotated[
-        float, typer.Option(help="Where the trace has no times.", rich_help_panel=TRAFFIC)
-    ] = 1.0,
-    response_s: Annotated[
-        float, typer.Option(help="Mean seconds between turns, likewise.", rich_help_panel=TRAFFIC)
-    ] = 5.0,
+    seed: options.Seed = 0,
+    sessions_per_s: options.SessionsPerS = 1.0,
+    response_s: options.ResponseS = 5.0,
     timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds for a whole answer.", rich_help_panel=FAILURES)
     ] = 300.0,
@@ -145,9 +119,8 @@ def replay(
     folder = ResultsFolder(new_folder(out, "replay"))
     target = look_at(url)
     chosen = choose_endpoint(endpoint, target)
-    if max_prompt_tokens is None and target.context_tokens:
-        max_prompt_tokens = max(1, target.context_tokens - (max_output_tokens or 1_024))
-    selection = Selection(sessions, turns, scale, max_prompt_tokens, limit, max_output_tokens)
+    longest = max_prompt_tokens or options.context_left(target.context_tokens, max_output_tokens)
+    selection = Selection(sessions, turns, scale, longest, limit, max_output_tokens)
     reading = Reading(format, tokenizer, strict, seed, sessions_per_s, response_s)
     with reporting() as progress:
         traffic = load_traffic(

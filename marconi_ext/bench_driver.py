@@ -1,0 +1,148 @@
+"""`marconi bench`: the same traffic against one arm's server after another, again and again."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from marconi_ext.arm_server import ArmServer, ServerOptions, started, warm_up
+from marconi_ext.arms import Arm
+from marconi_ext.client import GenerateClient
+from marconi_ext.outcome import INTERRUPTED
+from marconi_ext.player import play
+from marconi_ext.progress import ReplayProgress
+from marconi_ext.provenance import provenance
+from marconi_ext.replay import Pacing
+from marconi_ext.results import ArmInfo, ResultsFolder, RunInfo, Timing, arm_folder
+from marconi_ext.run_folder import now
+from marconi_ext.traffic import Traffic
+
+LOGS = "logs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions(ServerOptions):
+    """What to compare.
+
+    arms: the first is what the others are compared with; traffics: all are played against each server
+    repeats: of every arm, in alternating order; folder: one results folder, or one a traffic inside it
+    history: as in results.Timing; watch_s: see player.play
+    """
+
+    arms: list[Arm]
+    traffics: list[Traffic]
+    pacing: Pacing
+    folder: Path
+    history: str = "own"
+    repeats: int = 1
+    watch_s: float = 1.0
+
+
+class StoppedError(KeyboardInterrupt):
+    """Ctrl-C, after what there was has been written."""
+
+
+def results_folders(options: BenchOptions) -> dict[str, ResultsFolder]:
+    """Where each traffic's results go, by its name."""
+    if len(options.traffics) == 1:
+        return {options.traffics[0].name: ResultsFolder(options.folder)}
+    return {traffic.name: ResultsFolder(options.folder / traffic.name) for traffic in options.traffics}
+
+
+def order(arms: list[Arm], repeats: int) -> Iterator[tuple[int, Arm]]:
+    """(repeat, arm): there and back again, so that a machine that drifts favours nobody."""
+    for repeat in range(repeats):
+        for arm in reversed(arms) if repeat % 2 else arms:
+            yield repeat, arm
+
+
+def run_bench(options: BenchOptions, progress: ReplayProgress) -> dict[str, ResultsFolder]:
+    """Play everything; results are on disk after each run. Servers run one after another, never two at once.
+
+    Raises ServerError, CheckFailedError for a server that isn't what its arm's name says, StoppedError.
+    """
+    folders = results_folders(options)
+    infos = {traffic.name: _run_info(options, traffic) for traffic in options.traffics}
+    error = "interrupted"
+    try:
+        for repeat, arm in order(options.arms, options.repeats):
+            progress.say(f"{arm.name}, repeat {repeat + 1} of {options.repeats}")
+            progress.wait("starting the server")
+            log = options.folder / LOGS / f"{arm_folder(arm.name)}-{repeat}.log"
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with started(options, arm, log) as running:
+                warm_up(options, running.server)
+                for traffic in options.traffics:
+                    info = infos[traffic.name]
+                    _note(info, arm, running, repeat)
+                    folders[traffic.name].write_run(info)
+                    _play(options, traffic, running, folders[traffic.name], info.arms[-1], repeat, progress)
+        error = None
+    except Exception as reason:
+        error = str(reason)
+        raise
+    finally:
+        for name, folder in folders.items():
+            folder.write_run(infos[name].model_copy(update={"finished": error is None, "error": error}))
+    return folders
+
+
+def _play(
+    options: BenchOptions,
+    traffic: Traffic,
+    running: ArmServer,
+    folder: ResultsFolder,
+    info: ArmInfo,
+    repeat: int,
+    progress: ReplayProgress,
+) -> None:
+    running.server.flush_cache()
+    plan = traffic.plan()
+    progress.open_bar(traffic.name, len(plan.items))
+    played = play(
+        plan,
+        GenerateClient(running.server.url, timeout_s=options.request_timeout_s),
+        options.pacing,
+        folder.repeat(info, repeat),
+        url=running.server.url,
+        watch_s=options.watch_s,
+        page_size=running.page_size,
+        on_record=lambda record, live: progress.record(record, live.open_requests),
+    )
+    progress.close_bar()
+    if played.summary.error == INTERRUPTED:
+        raise StoppedError
+    running.server.require_alive()
+
+
+def _run_info(options: BenchOptions, traffic: Traffic) -> RunInfo:
+    pacing = options.pacing
+    return RunInfo(
+        created=now(),
+        title=traffic.name,
+        provenance=provenance(options.seed),
+        model={"path": str(options.model_path), "platform": "cpu" if options.cpu else "gpu"},
+        trace=traffic.info,
+        timing=Timing(
+            loop="open" if pacing.timed else "closed",
+            speed=pacing.speed if pacing.timed else None,
+            max_rate=pacing.max_rate,
+            concurrency=pacing.concurrency,
+            history=options.history,
+        ),
+        arms=[],
+        repeats=options.repeats,
+    )
+
+
+def _note(info: RunInfo, arm: Arm, running: ArmServer, repeat: int) -> None:
+    """Take an arm into run.json as soon as its server is known to be what its name says."""
+    found = ArmInfo(
+        name=arm.name,
+        folder=arm_folder(arm.name),
+        meaning=arm.meaning,
+        flags=running.flags,
+        status_line=running.status_line,
+        page_size=running.page_size,
+    )
+    info.arms[:] = [known for known in info.arms if known.name != arm.name] + [found]
+    info.order.append((arm.name, repeat))

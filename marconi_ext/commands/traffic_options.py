@@ -1,0 +1,32 @@
+"""Options that `marconi replay` and `marconi bench` share: what is sent, and how it is cut to size."""
+
+from typing import Annotated
+
+import typer
+
+TRAFFIC = "What to send"
+
+
+def _option(help: str, **settings):
+    return typer.Option(help=help, rich_help_panel=TRAFFIC, **settings)
+
+
+Sessions = Annotated[int | None, _option("The first so many sessions.", min=1)]
+Turns = Annotated[int | None, _option("Of each session the first turns.", min=1)]
+Limit = Annotated[int | None, _option("The first so many requests.", min=1)]
+MaxPromptTokens = Annotated[
+    int | None, _option("End a session before a longer prompt; default: what the context leaves.", min=1)
+]
+MaxOutputTokens = Annotated[int | None, _option("Ask for no longer answers.", min=1)]
+Scale = Annotated[float | None, _option("Keep this share of all tokens, sharing included.")]
+Format = Annotated[str, _option("The trace's format.")]
+Tokenizer = Annotated[str, _option("For text: tekken or a folder.")]
+Strict = Annotated[bool, _option("Refuse a trace with a broken line.")]
+Seed = Annotated[int, _option("Of drawn arrivals and synthetic traffic.", min=0)]
+SessionsPerS = Annotated[float, _option("Where the trace has no times: sessions a second.")]
+ResponseS = Annotated[float, _option("Mean seconds between turns, likewise.")]
+
+
+def context_left(context_tokens: int | None, max_output_tokens: int | None) -> int | None:
+    """The longest prompt that a model's context leaves room for; answers up to 1,024 tokens by default."""
+    return max(1, context_tokens - (max_output_tokens or 1_024)) if context_tokens else None
