@@ -23,6 +23,7 @@ setup(
         "marconi_ext.commands",
         "marconi_ext.policies",
         "marconi_ext.profiles",
+        "marconi_ext.report",
         "marconi_ext.simulator",
         "marconi_ext.traces",
         "marconi_ext.watch",
@@ -31,13 +32,14 @@ setup(
         "sglang_hooks.cpu_platform",
     ],
     package_data={
-        "marconi_ext": ["py.typed", "profiles/configs/*.json"],
+        "marconi_ext": ["py.typed", "profiles/configs/*.json", "report/*.j2", "dashboards/*.json"],
         "marconi_kernels": ["py.typed", "resource_budget.json"],
         "sglang_hooks": ["py.typed"],
     },
     install_requires=[
         "aiohttp>=3.9",
         "httpx>=0.27",
+        "jinja2>=3.1",
         "matplotlib>=3.8",
         "mistral-common>=1.9",  # ships the Tekken tokenizer
         "numpy>=1.26",

@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "model": ("marconi_ext.commands.model", "model"),
     "figures": ("marconi_ext.commands.figures", "figures"),
     "replay": ("marconi_ext.commands.replay", "replay"),
+    "report": ("marconi_ext.commands.report", "report"),
     "simulate": ("marconi_ext.commands.simulate", "simulate"),
     "top": ("marconi_ext.commands.top", "top"),
     "trace": ("marconi_ext.commands.trace", "app"),

@@ -1,0 +1,1 @@
+"""One report of one or more results folders: HTML, pictures, Markdown."""
