@@ -1,5 +1,6 @@
 """What a run has to show: one record a request with its ideal reuse, and their summary."""
 
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -16,6 +17,7 @@ STOCK_STATES = (
     "sglang:mamba_evictable_tokens",
     "sglang:mamba_used_tokens",
 )  # counted in slots, their name aside
+GAUGES = re.compile(r"^slots\.|(^|\.)(states|parameters)\.")  # they say what is, and don't count
 DIGITS = 6  # of seconds: microseconds
 
 
@@ -160,7 +162,7 @@ def server_figures(snapshots: Sequence[ServerSnapshot]) -> dict:
         held = [metrics[name] for name in STOCK_STATES if name in metrics]
         return {"states_held": int(sum(held))} if held else {}
     first, last = dict(numbers(sections[0])), dict(numbers(sections[-1]))
-    rose = {path: value - first.get(path, 0) for path, value in last.items()}
+    rose = {path: value - first.get(path, 0) for path, value in last.items() if not GAUGES.search(path)}
     rose = {path: value for path, value in rose.items() if value > 0}
 
     def under(name: str, values: dict[str, float]) -> dict[str, float]:

@@ -76,7 +76,8 @@ class ReplayProgress:
         """Stop the current bar's clock."""
         if self._task is not None:
             task = self._progress.tasks[self._task]
-            self._progress.update(self._task, total=task.completed or 1, completed=task.completed or 1)
+            ended = {"total": task.completed or 1, "completed": task.completed or 1}
+            self._progress.update(self._task, live=str(task.fields["live"]), **ended)
             self._progress.stop_task(self._task)
             self._task = None
 
