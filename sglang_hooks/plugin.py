@@ -8,11 +8,9 @@ from __future__ import annotations
 
 
 def register() -> None:
-    """Add the flags and, on the CPU platform, what it needs. Idempotent: SGLang loads plugins once a process."""
-    from . import cpu_platform
+    """Add the flags and the hook. Idempotent: SGLang loads plugins once a process."""
     from .flags import LAUNCHER_HOOKS, add_engine_arguments
     from .seams import SCHEDULER_INIT, install
 
-    cpu_platform.apply()  # a no-op unless SGLang was started for it
     install([*LAUNCHER_HOOKS, SCHEDULER_INIT], apply=False)  # SGLang applies them after the last plugin
     add_engine_arguments()
