@@ -5,11 +5,14 @@ effect, so a machine with a GPU is never taken over. `MARCONI_CPU_MODE` picks th
 is vectorised torch, `interpreter` runs SGLang's Triton kernels under Triton's interpreter (slow; a check).
 """
 
+import gc
 import os
 
 PLATFORM = "marconi_cpu"
 MODES = ("fast", "interpreter")
+IMPORTING_GC_THRESHOLD = 500_000  # nothing that modules create while they load is garbage
 
+_GC_THRESHOLDS = gc.get_threshold()
 _applied = False
 
 
@@ -42,6 +45,9 @@ def activate() -> str | None:
     # times slower once anything else wants one (the tokenizer, another rank). It is read when OpenMP loads,
     # so this reaches the processes started from here, which are those that compute.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # SGLang asks for its platform early in its import, most of which is still to come. Looking for garbage
+    # costs a quarter of an import; `apply` ends this.
+    gc.set_threshold(IMPORTING_GC_THRESHOLD)
     return "sglang_hooks.cpu_platform.platform.MarconiCpuPlatform"
 
 
@@ -57,5 +63,6 @@ def apply() -> bool:
         from sglang_hooks.cpu_platform import patches
 
         patches.apply_all(fast=fast_mode())
+        gc.set_threshold(*_GC_THRESHOLDS)
         _applied = True
     return True

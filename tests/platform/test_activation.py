@@ -1,5 +1,6 @@
 """The platform is chosen by name only, and is nothing but an entry point otherwise."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -41,7 +42,9 @@ def test_named_it_becomes_the_platform():
         "assert type(platform).__name__ == 'MarconiCpuPlatform', platform\n"
         "assert platform.is_out_of_tree() and platform.support_mamba_cache_extra_buffer()\n"
         "import sglang_hooks.cpu_platform as ours\n"
+        "import gc; assert gc.get_threshold()[0] > 10_000\n"
         "assert ours.fast_mode() and ours.apply() and ours.apply()\n"
+        "assert gc.get_threshold()[0] < 10_000\n"
         "from sglang.srt.layers.attention.mamba import mamba\n"
         "from sglang.srt.layers.attention import hybrid_linear_attn_backend as backend\n"
         "modules = {f.__module__ for f in (mamba.causal_conv1d_fn, mamba.causal_conv1d_update_triton,\n"
@@ -51,6 +54,14 @@ def test_named_it_becomes_the_platform():
         SGLANG_PLATFORM="marconi_cpu",
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture
+def usual_gc():
+    """Activation makes the garbage collector lazy until the patches are applied, which these tests don't."""
+    thresholds = gc.get_threshold()
+    yield
+    gc.set_threshold(*thresholds)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +74,7 @@ def test_named_it_becomes_the_platform():
         ({"MARCONI_CPU_MODE": "fast"}, False, False),
     ],
 )
-def test_modes(monkeypatch, variables, active, fast):
+def test_modes(monkeypatch, usual_gc, variables, active, fast):
     from sglang_hooks import cpu_platform
 
     for name in ("SGLANG_PLATFORM", "MARCONI_CPU_MODE", "TRITON_INTERPRET", "OMP_WAIT_POLICY"):
