@@ -1,8 +1,8 @@
 """The server of one arm: asked for, started, checked to be what the arm's name says, and warmed up."""
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,16 +56,33 @@ class ArmServer:
 def started(
     options: ServerOptions, arm: Arm, log: Path, on_wait: Callable[[float], None] | None = None
 ) -> Iterator[ArmServer]:
-    """Start an arm's server, and stop it at the end.
+    """Start an arm's server, and stop it at the end. Raises as `started_together`."""
+    with started_together(options, {arm: log}, on_wait) as (running,):
+        yield running
 
-    Raises ServerError, or CheckFailedError for a server that isn't what the arm's name says.
+
+@contextmanager
+def started_together(
+    options: ServerOptions, logs: Mapping[Arm, Path], on_wait: Callable[[float], None] | None = None
+) -> Iterator[list[ArmServer]]:
+    """Start a server for each arm side by side, and stop them all at the end. logs: a file for each arm.
+
+    Raises ServerError, or CheckFailedError for a server that isn't what its arm's name says.
     """
-    flags = server_flags(options, arm)
-    spec = ServerSpec(tuple(flags), environment(cpu=options.cpu), options.launcher)
-    with Server(spec, log) as server:
-        server.start(options.start_timeout_s, on_wait)
-        status = require_status(arm, server.log_text())
-        yield ArmServer(server, flags, status, int(server.info().get("page_size") or 1))
+    with ExitStack() as running:
+        launched = []
+        for arm, log in logs.items():
+            flags = server_flags(options, arm)
+            spec = ServerSpec(tuple(flags), environment(cpu=options.cpu), options.launcher)
+            server = running.enter_context(Server(spec, log))
+            server.launch()
+            launched.append((arm, flags, server))
+        found = []
+        for arm, flags, server in launched:
+            server.wait_until_healthy(options.start_timeout_s, on_wait)
+            status = require_status(arm, server.log_text())
+            found.append(ArmServer(server, flags, status, int(server.info().get("page_size") or 1)))
+        yield found
 
 
 def server_flags(options: ServerOptions, arm: Arm) -> list[str]:

@@ -13,9 +13,12 @@ from marconi_ext.progress import ReplayProgress
 class ProgressWatcher(ReplayProgress, Watcher):
     """Shows a demo's bars; use as a context manager."""
 
-    def starting(self, arm: Arm) -> None:
+    def starting(self, arms: list[Arm]) -> None:
+        self.wait("starting " + ", ".join(arm.name for arm in arms))
+
+    def replaying(self, arm: Arm) -> None:
+        self.close_bar()
         self.console.print(f"[bold]{arm.name}[/]: {arm.meaning}")
-        self.wait("starting the server")
 
     def workload(self, arm: Arm, name: str, turns: int) -> None:
         self.open_bar(name, turns)

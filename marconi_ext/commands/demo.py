@@ -20,6 +20,9 @@ def demo(
     model_path: Annotated[
         Path | None, typer.Option(help="A hybrid model's folder; default: a small seeded one.")
     ] = None,
+    model_chunk: Annotated[
+        int | None, typer.Option(help="Chunk of the small model's scan in tokens; default 64.")
+    ] = None,
     cpu: Annotated[
         bool | None,
         typer.Option("--cpu/--gpu", help="Where to run; default: --gpu if there is one and --model-path."),
@@ -53,20 +56,21 @@ def demo(
 
     from marconi_ext.arms import choose_arms
     from marconi_ext.attention_model import write_attention_model
-    from marconi_ext.demo import DemoOptions, as_json, run_demo
+    from marconi_ext.demo import DemoOptions, as_json, quick_flags, run_demo
     from marconi_ext.demo_traffic import synthetic_workloads, trace_workload
     from marconi_ext.demo_view import ProgressWatcher, print_tables
     from marconi_ext.engine_options import ModelFacts, has_gpu
-    from marconi_ext.errors import CheckFailedError
+    from marconi_ext.errors import BadInputError, CheckFailedError
     from marconi_ext.output import check_writable, write_json
     from marconi_ext.provenance import provenance
-    from marconi_ext.toy_model import write_model
 
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # so that servers are stopped too
     check_writable(json)
+    if model_path and model_chunk:
+        raise BadInputError("--model-chunk is for the small model; the model of --model-path has its own")
     with tempfile.TemporaryDirectory(prefix="marconi-model-") as folder:
         on_cpu = cpu if cpu is not None else not (model_path and has_gpu())
-        model = model_path or write_model(Path(folder) / "toy-hybrid")
+        model = model_path or write_small_model(Path(folder) / "toy-hybrid", model_chunk)
         facts = ModelFacts(model)
         if trace:
             limit = max_prompt_tokens or (4_096 if on_cpu else facts.context_tokens // 2)
@@ -87,10 +91,11 @@ def demo(
             state_slots=state_slots,
             max_total_tokens=max_total_tokens,
             seed=seed,
-            extra_flags=tuple(shlex.split(server_flags)),
+            extra_flags=(*quick_flags(cpu=on_cpu), *shlex.split(server_flags)),
             start_timeout_s=start_timeout,
             request_timeout_s=request_timeout,
             logs=logs,
+            side_by_side=on_cpu and model_path is None,  # the small model fits several times
         )
         results, error = [], None
         try:
@@ -107,3 +112,14 @@ def demo(
                 write_json(json, as_json(results, provenance(seed), error))
     if any(result.incomplete() for result in results):
         raise CheckFailedError("some requests failed or were never sent: see the column `failed`")
+
+
+def write_small_model(folder: Path, chunk_tokens: int | None) -> Path:
+    """The bundled model. Raises BadInputError."""
+    from marconi_ext.errors import BadInputError
+    from marconi_ext.toy_model import ToyModel, write_model
+
+    try:
+        return write_model(folder, ToyModel(chunk_size=chunk_tokens) if chunk_tokens else ToyModel())
+    except ValueError as error:
+        raise BadInputError(f"--model-chunk {chunk_tokens}: {error}") from None

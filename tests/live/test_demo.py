@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_server import alive
 
 from marconi_ext.arm_server import server_flags
 from marconi_ext.arms import choose_arms, known_arms, require_status
 from marconi_ext.attention_model import write_attention_model
-from marconi_ext.demo import DemoOptions, as_json, run_demo
+from marconi_ext.demo import DemoOptions, Watcher, as_json, run_demo
 from marconi_ext.engine_options import ModelFacts, environment, to_flags
 from marconi_ext.errors import BadInputError, CheckFailedError
 from marconi_ext.server import ServerError
@@ -36,9 +37,10 @@ def options(model: Path, arms: str, **changes) -> DemoOptions:
     return DemoOptions(model_path=model, arms=choose_arms(arms, 64), **fields)
 
 
-def test_an_attention_only_server_loses_exactly_nothing(model: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_an_attention_only_server_loses_exactly_nothing(model: Path, monkeypatch, side_by_side) -> None:
     monkeypatch.setenv("STUB_LINE", LINE)
-    results = list(run_demo(options(model, "stock,marconi"), quiet()))
+    results = list(run_demo(options(model, "stock,marconi", side_by_side=side_by_side), quiet()))
     document = json.loads(json.dumps(as_json(results, {})))
     assert [arm["name"] for arm in document["arms"]] == ["stock", "marconi"]
     for arm in document["arms"]:
@@ -51,10 +53,21 @@ def test_an_attention_only_server_loses_exactly_nothing(model: Path, monkeypatch
     assert document["arms"][0]["status_line"] is None and document["arms"][1]["status_line"] == LINE
 
 
-def quiet():
-    from marconi_ext.demo import Watcher
-
+def quiet() -> Watcher:
     return Watcher()
+
+
+def test_an_interrupt_stops_every_server(model: Path, monkeypatch, tmp_path: Path) -> None:
+    class Interrupted(Watcher):
+        def replaying(self, arm) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setenv("STUB_LINE", LINE)
+    monkeypatch.setenv("STUB_CHILD", "1")
+    with pytest.raises(KeyboardInterrupt):
+        list(run_demo(options(model, "stock,marconi", side_by_side=True, logs=tmp_path), Interrupted()))
+    logs = [(tmp_path / f"{arm}.log").read_text() for arm in ("stock", "marconi")]
+    assert not any(alive(int(log.split("child ")[1].split()[0])) for log in logs)
 
 
 def test_concurrent_requests_lose_nothing_either(model: Path) -> None:
@@ -144,6 +157,8 @@ def marconi(*arguments: str) -> subprocess.CompletedProcess:
         (("--model-path", "/nowhere"), "--model-path /nowhere"),
         (("--trace", "/nowhere"), "/nowhere: no such file"),
         (("--json", "/nowhere/x.json"), "--json /nowhere/x.json"),
+        (("--model-chunk", "100"), "--model-chunk 100: chunk_size must be a power of two"),
+        (("--model-chunk", "64", "--model-path", "/nowhere"), "--model-chunk is for the small model"),
         (("--concurrency", "0"), "concurrency"),
         (("--colour", "red"), "--colour"),
     ],
