@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from marconi_ext.policies.checkpoints import Kind
+from marconi_ext.policies.partings import Partings
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +22,8 @@ class PromptFacts:
     boundaries: tuple[int, ...] = ()  # ends of messages inside the prompt
     proven_forks: tuple[int, ...] = ()  # ghosts above kv_tokens at which earlier requests parted
     records: tuple[tuple[int, int], ...] = ()  # (depth, kind) of all records on the matched path
+    parted_tokens: int = 0  # deepest record on the path from which earlier requests have parted already
+    tokens: np.ndarray | None = None  # int32[prompt_tokens], where the engine hands them over
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +31,12 @@ class Offer:
     """One state to save.
 
     displaced: wanted, but the engine has no room for it in this extend
-    probe: save nothing; only remember the position, to learn whether a state there would have been of use
     spare: only where room is free: not worth evicting anything
     """
 
     depth_tokens: int
     kind: Kind
     displaced: bool = False
-    probe: bool = False
     spare: bool = False
 
 
@@ -114,14 +117,11 @@ class Selective:
     def plan(self, facts: PromptFacts) -> list[Offer]:
         offers = {}
         gain = max(8, min(64, facts.kv_tokens // 8))
-        for fork in facts.proven_forks:
-            if fork > facts.hit_tokens:
-                offers[fork] = Offer(fork, Kind.BRANCH)
-        # a branch just past a fork that this request passed anyway adds little: measure from that fork
-        floor = max(facts.hit_tokens, *offers) if offers else facts.hit_tokens
-        if facts.diverges and facts.kv_tokens > floor:
-            spare = facts.kv_tokens - floor < gain
-            offers[facts.kv_tokens] = Offer(facts.kv_tokens, Kind.BRANCH, spare=spare)
+        floor = facts.hit_tokens
+        for fork in sorted({*facts.proven_forks, *([facts.kv_tokens] if facts.diverges else [])}):
+            if fork > floor:
+                offers[fork] = Offer(fork, Kind.BRANCH, spare=fork - floor < gain)
+                floor = floor if offers[fork].spare else fork
         if facts.prompt_tokens < facts.sequence_tokens:
             offers[facts.prompt_tokens] = Offer(facts.prompt_tokens, Kind.PROMPT_END)
         offers[facts.sequence_tokens] = Offer(facts.sequence_tokens, Kind.LAST_TOKEN)
@@ -133,52 +133,36 @@ class Foresight(Selective):
     is reused on its second appearance and not only on its third."""
 
     def plan(self, facts: PromptFacts) -> list[Offer]:
-        return self._with_boundaries(facts, super().plan(facts), probe=False)
-
-    @staticmethod
-    def _with_boundaries(facts: PromptFacts, offers: list[Offer], *, probe: bool) -> list[Offer]:
-        by_depth = {offer.depth_tokens: offer for offer in offers}
         inside = [b for b in facts.boundaries if facts.hit_tokens < b < facts.prompt_tokens]
-        for boundary in {*inside[:1], *inside[-1:]}:
-            by_depth.setdefault(boundary, Offer(boundary, Kind.BOUNDARY, probe=probe))
-        return [by_depth[depth] for depth in sorted(by_depth)]
+        return _with_boundaries(super().plan(facts), [*inside[:1], *inside[-1:]])
 
 
-class LearnedPlacement(Foresight):
-    """`Selective`, and boundaries where they have been worth it: where states there would have added more than
-    a share of the prompt tokens to what all other records gave. Else every fourth request only probes them."""
-
-    PROBE_EVERY = 4
-    MIN_GAIN = 0.03  # of the prompt tokens: below it, boundaries crowd out what is worth more
-    MIN_SEEN = 6  # requests that would have gained: one or two are chance
-    HALF_LIFE_REQUESTS = 500
+class LearnedPlacement(Selective):
+    """`Selective`, and at most two more states where requests have been seen to part: see `partings.py`."""
 
     def __init__(self) -> None:
-        self._seen = 0.0
-        self._requests = 0
-        self._gained = 0.0  # tokens, decayed
-        self._prompts = 20_000.0  # so that one lucky prompt at the start decides nothing
-        self.on = False
+        self.partings = Partings()
 
     def plan(self, facts: PromptFacts) -> list[Offer]:
-        self._learn(facts)
-        offers = Selective.plan(self, facts)
-        self._requests += 1
-        if self.on or self._requests % self.PROBE_EVERY == 0:
-            return self._with_boundaries(facts, offers, probe=not self.on)
-        return offers
+        elsewhere = (depth for depth, kind in facts.records if kind != Kind.BOUNDARY)
+        self.partings.observe(
+            facts.tokens,
+            facts.boundaries,
+            facts.prompt_tokens,
+            base=max(facts.parted_tokens, *elsewhere, 0),
+            parted=facts.kv_tokens if facts.diverges else 0,
+        )
+        prompt = facts.boundaries, facts.prompt_tokens, facts.hit_tokens
+        offers = _with_boundaries(super().plan(facts), self.partings.positions(facts.tokens, *prompt))
+        return _with_boundaries(offers, self.partings.guesses(*prompt), spare=True)
 
-    def _learn(self, facts: PromptFacts) -> None:
-        boundary = max((depth for depth, kind in facts.records if kind == Kind.BOUNDARY), default=0)
-        other = max((depth for depth, kind in facts.records if kind != Kind.BOUNDARY), default=0)
-        decay = 0.5 ** (1 / self.HALF_LIFE_REQUESTS)
-        weight = 1 if self.on else self.PROBE_EVERY
-        self._seen = self._seen * decay + (boundary > other)
-        self._gained = self._gained * decay + weight * max(boundary - other, 0)
-        self._prompts = self._prompts * decay + facts.prompt_tokens
-        share = self._gained / self._prompts
-        enough = self.on or self._seen >= self.MIN_SEEN
-        self.on = enough and share > self.MIN_GAIN * (0.5 if self.on else 1.0)  # some inertia
+
+def _with_boundaries(offers: list[Offer], positions: list[int], *, spare: bool = False) -> list[Offer]:
+    by_depth = {position: Offer(position, Kind.BOUNDARY, spare=spare) for position in positions}
+    by_depth |= {
+        offer.depth_tokens: offer for offer in offers if not (offer.spare and offer.depth_tokens in by_depth)
+    }
+    return [by_depth[depth] for depth in sorted(by_depth)]
 
 
 def _branch(facts: PromptFacts, gain_tokens: int) -> list[Offer]:

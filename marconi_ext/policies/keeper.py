@@ -57,8 +57,9 @@ class Keeper:
         kv_tokens: int,
         diverges: bool,
         boundaries: tuple[int, ...] = (),
+        tokens: np.ndarray | None = None,
     ) -> PromptFacts:
-        """What admission plans from. `path` as in `use`."""
+        """What admission plans from, before the request is inserted. `path` as in `use`."""
         book = self.book
         ghosts = [row for row in path if not book.live[row] and book.depth[row] > hit_tokens]
         forks = [row for row in ghosts if book.fanout[row] > 1 and book.fate[row] != Fate.NEVER]
@@ -71,6 +72,8 @@ class Keeper:
             boundaries=boundaries,
             proven_forks=tuple(int(book.depth[row]) for row in forks),
             records=tuple(zip(book.depth[path].tolist(), book.kind[path].tolist(), strict=True)),
+            parted_tokens=max((int(book.depth[row]) for row in path if book.fanout[row] > 1), default=0),
+            tokens=tokens,
         )
 
     def causes(self, path: list[int], *, hit_tokens: int, kv_tokens: int, first_seen: bool) -> dict[str, int]:
@@ -108,11 +111,9 @@ class Keeper:
         self.book.last_use[row] = self.book.last_path[row] = self.tick
 
     def offer(self, row: int, offer: Offer) -> bool:
-        """`offer` is for `row`, which holds no state. False: there is nothing to save (a probe, or displaced)."""
-        if offer.probe:
-            return False
+        """`offer` is for `row`, which holds no state. False: there is nothing to save (it is displaced)."""
         if self.book.fate[row] == Fate.NEVER:
-            self.book.kind[row] = offer.kind  # it may have been a probe of another kind
+            self.book.kind[row] = offer.kind  # the record may have been made for another kind
         if offer.displaced:
             self.book.set_gone(row, Fate.DISPLACED)
             return False

@@ -23,6 +23,11 @@ DEMAND_REQUESTS = 8  # ghosts' demand is recounted this often, and kept up by ev
 TAIL_CLASSES = 8
 CLASSES = TAIL_CLASSES + 16
 MAX_GHOSTS_SEEN = 64
+_INSIDE = (
+    Kind.BRANCH,
+    Kind.PROMPT_END,
+    Kind.BOUNDARY,
+)  # the same sequence goes on below, though it isn't saved yet
 _MIN_BORN = 4  # tails under a fork before their share that went on is believed
 
 
@@ -44,6 +49,7 @@ class LearnedIndex:
         self._chain = np.zeros(n, np.int64)  # uses along the chain that ends here
         self._born = np.zeros(n, np.int64)  # tails born under this fork
         self._went_on = np.zeros(n, np.int64)
+        self._again = np.zeros(n, np.int64)  # uses as an inner record
         self._known = np.zeros(n, bool)
         self._tick = 0
         self._from_chain = 0  # chain length that this request's tails inherit
@@ -62,7 +68,7 @@ class LearnedIndex:
             # a conversation that begins at a fork has no uses yet, however often the fork had
             self._from_chain = int(self._chain[deepest]) if book.fanout[deepest] < 2 else 0
             forked_before = served >= 0 and served != deepest and book.fanout[served] > 1
-            if forked_before and book.kind[deepest] == Kind.BRANCH:
+            if forked_before and self._kind(book, deepest) == Kind.BRANCH:
                 self._credit(book, served, tick)
         if tick - self._refreshed >= self._refresh_every(tick):
             self._refresh(book, tick)
@@ -75,7 +81,7 @@ class LearnedIndex:
         self._known[row] = True
         self._use[row] = self._counted[row] = tick
         self._chain[row] = self._from_chain
-        self._born[row] = self._went_on[row] = 0
+        self._born[row] = self._went_on[row] = self._again[row] = 0
         self._heir[row] = -1
         self._label[row] = self._classify(book, row)
         if not book.children[row] and self._chain[row] == 0:
@@ -106,6 +112,7 @@ class LearnedIndex:
                 self._went_on[fork] += 1
         self._use[row] = self._counted[row] = tick
         self._chain[row] += 1
+        self._again[row] += self._label[row] >= TAIL_CLASSES
         self._label[row] = self._classify(book, row)
         if not book.live[row]:
             self._ask(book, row, tick)
@@ -139,11 +146,19 @@ class LearnedIndex:
             row = int(book.parent[row])
         return row
 
+    @staticmethod
+    def _kind(book: CheckpointBook, row: int) -> int:
+        forked = book.kind[row] == Kind.BOUNDARY and book.fanout[row] > 1
+        return int(
+            Kind.BRANCH if forked else book.kind[row]
+        )  # a boundary from which requests parted is a branch
+
     def _classify(self, book: CheckpointBook, row: int) -> int:
-        if book.children[row] or book.kind[row] == Kind.PROMPT_END:  # an answer will lie below a prompt's end
-            forks = max(int(book.fanout[row]) - 1, 0)
+        if book.children[row] or book.kind[row] in _INSIDE:
+            # one that served again and again lies just above a fork, if not at one
+            forks = max(int(book.fanout[row]) - 1, int(self._again[row]) - 1, 0)
             group = 0 if forks == 0 else 1 if forks == 1 else 2 if forks < 4 else 3
-            return TAIL_CLASSES + 4 * group + min(int(book.kind[row]), 3)
+            return TAIL_CLASSES + 4 * group + min(self._kind(book, row), 3)
         chain = int(self._chain[row])
         if chain:
             return 5 if chain == 1 else 6 if chain < 5 else 7
@@ -224,6 +239,16 @@ class LearnedIndex:
 
     def _fit(self, rows: int) -> None:
         if rows > len(self._known):
-            for name in ("_label", "_use", "_counted", "_chain", "_born", "_went_on", "_known", "_heir"):
+            for name in (
+                "_label",
+                "_use",
+                "_counted",
+                "_chain",
+                "_born",
+                "_went_on",
+                "_again",
+                "_known",
+                "_heir",
+            ):
                 old = getattr(self, name)
                 setattr(self, name, np.concatenate([old, np.zeros(rows - len(old), old.dtype)]))

@@ -86,6 +86,7 @@ class Simulator:
             kv_tokens=held,
             diverges=look.diverges,
             boundaries=request.boundaries,
+            tokens=prompt,
         )
         running = self._insert(request, look, served)
         if running is not None:

@@ -9,7 +9,6 @@ from marconi_ext.policies.admission import (
     Exact,
     Grid,
     Judicious,
-    LearnedPlacement,
     PromptFacts,
     Selective,
 )
@@ -68,19 +67,6 @@ def test_selective_wants_a_gain_and_saves_proven_forks_again() -> None:
     assert planned(hit_tokens=637) == [(700, True), (1000, False), (1100, False)]
     assert planned(hit_tokens=636) == [(700, False), (1000, False), (1100, False)]
     assert planned(proven_forks=(650,)) == [(650, False), (700, True), (1000, False), (1100, False)]
-
-
-def test_boundaries_are_probed_until_they_have_proved_their_worth() -> None:
-    """Every fourth request probes. After requests that a boundary at 600 would have served 500 tokens deeper
-    than the branch at 100, boundaries are saved for real."""
-    placement = LearnedPlacement()
-    known = facts(boundaries=(400, 900), records=((100, Kind.BRANCH), (600, Kind.BOUNDARY)))
-    seen = [
-        [(o.depth_tokens, o.probe) for o in placement.plan(known) if o.kind == Kind.BOUNDARY]
-        for _ in range(8)
-    ]
-    assert seen[:5] == [[], [], [], [(400, True), (900, True)], []]
-    assert placement.on and seen[-1] == [(400, False), (900, False)]
 
 
 @pytest.fixture

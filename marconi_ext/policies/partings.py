@@ -1,0 +1,147 @@
+"""Where requests part: learned, so that a shared prefix is reused at its second appearance, not its third.
+
+A branch point is known once a second request has left it. To have a state there before, one has to guess, at the
+first request, where later ones will part from it. Three kinds of *places* can be told from a prompt alone:
+
+- the first or the last message boundary, where the engine knows them;
+- just after the first or last occurrence of one token (a separator, a role, the `Q` of a question);
+- a distance before the prompt's end (the own part of few-shot prompts is about equally long).
+
+Whenever a request parts from what is held, deeper than any state placed otherwise would have been, each place is
+scored by the tokens that a state there would have saved. It is looked up in the request that parts, standing in
+for the earlier one that it parts from: the two are taken to be alike. The best place, and a second one if that
+adds as much again, are used while they pay.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+
+import numpy as np
+
+Place = tuple[str, int]  # ("first boundary", 0), ("after the last", token), ("before the end", tokens), …
+
+MIN_GAIN = 0.01  # of the prompt tokens: below it, such states crowd out what is worth more
+MIN_PARTINGS = 2  # that would have gained: one is chance
+PRIOR_TOKENS = 10_000.0  # of prompts without any gain
+HALF_LIFE_REQUESTS = 500
+GUESS: Place = ("before the end", 181)
+GUESSED_REQUESTS = 64
+KEPT_PARTINGS = 64
+REVIEW_REQUESTS = 32  # without a parting, until the places are judged again
+KEPT_TOKENS = 48  # candidates for separators
+LOOK_BACK = 8  # tokens before a parting that become candidates
+DISTANCES = tuple(int(2 ** (k / 2)) for k in range(6, 25))  # 8 to 4096, by half octaves
+
+
+class Partings:
+    """`places` are those in use, at most two; they change with each parting observed."""
+
+    def __init__(self) -> None:
+        self.places: tuple[Place, ...] = ()
+        self._candidates: OrderedDict[int, None] = OrderedDict()  # token -> nothing, least recent first
+        self._gains: deque[tuple[int, dict[Place, int]]] = deque(maxlen=KEPT_PARTINGS)
+        self._prompt_tokens = 0.0  # decayed
+        self._requests = 0
+
+    def observe(
+        self,
+        tokens: np.ndarray | None,
+        boundaries: tuple[int, ...],
+        prompt_tokens: int,
+        base: int,
+        parted: int,
+    ) -> None:
+        """A request of `prompt_tokens`; where it parts at `parted` > `base`, a state between would have saved.
+
+        base: the deepest position on its way at which a state was or will be placed anyway
+        """
+        self._requests += 1
+        self._prompt_tokens = self._prompt_tokens * 0.5 ** (1 / HALF_LIFE_REQUESTS) + prompt_tokens
+        if parted <= base:
+            if self.places and self._requests % REVIEW_REQUESTS == 0:
+                self._choose()
+            return
+        gains = {}
+        for place in self._known_places(tokens, boundaries):
+            position = self._position(place, tokens, boundaries, prompt_tokens, base)
+            if base < position <= parted:
+                gains[place] = position - base
+        self._gains.append((self._requests, gains))
+        if tokens is not None:
+            for token in tokens[max(parted - LOOK_BACK, base) : parted].tolist():
+                self._candidates[token] = None
+                self._candidates.move_to_end(token)
+            while len(self._candidates) > KEPT_TOKENS:
+                self._candidates.popitem(last=False)
+        self._choose()
+
+    def positions(
+        self, tokens: np.ndarray | None, boundaries: tuple[int, ...], prompt_tokens: int, after: int
+    ) -> list[int]:
+        """Where to save a state in this prompt, beyond `after` tokens; ascending."""
+        return self._inside(self.places, tokens, boundaries, prompt_tokens, after)
+
+    def guesses(self, boundaries: tuple[int, ...], prompt_tokens: int, after: int) -> list[int]:
+        """Where a state might pay as long as nothing is known: worth a free slot, and nobody else's."""
+        if self.places or self._requests > GUESSED_REQUESTS:
+            return []
+        guess: Place = ("last boundary", 0) if boundaries else GUESS
+        return self._inside((guess,), None, boundaries, prompt_tokens, after)
+
+    def _inside(
+        self, places: tuple[Place, ...], tokens, boundaries, prompt_tokens: int, after: int
+    ) -> list[int]:
+        found = {self._position(place, tokens, boundaries, prompt_tokens, after) for place in places}
+        return sorted(position for position in found if after < position < prompt_tokens)
+
+    def _known_places(self, tokens: np.ndarray | None, boundaries: tuple[int, ...]) -> list[Place]:
+        places: list[Place] = [("before the end", distance) for distance in DISTANCES]
+        if boundaries:
+            places += [("first boundary", 0), ("last boundary", 0)]
+        if tokens is not None:
+            places += [
+                (which, token)
+                for token in self._candidates
+                for which in ("after the first", "after the last")
+            ]
+        return places
+
+    @staticmethod
+    def _position(
+        place: Place, tokens: np.ndarray | None, boundaries: tuple[int, ...], prompt_tokens: int, after: int
+    ) -> int:
+        """Tokens up to the place; 0 where the prompt has none."""
+        kind, amount = place
+        if kind == "before the end":
+            return prompt_tokens - amount
+        if kind.endswith("boundary"):
+            inside = [b for b in boundaries if after < b < prompt_tokens]
+            return 0 if not inside else inside[0] if kind == "first boundary" else inside[-1]
+        if tokens is None:
+            return 0
+        found = np.flatnonzero(tokens[after:] == amount)
+        return 0 if len(found) == 0 else after + 1 + int(found[0 if kind == "after the first" else -1])
+
+    def _choose(self) -> None:
+        """Greedy: the best place, then the one that adds most to it; each must gain enough of all prompt tokens."""
+        weights = [0.5 ** ((self._requests - at) / HALF_LIFE_REQUESTS) for at, _ in self._gains]
+        had = [0] * len(weights)
+        chosen: list[Place] = []
+        while len(chosen) < 2:
+            added: dict[Place, float] = {}
+            seen: dict[Place, int] = {}
+            for (_, gains), weight, already in zip(self._gains, weights, had, strict=True):
+                for place, gain in gains.items():
+                    if gain > already:
+                        added[place] = added.get(place, 0.0) + weight * (gain - already)
+                        seen[place] = seen.get(place, 0) + 1
+            least = MIN_GAIN * (0.5 if set(self.places) - set(chosen) else 1.0)  # some inertia
+            least *= self._prompt_tokens + PRIOR_TOKENS
+            good = [p for p in added if added[p] >= least and seen[p] >= MIN_PARTINGS]
+            if not good:
+                break
+            best = max(good, key=lambda place: (added[place], place))
+            chosen.append(best)
+            had = [max(h, gains.get(best, 0)) for h, (_, gains) in zip(had, self._gains, strict=True)]
+        self.places = tuple(chosen)

@@ -1,0 +1,100 @@
+"""Where requests part, by hand: a prefix, a separator (token 9), then a question of its own."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from marconi_ext.policies.admission import LearnedPlacement, PromptFacts
+from marconi_ext.policies.checkpoints import Kind
+from marconi_ext.policies.eviction import Currency
+from marconi_ext.policies.partings import Partings
+from marconi_ext.policies.registry import parse_policy
+from marconi_ext.simulator.capacity import Capacity
+from marconi_ext.simulator.engine import Simulator
+from marconi_ext.traces import synthetic
+
+PREFIX, QUESTION = 1000, 60
+
+
+def prompt(number: int) -> np.ndarray:
+    """1000 tokens of prefix `number` with separators inside, the last of them at its end; 20 to 620 of a question."""
+    rng = np.random.default_rng(number)
+    tokens = rng.integers(1000, 5000, PREFIX + 20 + 200 * (number % 4)).astype(np.int32)
+    tokens[[99, 499, PREFIX - 1]] = 9
+    return tokens
+
+
+def test_the_last_separator_is_found() -> None:
+    """The first parting makes token 9 a candidate; the next ones score it, against distances that fit less often."""
+    partings = Partings()
+    for number in range(8):
+        tokens = prompt(number)
+        partings.observe(tokens, (), len(tokens), base=0, parted=PREFIX)
+    assert partings.places == (("after the last", 9),)
+    assert partings.positions(prompt(6), (), len(prompt(6)), after=0) == [PREFIX]
+    assert partings.positions(prompt(7), (), len(prompt(7)), after=PREFIX) == []  # it is served there already
+
+
+def test_without_tokens_or_boundaries_a_distance_before_the_end_is_learned() -> None:
+    """All part 60 tokens before the end: of the distances tried, 64 wastes least."""
+    partings = Partings()
+    for _ in range(3):
+        partings.observe(None, (), PREFIX + QUESTION, base=0, parted=PREFIX)
+    assert partings.places == (("before the end", 64),)
+    assert partings.positions(None, (), 2000, after=0) == [1936]
+
+
+def test_known_boundaries_are_used_where_they_pay_and_given_up_where_they_stop() -> None:
+    partings = Partings()
+    for _ in range(3):
+        partings.observe(None, (400, PREFIX, 1060), 1060, base=0, parted=PREFIX)
+    assert partings.places == (("last boundary", 0),)
+    for _ in range(2000):  # traffic that never parts
+        partings.observe(None, (400, 900), 5000, base=0, parted=0)
+    assert partings.places == ()
+
+
+def test_what_is_saved_anyway_counts_for_nothing() -> None:
+    """A state at 990 is there by another rule: ten tokens more are less than 1 % of the prompts."""
+    partings = Partings()
+    for number in range(20):
+        partings.observe(prompt(number), (), len(prompt(number)), base=990, parted=PREFIX)
+    assert partings.places == ()
+
+
+def facts(number: int, **changes) -> PromptFacts:
+    tokens = prompt(number)
+    known = PromptFacts(len(tokens), len(tokens) + 20, 0, PREFIX, True, tokens=tokens)
+    return replace(known, **changes)
+
+
+def test_guesses_take_free_room_only_and_proven_places_are_offered() -> None:
+    placement = LearnedPlacement()
+    first = placement.plan(facts(3, kv_tokens=0, diverges=False))
+    assert [(o.depth_tokens, o.spare) for o in first if o.kind == Kind.BOUNDARY] == [
+        (PREFIX + 620 - 181, True)
+    ]
+    for number in range(8):
+        placement.plan(facts(number))
+    new = placement.plan(facts(8, kv_tokens=0, diverges=False))
+    assert [(o.depth_tokens, o.spare) for o in new if o.kind == Kind.BOUNDARY] == [(PREFIX, False)]
+
+
+def test_a_fork_that_was_seen_before_is_no_longer_the_placements_gain() -> None:
+    """With `parted_tokens` at the fork, a state there is due to the branch that the second request saved."""
+    placement = LearnedPlacement()
+    for number in range(10):
+        placement.plan(facts(number, parted_tokens=PREFIX))
+    assert placement.partings.places == ()
+
+
+def test_few_shot_prompts_are_reused_at_their_second_appearance() -> None:
+    """Without boundaries, ample slots: branches alone lose each second visit."""
+    lost = {}
+    for admission in ("selective", "learned"):
+        simulator = Simulator(Capacity(), *parse_policy(f"{admission}+lru").build(Currency()), Currency())
+        requests = synthetic("few-shot", seed=0, sessions=80, prefixes=20)
+        served = [simulator.serve(replace(request, boundaries=())) for request in requests]
+        lost[admission] = sum(one.kv_tokens - one.hit_tokens for one in served)
+        simulator.finish()
+    assert lost["learned"] < 0.5 * lost["selective"]
