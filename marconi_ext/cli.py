@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "top": ("marconi_ext.commands.top", "top"),
     "trace": ("marconi_ext.commands.trace", "app"),
     "tree": ("marconi_ext.commands.tree", "tree"),
+    "verify": ("marconi_ext.commands.verify", "verify"),
 }
 
 

@@ -6,7 +6,10 @@ import math
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from marconi_ext.errors import BadInputError
+from marconi_ext.policies.registry import parse_policy
 
 ENV_VAR = "MARCONI_CONFIG"
 """Scheduler processes inherit the environment: the launcher leaves its settings here as JSON."""
@@ -21,6 +24,8 @@ class CheckpointKind(StrEnum):
 
 
 ALL_KINDS = tuple(CheckpointKind)
+EXACT_ADMISSIONS = ("judicious", "exact", "selective", "foresight", "learned")
+"""Admissions that a server can follow: states at exact tokens, known when the prompt has been matched."""
 
 
 class ConfigError(ValueError):
@@ -53,15 +58,35 @@ def _parse_eff_weight(value: object) -> object:
     return value
 
 
+def _parse_eviction(value: object) -> object:
+    if value is None:
+        return None
+    try:
+        name = parse_policy(str(value))
+    except BadInputError as error:
+        raise ValueError(str(error).removeprefix("--policy: ")) from None
+    if name.family != "online" or name.admission not in EXACT_ADMISSIONS:
+        raise ValueError(
+            f"{value!r} is for simulation only; a server takes an eviction of lru-leaf, lru, seglen, "
+            f"flop-aware:ALPHA, marconi, git, ours, after an admission of {', '.join(EXACT_ADMISSIONS)}"
+        )
+    return value
+
+
 class MarconiConfig(BaseModel):
     """Validated settings; every field is a flag `--marconi-FIELD` of SGLang's command line."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    eviction: Annotated[str | None, BeforeValidator(_parse_eviction)] = Field(
+        None,
+        description="Which states to keep: lru, seglen, flop-aware:ALPHA, marconi (the paper's, its alpha tuned "
+        "online), git or ours, or ADMISSION+EVICTION as in 'marconi simulate'. Default: ours.",
+    )
     eff_weight: Annotated[Literal["auto"] | float, BeforeValidator(_parse_eff_weight)] = Field(
         "auto",
-        description="Weight (alpha) of compute saved per byte against recency in eviction: 'auto' tunes it "
-        "from recent requests, a number fixes it. Kept for eviction by utility; unused by the live engine so far.",
+        description="Weight (alpha) of compute saved per byte against recency in the paper's eviction: 'auto' "
+        "tunes it from recent requests, a number fixes it (and chooses that eviction).",
     )
     bootstrap_window_size: int | None = Field(
         None,
@@ -84,6 +109,22 @@ class MarconiConfig(BaseModel):
         + "; or 'all'.",
     )
 
+    @property
+    def policy(self) -> str:
+        """The policy's name as `marconi simulate --policy` takes it."""
+        if self.eff_weight == "auto":
+            return self.eviction or "ours"
+        return f"flop-aware:{self.eff_weight}"
+
+    @model_validator(mode="after")
+    def _one_alpha(self) -> MarconiConfig:
+        if self.eff_weight != "auto" and self.eviction not in (None, "marconi"):
+            raise ValueError(
+                f"--marconi-eff-weight {self.eff_weight} fixes the alpha of --marconi-eviction marconi; "
+                f"leave it out with {self.eviction}"
+            )
+        return self
+
     def saves(self, kind: CheckpointKind) -> bool:
         """Whether checkpoints of this kind are wanted."""
         return kind in self.checkpoints
@@ -105,6 +146,8 @@ def build_config(values: dict[str, object]) -> MarconiConfig:
         return MarconiConfig.model_validate(given)
     except ValidationError as error:
         first = error.errors()[0]
-        field = str(first["loc"][0]) if first["loc"] else "?"
+        field = str(first["loc"][0]) if first["loc"] else ""
         reason = first["msg"].removeprefix("Value error, ")
+        if not first["loc"]:  # of several flags together; the message names them
+            raise ConfigError(reason) from None
         raise ConfigError(f"{flag_name(field)}: {reason} (got {first['input']!r})") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
@@ -13,9 +14,12 @@ from marconi_ext.config import MarconiConfig
 
 from .component import MarconiMambaComponent
 from .forward import ForwardCheckpoints
+from .kv_eviction import MarconiFullComponent
 from .ledger import CheckpointLedger
 from .live import Live, go_live
+from .policy import build_keeper, currency_of
 from .stages import scan_stages
+from .stats import CacheStats
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,8 +42,7 @@ class MarconiRadixCache(UnifiedRadixCache):
     def reset(self) -> None:
         """As stock; SGLang clears the pools in the same step, so pending slots are forgotten, not freed."""
         super().reset()
-        if hasattr(self.mamba, "ledger"):  # the constructor resets before the factory hands the ledger over
-            self.mamba.ledger.clear()
+        self.mamba.forget_all()
 
     def checkpoint_into_tree(self, req: Req, *, up_to: int, **kwargs: Any) -> None:
         """Insert the request's written checkpoints up to `up_to` tokens, then, if it finished, its last state.
@@ -70,6 +73,27 @@ class MarconiRadixCache(UnifiedRadixCache):
             "unaccounted": allocator.size - free - cached - held,
         }
 
+    def kv_census(self) -> dict[str, int]:
+        """KV tokens: the pool's, free ones, and what the tree holds."""
+        allocator = self.token_to_kv_pool_allocator
+        return {
+            "pool": allocator.size,
+            "free": allocator.available_size(),
+            "cached": self.full_evictable_size() + self.full_protected_size(),
+        }
+
+    def policy_facts(self) -> dict[str, Any]:
+        """What decides here, so that a simulator can be set up like it."""
+        keeper = self.mamba.keeper
+        return {
+            "name": self.mamba.config.policy,
+            "kinds": sorted(int(kind) for kind in self.mamba.serving.kinds),
+            "currency": asdict(keeper.currency),
+            "requests": keeper.tick,
+            "parameters": {name: float(value) for name, value in keeper.eviction.parameters().items()},
+            "counts": dict(sorted(keeper.counts.items())),
+        }
+
 
 def build_cache(
     create_unified_radix_cache: Callable[..., BasePrefixCache],
@@ -84,16 +108,20 @@ def build_cache(
         return create_unified_radix_cache(ctx)
     ctx.params.component_registry_override = {
         **(ctx.params.component_registry_override or {}),
+        ComponentType.FULL: MarconiFullComponent,
         ComponentType.MAMBA: MarconiMambaComponent,
     }
     cache = create_unified_radix_cache(ctx, cache_class=MarconiRadixCache)
     pool = ctx.params.req_to_token_pool
     ledger = CheckpointLedger()
-    cache.mamba.config = config
-    cache.mamba.ledger = ledger
+    keeper = build_keeper(config, currency_of(ctx.model_config.hf_config))
+    stats = CacheStats()
+    cache.mamba.adopt(config, keeper, ledger, stats)
+    cache.mamba.keeps_stock_order = ctx.params.eviction_policy.lower() != "lru"
     if cache.page_size == 1:
         pool.mamba_initial_tracking_slots = 0  # any length can be donated: nothing is tracked during decode
-    go_live(Live(config, ledger, ForwardCheckpoints(ledger, scan_stages(), len(pool.mamba_map)), cache))
+    forward = ForwardCheckpoints(ledger, scan_stages(), len(pool.mamba_map), stats)
+    go_live(Live(config, ledger, forward, cache, stats))
     return cache
 
 

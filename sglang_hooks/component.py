@@ -1,23 +1,33 @@
-"""The Mamba component of the unified radix cache, with exact checkpoints.
+"""The Mamba component of the unified radix cache, with exact checkpoints and the policy's eviction.
 
 Stock tracks one grid-aligned state an extend in two ping-pong slots a request. Here a request holds its running
 slot, plus one slot a wanted checkpoint until that is in the tree; the last state is the running slot itself.
+What is saved and what is evicted is decided by `marconi_ext.policies`: this file tells its keeper what happens to
+SGLang's tree, and carries out the answers.
 Source of the replaced behaviour: SGLang 0.5.23, mem_cache/unified_cache/components/mamba.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams, InsertParams, InsertResult, MatchResult
+from sglang.srt.mem_cache.radix_cache import RadixKey
+from sglang.srt.mem_cache.unified_cache.components.base import CacheTransferPhase, EvictLayer
 from sglang.srt.mem_cache.unified_cache.components.mamba import MambaComponent
 
 from marconi_ext.config import CheckpointKind, MarconiConfig
+from marconi_ext.policies.admission import Offer
+from marconi_ext.policies.checkpoints import Kind
+from marconi_ext.policies.keeper import Keeper
+from marconi_ext.policies.records import TreeRecords, row_of
+from marconi_ext.policies.serving import Match, Plan, Serving
 
+from .kv_eviction import DeadLeaves
 from .ledger import CheckpointLedger, PendingCheckpoint
-from .planner import plan_extend
-from .victims import HitRates, StateClass, classify
+from .policy import kind_name, saved_kinds
+from .stats import CacheStats
 
 if TYPE_CHECKING:
     import torch
@@ -25,99 +35,213 @@ if TYPE_CHECKING:
     from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode
 
 
-VICTIM_WINDOW = 64  # bounds the time that choosing one takes; the coldest states are all in it
-
-
-@dataclass
-class StateFacts:
-    """What eviction knows of a state in the tree; rides on its node."""
-
-    kind: CheckpointKind
-    last_use_tick: int
-
-
 class MarconiMambaComponent(MambaComponent):
-    """Exact branch points, checkpoint slots with one owner at a time, the least valuable state evicted first."""
+    """Exact checkpoints, slots with one owner at a time, the least valuable state evicted first."""
 
-    config: MarconiConfig  # set by the cache factory, before any request
+    config: MarconiConfig
     ledger: CheckpointLedger
+    stats: CacheStats
+    keeper: Keeper | None = (
+        None  # set by `adopt`, before any request; the constructor resets the tree earlier
+    )
     publishing: PendingCheckpoint | None = None  # the checkpoint that checkpoint_into_tree inserts just now
-    tick = 0  # extends planned so far
-    _exposed_at_tick = 0
+    keeps_stock_order = False
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.rates = HitRates()
+    def adopt(
+        self, config: MarconiConfig, keeper: Keeper, ledger: CheckpointLedger, stats: CacheStats
+    ) -> None:
+        """Take over the settings, the policy and the counters that the process's parts share."""
+        self.config, self.keeper, self.ledger, self.stats = config, keeper, ledger, stats
+        self.records = TreeRecords(keeper, lambda node: len(node.key), self._is_alive)
+        self.serving = Serving(keeper, self.records, saved_kinds(config), self.cache.page_size)
+        self.dead_leaves = DeadLeaves()
+        self._plans: dict[Req, Plan] = {}
+        self._pending: dict[int, PendingCheckpoint] = {}  # by row
+        self._chosen = -1  # row that `_take_slot` decided to evict
+        self._passed_over: set[int] = set()  # rows that this eviction walk offered already
+        stats.states_by_kind = self.states_by_kind
+
+    def forget_all(self) -> None:
+        """The tree was reset, and the pools with it. What the policy has learned stays."""
+        if self.keeper is None:
+            return
+        self.stats.flushed()
+        self.ledger.clear()
+        self._plans.clear()
+        self._pending.clear()
+        self.dead_leaves.clear()
+        self.records.clear()
+        self.keeper.forget_all()
+
+    def states_by_kind(self) -> dict[str, int]:
+        """States in the tree or about to be, by kind."""
+        kinds = self.keeper.book.kind[self.keeper.book.live_rows()].tolist()
+        return {kind_name(kind): kinds.count(kind) for kind in sorted(set(kinds))}
+
+    def _is_alive(self, node: UnifiedTreeNode) -> bool:
+        return self.tree_core._node_arena.get(node.id) is node
 
     # ---- matching ----
 
     def finalize_match_result_in_tree_core(
         self, result: MatchResult, params: Any, value_chunks: list[torch.Tensor], best_value_len: int
     ) -> MatchResult:
-        """As stock, but the branch point is exact: stock floors it to the chunk grid. Keys are page multiples."""
+        """As stock; remembers where the request's KV hit ended, for its plan. The branch point is ours to choose."""
         result = super().finalize_match_result_in_tree_core(result, params, value_chunks, best_value_len)
-        state_hit_tokens = result.device_prefix_len + result.host_hit_length
-        branch_tokens = result.full_kv_hit_length
-        return result._replace(
-            mamba_branching_seqlen=branch_tokens if branch_tokens > state_hit_tokens else None
-        )
+        if params.req is not None:
+            last = result.last_visited_node_id
+            params.req.marconi_match = None if last is None else self.tree_core.node_by_id(last)
+        return result._replace(mamba_branching_seqlen=None)
 
     # ---- planning: called once an extend, after the request got its row and its running slot ----
 
     def plan_request(self, req: Req) -> None:
         """Take a slot for each checkpoint that this extend should save; none left is no error."""
-        self.note_request(req)
-        for kind, position in plan_extend(
-            self.config,
-            prefix_tokens=req.prefix_len,
-            extend_end_tokens=req.extend_end,
-            prompt_tokens=len(req.full_untruncated_fill_ids),
-            branch_tokens=req.mamba_branching_seqlen,
-            page_tokens=self.cache.page_size,
-        ):
-            slot = self._take_spare_slot()
-            if slot is None:
-                self.ledger.counters["skipped_no_slot"] += 1
-                continue
-            self.ledger.add(req, PendingCheckpoint(kind, position, slot))
-            self.ledger.counters[f"planned_{kind}"] += 1
+        if _is_probe(req):
+            return
+        plan = self._plans.get(req)
+        if plan is None:
+            plan = self._plans[req] = self._begin(req)
+        for offer in plan.offers:
+            if req.prefix_len < offer.depth_tokens <= req.extend_end:
+                self._offer(req, plan, offer)
 
-    def _take_spare_slot(self) -> torch.Tensor | None:
-        """A free slot, or one evicted for us; None where requests to come could then lack theirs.
+    def _begin(self, req: Req) -> Plan:
+        last = getattr(req, "marconi_match", None)
+        req.marconi_match = None
+        path, depth = [], 0
+        for node in self.records.path(last) if last is not None else ():
+            depth += len(node.key)
+            path.append((depth, node))
+        served = None
+        if req.prefix_len > 0 and not self.cache.is_root(req.last_node):
+            served = self.tree_core.node_by_id(req.last_node)
+        ids = req.full_untruncated_fill_ids
+        ahead = None
+        if self.cache.page_size == 1 and depth == len(ids) - 1:
+            key = RadixKey(ids[-1:], req.extra_key, cache_salt=req.cache_salt)
+            ahead = (last or self.tree_core.root_node).children.get(key.child_key(1))
+        plan = self.serving.begin(Match(path, served, len(ids), req.prefix_len, ahead))
+        if not req.retracted_stain:
+            self.stats.served(len(ids), req.prefix_len, max(plan.match.kv_tokens, req.prefix_len), plan.lost)
+        return plan
 
-        Each further request needs a running slot and pins the state that it starts from.
+    def _offer(self, req: Req, plan: Plan, offer: Offer) -> None:
+        row = self.serving.row_for(plan, offer)
+        if self.keeper.book.live[row]:
+            self.keeper.touch(row)
+            return
+        allocator = self.cache.req_to_token_pool.mamba_allocator
+        if offer.spare and allocator.available_size() == 0:
+            return
+        if not self.keeper.offer(row, offer):
+            return
+        slot = self._take_slot(row)
+        kind = kind_name(offer.kind)
+        if slot is None:
+            self.keeper.refused(row)
+            self.stats.refused(kind)
+            return
+        self.keeper.saved(row)
+        pending = PendingCheckpoint(offer.kind, offer.depth_tokens, slot, row, plan)
+        self._pending[row] = pending
+        self.keeper.book.pins[row] += 1
+        self.ledger.add(req, pending)
+        self.ledger.counters[f"planned_{kind}"] += 1
+
+    def _take_slot(self, row: int) -> torch.Tensor | None:
+        """A free slot, or that of a state worth less than the one offered at `row`; None: not worth it, or none.
+
+        Each further request needs a running slot and pins the state that it starts from: their slots stay.
         """
         pool = self.cache.req_to_token_pool
         allocator = pool.mamba_allocator
         reclaimable = allocator.schedulable_available_size() + self.cache.mamba_evictable_size()
         if reclaimable <= 2 * pool.available_size():
+            self.ledger.counters["skipped_no_slot"] += 1
             return None
         slot = allocator.alloc(1)
-        if slot is None:
-            self.cache.evict_for_alloc(EvictParams(num_tokens=0, mamba_num=1))
-            slot = allocator.alloc(1)
-        return slot
+        if slot is not None:
+            return slot
+        victim = self.keeper.victim(self.keeper.candidates(), row)
+        if victim is None or victim == row:
+            self.ledger.counters["refused"] += 1
+            return None
+        self._chosen = victim
+        self.cache.evict_for_alloc(EvictParams(num_tokens=0, mamba_num=1))
+        self._chosen = -1
+        return allocator.alloc(1)
 
     # ---- publishing: checkpoint_into_tree calls prepare, inserts, then calls cleanup ----
 
     def prepare_for_caching_req(
         self, req: Req, insert_params: InsertParams, token_ids_len: int, is_finished: bool
     ) -> int | None:
-        """Name the state that goes with the key; 0 means that there is none to insert."""
+        """Name the state that goes with the key; 0 means that there is nothing to insert.
+
+        A finished request's KV goes in even where no state can go with it: it shows where later requests part.
+        """
         if self.publishing is not None:
             insert_params.mamba_value = self.publishing.slot
             return self.publishing.position_tokens
-        if not is_finished or not self.config.saves(CheckpointKind.LAST_TOKEN):
+        if not is_finished or _is_probe(req):
             return 0
         # The running slot has consumed kv_committed_len tokens: under overlap one step more than the finish
         # saw. It can stand for the key only where the two lengths agree.
-        if token_ids_len == req.kv.kv_committed_len and token_ids_len % self.cache.page_size == 0:
+        wanted = self.config.saves(CheckpointKind.LAST_TOKEN)
+        aligned = token_ids_len == req.kv.kv_committed_len and token_ids_len % self.cache.page_size == 0
+        if wanted and aligned:
             insert_params.mamba_value = req.kv.mamba_pool_idx.unsqueeze(-1).clone()
             return token_ids_len
         if self.cache.page_size > 1:  # decode states at page multiples, tracked by stock
-            return super().prepare_for_caching_req(req, insert_params, token_ids_len, is_finished)
-        self.ledger.counters["last_token_misaligned"] += 1
-        return 0
+            return (
+                super().prepare_for_caching_req(req, insert_params, token_ids_len, is_finished)
+                if wanted
+                else 0
+            )
+        if wanted:
+            self.ledger.counters["last_token_misaligned"] += 1
+        return token_ids_len
+
+    def commit_insert_component_data(
+        self,
+        node: UnifiedTreeNode,
+        is_new_leaf: bool,
+        params: InsertParams,
+        result: InsertResult,
+        cache_actions: list[Any],
+    ) -> None:
+        """As stock, where there is a state; keeps the policy's book in step."""
+        if params.mamba_value is None:
+            result.mamba_exist = True  # none was taken
+        else:
+            super().commit_insert_component_data(node, is_new_leaf, params, result, cache_actions)
+        self.records.tend(node)
+        self.records.tend(node.parent)
+        if node.component_data[self.component_type].value is None:
+            if not node.children:
+                self.dead_leaves.add(node)
+            return
+        self._enter(node, len(params.key), inserted=not result.mamba_exist)
+
+    def _enter(self, node: UnifiedTreeNode, depth_tokens: int, *, inserted: bool) -> None:
+        """The state at `node` is in the tree: so says the book from now on."""
+        keeper, pending = self.keeper, self.publishing
+        row = row_of(node)
+        if pending is not None and pending.row >= 0:
+            row = self.serving.settle(pending.plan, pending.row, node)
+            self._unpend(pending)
+        kind = Kind.LAST_TOKEN if pending is None else pending.kind
+        if row < 0:
+            row = self.records.record(node, depth_tokens, kind)
+        if not keeper.book.live[row]:
+            keeper.offer(row, Offer(depth_tokens, kind))
+            keeper.saved(row)
+        elif not inserted:
+            keeper.touch(row)
+        if inserted:
+            self.stats.saved(kind_name(kind))
+        self._sync_pins(node)
 
     def cleanup_after_caching_req(
         self,
@@ -129,13 +253,18 @@ class MarconiMambaComponent(MambaComponent):
         """Give back every slot that the insert didn't take; a finished or released request keeps none."""
         inserted = insert_result is not None and not insert_result.mamba_exist
         if self.publishing is not None:
-            self._settle(self.publishing.kind, self.publishing.slot, inserted)
+            kind = kind_name(self.publishing.kind)
+            if not inserted:
+                self._free(self.publishing.slot)
+            self.ledger.counters[f"published_{kind}" if inserted else "duplicate"] += 1
             return
         if not is_finished:
             return
         for pending in self.ledger.take(req):
             self._free(pending.slot)
+            self._abandon(pending)
             self.ledger.counters["released_unpublished"] += 1
+        self._end_plan(req, insert_result)
         donates_running_slot = (
             insert_params is not None
             and insert_params.mamba_value is not None
@@ -150,96 +279,184 @@ class MarconiMambaComponent(MambaComponent):
             self.cache.req_to_token_pool.free_mamba_cache(req)
         self.ledger.counters["published_last-token" if inserted else "duplicate"] += 1
 
-    def _settle(self, kind: CheckpointKind, slot: torch.Tensor, inserted: bool) -> None:
-        if inserted:
-            self.ledger.counters[f"published_{kind}"] += 1
-        else:
-            self._free(slot)
-            self.ledger.counters["duplicate"] += 1
-
     def _free(self, slot: torch.Tensor) -> None:
         self.cache.req_to_token_pool.mamba_allocator.free(slot)
 
     def _forget_running_slot(self, req: Req) -> None:
         """The tree owns the running slot now: free the request's tracking slots and clear its fields."""
-        req.kv.mamba_pool_idx = req.kv.mamba_pool_idx.new_empty(
-            0
-        )  # so that free_mamba_cache frees no slot for it
+        nothing = req.kv.mamba_pool_idx.new_empty(0)  # so that free_mamba_cache frees no slot for it
+        req.kv.mamba_pool_idx = nothing
         self.cache.req_to_token_pool.free_mamba_cache(req)
+
+    def _unpend(self, pending: PendingCheckpoint) -> None:
+        """The pending checkpoint's row is no longer held for it."""
+        if self._pending.pop(pending.row, None) is not None and self.keeper.book.in_use[pending.row]:
+            self.keeper.book.pins[pending.row] = max(self.keeper.book.pins[pending.row] - 1, 0)
+        pending.row = -1
+
+    def _abandon(self, pending: PendingCheckpoint) -> None:
+        """A planned state will never be: its request was aborted or retracted."""
+        row = pending.row
+        if row >= 0:
+            self._unpend(pending)
+            self.keeper.refused(row)
+
+    def _end_plan(self, req: Req, insert_result: InsertResult | None) -> None:
+        """Find a node for the records of what wasn't saved, where the request's KV is in the tree; else forget."""
+        plan = self._plans.pop(req, None)
+        if plan is None:
+            return
+        last = None
+        if insert_result is not None and not self.tree_core.enable_hicache:
+            last = self.tree_core.node_by_id(insert_result.last_device_node)
+        for row, depth in sorted(plan.homeless.items(), key=lambda item: item[1]):
+            node = None if last is None else self._boundary(last, depth)
+            if node is None:
+                self.serving.drop(plan, row)
+            else:
+                self.serving.settle(plan, row, node)
+                self._sync_pins(node)
+
+    def _boundary(self, last: UnifiedTreeNode, depth_tokens: int) -> UnifiedTreeNode | None:
+        """The node at `depth_tokens` on the path to `last`, split off if need be; None: the path is shorter."""
+        end = sum(len(node.key) for node in self.records.path(last))
+        if not 0 < depth_tokens <= end:
+            return None
+        node = last
+        while end - len(node.key) >= depth_tokens:
+            end -= len(node.key)
+            node = node.parent
+        if end == depth_tokens:
+            return node
+        upper, _ = self.tree_core._split_node(node.key, node, depth_tokens - (end - len(node.key)))
+        return upper
+
+    # ---- the tree changes ----
+
+    def redistribute_on_node_split(self, new_parent: UnifiedTreeNode, child: UnifiedTreeNode) -> None:
+        """As stock: the state, and its record, stay at the lower end."""
+        super().redistribute_on_node_split(new_parent, child)
+        self.records.tend(child)
+
+    def discard_deleted_session_leaf(self, node: UnifiedTreeNode) -> None:
+        """As stock; called just before any node leaves the tree."""
+        super().discard_deleted_session_leaf(node)
+        row, parent = row_of(node), node.parent
+        if row in self._pending:
+            self._unpend(self._pending[row])
+        self.records.forget(node)
+        left = len(parent.children) - 1
+        self.records.tend(parent, children=left)
+        if left == 0 and parent.component_data[self.component_type].value is None:
+            self.dead_leaves.add(parent)
+
+    def acquire_component_lock(self, node: UnifiedTreeNode, *args: Any, **kwargs: Any) -> Any:
+        """As stock; a locked state is pinned in the book."""
+        result = super().acquire_component_lock(node, *args, **kwargs)
+        self._sync_pins(node)
+        return result
+
+    def release_component_lock(self, node: UnifiedTreeNode, *args: Any, **kwargs: Any) -> None:
+        """As stock; see `acquire_component_lock`."""
+        super().release_component_lock(node, *args, **kwargs)
+        self._sync_pins(node)
+
+    def commit_hicache_transfer(self, node: UnifiedTreeNode, phase: Any, *args: Any, **kwargs: Any) -> None:
+        """As stock; a state that comes back from the host is held again."""
+        super().commit_hicache_transfer(node, phase, *args, **kwargs)
+        if (
+            phase == CacheTransferPhase.LOAD_BACK
+            and node.component_data[self.component_type].value is not None
+        ):
+            depth = sum(len(above.key) for above in self.records.path(node))
+            publishing, self.publishing = self.publishing, None
+            self._enter(node, depth, inserted=False)
+            self.publishing = publishing
+
+    def _sync_pins(self, node: UnifiedTreeNode) -> None:
+        row = row_of(node)
+        if row >= 0:
+            locks = node.component_data[self.component_type].lock_ref
+            self.keeper.book.pins[row] = locks + (row in self._pending)
 
     # ---- eviction ----
 
-    def commit_insert_component_data(
-        self,
-        node: UnifiedTreeNode,
-        is_new_leaf: bool,
-        params: InsertParams,
-        result: InsertResult,
-        cache_actions: list[Any],
-    ) -> None:
-        """As stock; notes what kind of state this is, and that it is in use now."""
-        super().commit_insert_component_data(node, is_new_leaf, params, result, cache_actions)
-        kind = CheckpointKind.LAST_TOKEN if self.publishing is None else self.publishing.kind
-        node.marconi_state = StateFacts(kind, self.tick)
-
-    def note_request(self, req: Req) -> None:
-        """A tick; and, at a request's first extend, which class of state it starts from."""
-        self.tick += 1
-        if req.extend_batch_idx != 1 or req.prefix_len == 0 or self.cache.is_root(req.last_node):
-            return
-        node = self.tree_core.node_by_id(req.last_node)
-        facts = getattr(node, "marconi_state", None)
-        if facts is not None:
-            self.rates.hit(classify(facts.kind, len(node.children)), self.tick)
-            facts.last_use_tick = self.tick
+    def evict_component(
+        self, node: UnifiedTreeNode, *args: Any, target: EvictLayer = EvictLayer.DEVICE, **kwargs: Any
+    ) -> tuple[int, int]:
+        """As stock; the record stays as a ghost while its KV does."""
+        held = EvictLayer.DEVICE in target and node.component_data[self.component_type].value is not None
+        freed = super().evict_component(node, *args, target=target, **kwargs)
+        row = row_of(node)
+        if held and row >= 0 and self.keeper.book.live[row]:
+            reason = "pool-full" if self.is_evict_device_ongoing else "kv-evicted"
+            self.stats.evicted(kind_name(self.keeper.book.kind[row]), reason)
+            self.keeper.evicted(row)
+        return freed
 
     def _evict_device_start(self, request_cnt: int) -> None:
-        self._offered_victims: set[int] = set()
+        self._passed_over.clear()
         super()._evict_device_start(request_cnt)
 
-    def _evict_device_next_node(self, tracker: dict[Any, int], *args: Any, **kwargs: Any) -> Any:
-        """As stock's step, on the least valuable state instead of the least recently used one.
+    def _evict_device_next_node(
+        self,
+        tracker: dict[Any, int],
+        device_frees: dict[Any, list[torch.Tensor]],
+        host_frees: dict[Any, list[torch.Tensor]],
+        cache_actions: list[Any],
+    ) -> Any:
+        """One step: the state that the policy values least goes; a leaf's KV stays until KV is wanted.
 
-        With session references the list is partitioned and stays in stock's order.
+        With a host tier the step is stock's, which demotes leaves with their KV, on the policy's choice. With
+        session references the list is partitioned and stays in stock's order.
         """
-        if tracker[self.component_type] < self._evict_device_request_cnt and not (
-            self.tree_core.enable_session_radix_cache
-        ):
-            self._evict_device_cursor = self._least_valuable()
-        return super()._evict_device_next_node(tracker, *args, **kwargs)
-
-    def _least_valuable(self) -> UnifiedTreeNode | None:
-        """The state to evict, out of the `VICTIM_WINDOW` least recently used unlocked ones; None: no more."""
-        states = self.tree_core.lru_lists[self.component_type]
-        candidates, counts = [], [0] * len(StateClass)
-        node = states.get_lru_no_lock()
-        while node is not None and len(candidates) < VICTIM_WINDOW:
-            if node.id not in self._offered_victims:
-                facts = getattr(node, "marconi_state", None) or StateFacts(
-                    CheckpointKind.LAST_TOKEN, self.tick
-                )
-                state_class = classify(facts.kind, len(node.children))
-                counts[state_class] += 1
-                candidates.append((node, facts, state_class))
-            node = states.get_prev_no_lock(node)
-        if not candidates:
+        core = self.tree_core
+        done = tracker[self.component_type] >= self._evict_device_request_cnt
+        node = None if done or core.enable_session_radix_cache else self._victim()
+        if node is not None and not core.enable_hicache:
+            core._evict_component_and_detach_lru(
+                node,
+                self,
+                target=EvictLayer.DEVICE,
+                tracker=tracker,
+                device_frees=device_frees,
+                host_frees=host_frees,
+                cache_actions=cache_actions,
+            )
+            core._update_evictable_leaf_sets(node)
+            if not node.children:
+                self.dead_leaves.add(node)
             return None
-        if self.tick > self._exposed_at_tick:
-            self.rates.exposed(counts, self.tick)
-            self._exposed_at_tick = self.tick
-        victim = min(
-            candidates,
-            key=lambda c: self.rates.value(c[2], self._tokens_saved(c[0]), self.tick - c[1].last_use_tick),
-        )[0]
-        self._offered_victims.add(victim.id)
-        return victim
+        if node is not None:
+            self._evict_device_cursor = node
+        return super()._evict_device_next_node(tracker, device_frees, host_frees, cache_actions=cache_actions)
 
-    def _tokens_saved(self, node: UnifiedTreeNode) -> int:
-        """Tokens between this state and the nearest one above it."""
-        tokens = 0
-        while node is not self.tree_core.root_node:
-            tokens += len(node.key)
-            node = node.parent
-            if node.component_data[self.component_type].value is not None:
-                break
-        return tokens
+    def _victim(self) -> UnifiedTreeNode | None:
+        row, self._chosen = self._chosen, -1
+        if row < 0:
+            rows = self.keeper.candidates()
+            if self._passed_over:
+                rows = rows[[row not in self._passed_over for row in rows.tolist()]]
+            row = self.keeper.victim(rows)
+        if row is None:
+            return None
+        self._passed_over.add(row)
+        return self.records.node(row)
+
+    def least_valuable_leaf(self) -> UnifiedTreeNode | None:
+        """The leaf with a state whose KV should go first; None: none may go."""
+        evictable = self.tree_core.evictable_device_leaves
+        rows = self.keeper.candidates(leaves=True)
+        while True:
+            row = self.keeper.victim(rows)
+            if row is None:
+                return None
+            node = self.records.node(row)
+            if node in evictable:
+                return node
+            rows = rows[rows != row]
+
+
+def _is_probe(req: Req) -> bool:
+    """SGLang's own health check: a token that nobody sends again, and that says nothing of traffic."""
+    return isinstance(req.rid, str) and req.rid.startswith(HEALTH_CHECK_RID_PREFIX)

@@ -19,6 +19,7 @@ from marconi_kernels.plan import CheckpointPlan
 from marconi_kernels.scan import ScanStages, mamba_chunk_scan_combined
 
 from .ledger import CheckpointLedger, PendingCheckpoint
+from .stats import CacheStats
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.hybrid_linear_attn_backend import Mamba2AttnBackend
@@ -30,8 +31,11 @@ logger = logging.getLogger(__name__)
 class ForwardCheckpoints:
     """The checkpoints of the forward pass that is being launched; empty between forwards."""
 
-    def __init__(self, ledger: CheckpointLedger, stages: ScanStages, num_layers: int) -> None:
+    def __init__(
+        self, ledger: CheckpointLedger, stages: ScanStages, num_layers: int, stats: CacheStats
+    ) -> None:
         self._ledger = ledger
+        self._stats = stats
         self._stages = stages
         self._num_layers = num_layers
         self._checkpoints: list[PendingCheckpoint] = []
@@ -123,7 +127,8 @@ class ForwardCheckpoints:
                 for checkpoint in self._checkpoints:
                     checkpoint.written = True
             else:
-                self._ledger.counters["planning_failures"] += len(self._checkpoints)
+                for _ in self._checkpoints:
+                    self._stats.planning_failed("not-written")
                 logger.error(
                     "marconi-ext: %d checkpoints dropped: %d conv and %d scan calls for %d Mamba2 layers",
                     len(self._checkpoints),

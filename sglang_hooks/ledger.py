@@ -7,21 +7,27 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
-from marconi_ext.config import CheckpointKind
+from marconi_ext.policies.checkpoints import Kind
+from marconi_ext.policies.serving import Plan
 
 
 @dataclass(eq=False)
 class PendingCheckpoint:
     """A slot taken for a request and not yet in the tree.
 
+    kind: Kind - where in the request it lies
     position_tokens: int - the state stands for this many of the request's tokens
     slot: int64[1] tensor - row of the state pool
+    row: int - of the policy's book; -1: the record went with its node
+    plan: Plan | None - the request's plan that the row belongs to
     written: bool - the forward that fills the slot has been launched; unwritten slots are never published
     """
 
-    kind: CheckpointKind
+    kind: Kind
     position_tokens: int
     slot: Any
+    row: int = -1
+    plan: Plan | None = None
     written: bool = False
 
 

@@ -39,4 +39,6 @@ def report(state: Live) -> dict[str, Any]:
         "slots": state.cache.slot_census(),
         "stats": state.stats.snapshot(),
         **state.tree_dumps.section(state.cache),
+        "kv": state.cache.kv_census(),
+        "policy": state.cache.policy_facts(),
     }

@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 
+from marconi_ext.policies.records import row_of
+
+from .policy import kind_name
+
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode
 
@@ -54,15 +58,19 @@ def dump_tree(cache: MarconiRadixCache, *, with_tokens: bool = False) -> dict[st
         nodes.append(_describe(cache, node, depth_tokens, with_tokens))
         for child in node.children.values():
             pending.append((child, depth_tokens + len(child.key)))
-    return {"tick": cache.mamba.tick, "page_tokens": cache.page_size, "nodes": nodes}
+    return {"tick": cache.mamba.keeper.tick, "page_tokens": cache.page_size, "nodes": nodes}
 
 
 def _describe(
-    cache: MarconiRadixCache, node: UnifiedTreeNode, depth_tokens: int, with_tokens: bool
+    cache: MarconiRadixCache,
+    node: UnifiedTreeNode,
+    depth_tokens: int,
+    with_tokens: bool,
 ) -> dict[str, Any]:
-    """One node. age_ticks: since a request last started from its state; access: larger is more recent."""
+    """One node. kind, age_ticks (requests since it served), uses: of its record, which outlives the state;
+    access: larger is more recent."""
     kv, mamba = node.component_data[ComponentType.FULL], node.component_data[ComponentType.MAMBA]
-    facts = getattr(node, "marconi_state", None) if mamba.value is not None else None
+    row, keeper = row_of(node), cache.mamba.keeper
     described = {
         "id": node.id,
         "parent": None if node.parent is None else node.parent.id,
@@ -70,8 +78,9 @@ def _describe(
         "edge_tokens": 0 if node.parent is None else len(node.key),
         "kv": _place(kv),
         "state": _place(mamba),
-        "kind": None if facts is None else str(facts.kind),
-        "age_ticks": None if facts is None else cache.mamba.tick - facts.last_use_tick,
+        "kind": None if row < 0 else kind_name(keeper.book.kind[row]),
+        "age_ticks": None if row < 0 else int(keeper.tick - keeper.book.last_use[row]),
+        "uses": None if row < 0 else int(keeper.book.uses[row]),
         "access": node.last_access_time,
         "kv_locks": kv.lock_ref,
         "state_locks": mamba.lock_ref,

@@ -21,6 +21,7 @@ _CAUSES = {
     Fate.REFUSED: "evicted",  # refused by the eviction policy: it would have been the next to go
     Fate.DISPLACED: "displaced",
     Fate.NEVER: "never_saved",
+    Fate.LIVE: "never_saved",  # another running request is about to save it
 }
 
 
@@ -142,6 +143,11 @@ class Keeper:
         """The KV of `row` is gone."""
         self.eviction.forgotten(self.book, row)
         self.book.forget(row)
+
+    def forget_all(self) -> None:
+        """No KV is held any more. What was learned stays."""
+        for row in self.book.rows().tolist():
+            self.forget(row)
 
     # --- victims -----------------------------------------------------------------------------------------
 

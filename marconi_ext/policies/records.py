@@ -24,11 +24,18 @@ class TreeRecords:
     """The links of one tree.
 
     edge_tokens: node -> tokens of the edge that ends at it
+    alive: node -> whether it is still in the tree
     """
 
-    def __init__(self, keeper: Keeper, edge_tokens: Callable[[Any], int]) -> None:
+    def __init__(
+        self,
+        keeper: Keeper,
+        edge_tokens: Callable[[Any], int],
+        alive: Callable[[Any], bool] = lambda node: node.parent is not None,
+    ) -> None:
         self.keeper = keeper
         self.edge_tokens = edge_tokens
+        self.alive = alive
         self._nodes: dict[int, Any] = {}
 
     def node(self, row: int) -> Any | None:

@@ -27,7 +27,7 @@ class OneServer:
         self.state: Any = SimpleNamespace(
             config=MarconiConfig(),
             ledger=SimpleNamespace(counters={}),
-            cache=SimpleNamespace(slot_census=lambda: dict(self.census)),
+            cache=SimpleNamespace(slot_census=lambda: dict(self.census), kv_census=dict, policy_facts=dict),
             stats=CacheStats(),
             tree_dumps=TreeDumps(),
         )

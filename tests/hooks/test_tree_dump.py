@@ -10,19 +10,18 @@ from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode
 
-from marconi_ext.config import CheckpointKind
+from marconi_ext.policies.checkpoints import Kind
+from marconi_ext.policies.eviction import Currency, Lru
+from marconi_ext.policies.keeper import Keeper
+from marconi_ext.policies.records import TreeRecords
 from sglang_hooks import tree_dump
-from sglang_hooks.component import StateFacts
 from sglang_hooks.tree_dump import TreeDumps, dump_tree
 
 
-def node(parent: UnifiedTreeNode | None, tokens: list[int], kind: CheckpointKind | None) -> UnifiedTreeNode:
+def node(parent: UnifiedTreeNode | None, tokens: list[int]) -> UnifiedTreeNode:
     made = UnifiedTreeNode((ComponentType.FULL, ComponentType.MAMBA))
     made.parent, made.key = parent, RadixKey(array("q", tokens))
     made.component_data[ComponentType.FULL].value = object()
-    if kind is not None:
-        made.component_data[ComponentType.MAMBA].value = object()
-        made.marconi_state = StateFacts(kind, last_use_tick=4)
     if parent is not None:
         parent.children[tokens[0]] = made
     return made
@@ -30,14 +29,26 @@ def node(parent: UnifiedTreeNode | None, tokens: list[int], kind: CheckpointKind
 
 @pytest.fixture
 def cache() -> Any:
-    """root → [7, 8, 9] (branch) → [1, 2] (evicted state), [5] (last token)."""
-    root = node(None, [], None)
-    shared = node(root, [7, 8, 9], CheckpointKind.BRANCH)
-    tombstone = node(shared, [1, 2], CheckpointKind.PROMPT_END)
-    tombstone.component_data[ComponentType.MAMBA].value = None
-    node(shared, [5], CheckpointKind.LAST_TOKEN).component_data[ComponentType.MAMBA].lock_ref = 1
+    """root → [7, 8, 9] (branch) → [1, 2] (evicted prompt end), [5] (last token), all of tick 4; now is tick 6."""
+    keeper = Keeper(None, Lru(), Currency())
+    records = TreeRecords(keeper, lambda node: len(node.key))
+    root = node(None, [])
+    shared = node(root, [7, 8, 9])
+    gone, last = node(shared, [1, 2]), node(shared, [5])
+    keeper.tick = 4
+    for held, depth, kind in (
+        (shared, 3, Kind.BRANCH),
+        (gone, 5, Kind.PROMPT_END),
+        (last, 4, Kind.LAST_TOKEN),
+    ):
+        keeper.saved(records.record(held, depth, kind))
+        held.component_data[ComponentType.MAMBA].value = object()
+    keeper.evicted(gone.record)
+    gone.component_data[ComponentType.MAMBA].value = None
+    last.component_data[ComponentType.MAMBA].lock_ref = 1
+    keeper.tick = 6
     return SimpleNamespace(
-        tree_core=SimpleNamespace(root_node=root), mamba=SimpleNamespace(tick=6), page_size=1
+        tree_core=SimpleNamespace(root_node=root), mamba=SimpleNamespace(keeper=keeper), page_size=1
     )
 
 
@@ -49,7 +60,7 @@ def test_nodes_by_hand(cache: Any) -> None:
     root, shared, gone, last = by_end[0, 0], by_end[3, 3], by_end[5, 2], by_end[4, 1]
     assert root["parent"] is None and shared["parent"] == root["id"] and gone["parent"] == shared["id"]
     assert (shared["kind"], shared["state"], shared["age_ticks"]) == ("branch", "device", 2)
-    assert (gone["kind"], gone["state"], gone["kv"]) == (None, None, "device")
+    assert (gone["kind"], gone["state"], gone["kv"]) == ("prompt-end", None, "device")
     assert (last["kind"], last["state_locks"]) == ("last-token", 1)
 
 

@@ -1,0 +1,167 @@
+"""How a server drives its policy: what to save is planned when a prompt has been matched, before its prefill.
+
+`Simulator` inserts a whole sequence and then offers its states. A server can't: at planning time the answer is
+unknown and the prompt's KV is not in the tree, so rows of wanted states exist before their nodes do. The live
+component and the simulator that `marconi verify` compares it with both run this code, on different trees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from marconi_ext.policies.admission import Offer, PromptFacts
+from marconi_ext.policies.checkpoints import Kind
+from marconi_ext.policies.keeper import Keeper
+from marconi_ext.policies.records import TreeRecords, row_of
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """What the tree holds of a prompt.
+
+    path: (depth in tokens, node) from below the root to the node where the held KV ends; matching splits edges
+    served: the node of the state that the request starts from, None: none
+    ahead: the child of the last node that the rest of the prompt runs into, where it does: a prompt is matched
+        without its last token, so one that is held whole goes on a little
+    """
+
+    path: list[tuple[int, Any]]
+    served: Any | None
+    prompt_tokens: int
+    hit_tokens: int
+    ahead: Any | None = None
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens whose KV is held."""
+        return self.path[-1][0] if self.path else 0
+
+
+@dataclass(slots=True)
+class Plan:
+    """What one request wants saved."""
+
+    match: Match
+    lost: dict[str, int]
+    offers: list[Offer]
+    homeless: dict[int, int] = field(default_factory=dict)  # row -> depth, of rows that have no node yet
+
+
+class Serving:
+    """Plans requests on a tree. One per cache; single-threaded.
+
+    kinds: kinds of checkpoints that may be saved
+    page_tokens: positions are rounded down to multiples of it
+    """
+
+    def __init__(
+        self, keeper: Keeper, records: TreeRecords, kinds: Collection[Kind], page_tokens: int = 1
+    ) -> None:
+        self.keeper = keeper
+        self.records = records
+        self.kinds = frozenset(kinds)
+        self.page_tokens = page_tokens
+
+    def begin(self, match: Match, boundaries: tuple[int, ...] = ()) -> Plan:
+        """A request's prefill is about to start: learn from its match, and plan its states.
+
+        What was evicted since the match, to make room for the request itself, is left out.
+        """
+        keeper, alive = self.keeper, self.records.alive
+        path = [(depth, node) for depth, node in match.path if alive(node)]
+        keeps_ahead = match.ahead is not None and len(path) == len(match.path) and alive(match.ahead)
+        match = replace(match, path=path, ahead=match.ahead if keeps_ahead else None)
+        keeper.tick += 1
+        rows = [row_of(node) for _, node in path if row_of(node) >= 0]
+        served = -1 if match.served is None else row_of(match.served)
+        children = len(path[-1][1].children) if path else 0
+        first_seen = children == 1 and row_of(path[-1][1]) < 0
+        lost = keeper.causes(
+            rows, hit_tokens=match.hit_tokens, kv_tokens=match.kv_tokens, first_seen=first_seen
+        )
+        keeper.use(rows, served)
+        facts = keeper.facts(
+            rows,
+            prompt_tokens=match.prompt_tokens,
+            sequence_tokens=match.prompt_tokens + 1,  # the last token's state needs no plan
+            hit_tokens=match.hit_tokens,
+            kv_tokens=match.kv_tokens,
+            diverges=children > 0,
+            boundaries=boundaries,
+        )
+        plan = Plan(match, lost, self._wanted(facts))
+        self._expect_child(plan)
+        return plan
+
+    def row_for(self, plan: Plan, offer: Offer) -> int:
+        """The offer's row, made if need be. It may hold a state already."""
+        depth = offer.depth_tokens
+        node, edge_end = self._locate(plan.match, depth)
+        if node is not None:
+            row = row_of(node)
+            if row < 0:
+                row = self.records.record(node, depth, offer.kind)
+                self._expect_child(plan)
+            return row
+        below = [] if edge_end is None else self.records.top_rows(edge_end)
+        row = self.keeper.record(self._row_above(plan, depth), depth, offer.kind, below)
+        self.keeper.book.fanout[row] = 1  # the rest of the prompt, the answer, or what is held below
+        plan.homeless[row] = depth
+        return row
+
+    def settle(self, plan: Plan, row: int, node: Any) -> int:
+        """`row` belongs at `node`, which is in the tree now; returns the node's row, which may be an older one.
+
+        -1: `row` is gone, with the node that it was at when it was planned.
+        """
+        held = row_of(node)
+        if held >= 0:
+            if held != row:
+                self.drop(plan, row)  # another request was first
+            return held
+        if plan.homeless.pop(row, None) is None:
+            return -1
+        self.records.attach(row, node)
+        return row
+
+    def drop(self, plan: Plan, row: int) -> None:
+        """Forget a planned row that never found its node."""
+        if plan.homeless.pop(row, None) is not None:
+            self.keeper.forget(row)
+
+    # -----------------------------------------------------------------------------------------------------
+
+    def _wanted(self, facts: PromptFacts) -> list[Offer]:
+        wanted: dict[int, Offer] = {}
+        for offer in self.keeper.admission.plan(facts):
+            depth = offer.depth_tokens // self.page_tokens * self.page_tokens
+            if offer.kind in self.kinds and facts.hit_tokens < depth <= facts.prompt_tokens:
+                wanted.setdefault(depth, replace(offer, depth_tokens=depth))
+        return [wanted[depth] for depth in sorted(wanted)]
+
+    def _expect_child(self, plan: Plan) -> None:
+        """Count the continuation that this request will add to the last node of its match."""
+        if plan.match.path:
+            last = plan.match.path[-1][1]
+            self.records.tend(last, children=len(last.children) + (plan.match.ahead is None))
+
+    def _locate(self, match: Match, depth: int) -> tuple[Any | None, Any | None]:
+        """(the node at this depth, or None; the node whose edge it lies in, or None beyond the tree)"""
+        alive = self.records.alive
+        if depth > match.kv_tokens:
+            if match.ahead is None or not alive(match.ahead):
+                return None, None
+            at_end = depth == match.kv_tokens + self.records.edge_tokens(match.ahead)
+            return (match.ahead, None) if at_end else (None, match.ahead)
+        for end, node in match.path:
+            if end >= depth and alive(node):
+                return (node, None) if end == depth else (None, node)
+        return None, None
+
+    def _row_above(self, plan: Plan, depth: int) -> int:
+        path = plan.match.path
+        above = [(end, row_of(node)) for end, node in path if end < depth and row_of(node) >= 0]
+        above += [(end, row) for row, end in plan.homeless.items() if end < depth]
+        return max(above)[1] if above else -1

@@ -1,0 +1,201 @@
+"""The live engine's rules, one request at a time: what `marconi verify` compares the engine with.
+
+Differs from `Simulator` where a server differs: a running request holds a slot of its own, states are planned
+before the prompt's KV is in the tree, KV is held twice while a prefill recomputes it, matching splits edges, and
+the last token's state is the running slot itself, which needs no room. Pages of one token; a prompt is prefilled
+in one piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+
+from marconi_ext.policies.admission import Offer
+from marconi_ext.policies.checkpoints import Kind
+from marconi_ext.policies.eviction import Currency
+from marconi_ext.policies.keeper import Keeper
+from marconi_ext.policies.records import TreeRecords, row_of
+from marconi_ext.policies.serving import Match, Plan, Serving
+from marconi_ext.radix_tree import Node, RadixTree
+from marconi_ext.simulator.engine import Served
+
+
+class LiveRules:
+    """slots: rows of the state pool; tokens: KV pool; currency: as the engine reports it."""
+
+    def __init__(
+        self,
+        slots: int,
+        tokens: int,
+        admission,
+        eviction,
+        currency: Currency,
+        kinds: Collection[Kind] = tuple(Kind),
+    ) -> None:
+        self.slots = slots
+        self.tokens = tokens
+        self.kinds = frozenset(kinds)
+        self.tree = RadixTree()
+        self.keeper = Keeper(admission, eviction, currency)
+        self.records = TreeRecords(self.keeper, lambda node: len(node.tokens))
+        self.serving = Serving(self.keeper, self.records, kinds)
+        self._held_slots = 0  # by the running request, its own and those of states not published yet
+        self._held_tokens = 0  # KV that is not in the tree yet
+
+    def serve(self, prompt: np.ndarray, output: np.ndarray) -> Served:
+        """One request from its match to its end. Raises ValueError if it can't fit even in an empty cache."""
+        match = self._match(prompt)
+        self._lock(match.served)
+        if not self._take_slot():
+            raise ValueError("slots: no room for a running request")
+        self._take_tokens(len(prompt) - match.hit_tokens)
+        plan = self.serving.begin(match)
+        saved = [done for done in (self._offer(plan, offer) for offer in plan.offers) if done is not None]
+        locked = self._publish(plan, prompt, saved)
+        self._take_tokens(max(len(output) - 1, 0))
+        self._finish(plan, np.concatenate([prompt, output[:-1]]))
+        self._unlock(locked)
+        return Served(match.hit_tokens, plan.match.kv_tokens, plan.lost)
+
+    def check(self) -> None:
+        """Recount the tree and the book; while nothing runs."""
+        self.tree.check()
+        book = self.keeper.book
+        book.check()
+        assert self._held_slots == self._held_tokens == 0, "the last request left something behind"
+        assert not book.pins.any(), "a state is still pinned"
+        assert self.tree.num_states == book.num_live <= self.slots, "states miscounted"
+        assert self.tree.num_tokens <= self.tokens, "more KV than the pool has"
+        for node in self.tree.nodes():
+            row = row_of(node)
+            assert (node.state is not None) == (row >= 0 and bool(book.live[row])), f"{node} and row {row}"
+            if row >= 0:
+                assert book.depth[row] == node.depth_tokens, f"depth of {node}"
+                assert book.fanout[row] == len(node.children), f"fan-out of {node}"
+
+    # --- a request's stages ------------------------------------------------------------------------------
+
+    def _match(self, prompt: np.ndarray) -> Match:
+        look = self.tree.lookup(prompt[:-1])
+        last = look.path[-1] if look.path else self.tree.root
+        if look.partial is not None:
+            last = self.tree.boundary(look.partial, look.kv_tokens, self.keeper.tick)
+            self.records.tend(look.partial)
+        ahead = last.children.get(int(prompt[-1])) if look.kv_tokens == len(prompt) - 1 else None
+        path = [(node.depth_tokens, node) for node in self.records.path(last)]
+        return Match(path, look.state_node, len(prompt), look.state_tokens, ahead)
+
+    def _offer(self, plan: Plan, offer: Offer) -> tuple[int, int] | None:
+        row, book = self.serving.row_for(plan, offer), self.keeper.book
+        if book.live[row]:
+            self.keeper.touch(row)
+            return None
+        if offer.spare and self._full:
+            return None
+        if not self.keeper.offer(row, offer):
+            return None
+        if not self._take_slot(row):
+            self.keeper.refused(row)
+            return None
+        self.keeper.saved(row)
+        book.pins[row] += 1
+        return offer.depth_tokens, row
+
+    def _publish(self, plan: Plan, prompt: np.ndarray, saved: list[tuple[int, int]]) -> Node | None:
+        """Insert what was saved, shallow first; the request's lock moves to the deepest."""
+        locked = plan.match.served
+        for depth, row in saved:
+            node = self._insert(prompt[:depth])
+            held = self.serving.settle(plan, row, node)
+            assert held == row, "alone, nobody is first"
+            self.tree.set_state(node, True)
+            self.keeper.book.pins[row] -= 1
+            self._held_slots -= 1
+            self._lock(node)
+            self._unlock(locked)
+            locked = node
+        self._held_tokens = len(prompt) - (locked.depth_tokens if locked is not None else 0)
+        return locked
+
+    def _finish(self, plan: Plan, sequence: np.ndarray) -> None:
+        node = self._insert(sequence)
+        self._held_tokens = 0
+        self._held_slots -= 1
+        row, wanted = row_of(node), Kind.LAST_TOKEN in self.kinds
+        if row >= 0 and self.keeper.book.live[row]:
+            self.keeper.touch(row)
+        elif wanted:
+            if row < 0:
+                row = self.records.record(node, len(sequence), Kind.LAST_TOKEN)
+            self.keeper.offer(row, Offer(len(sequence), Kind.LAST_TOKEN))
+            self.tree.set_state(node, True)
+            self.keeper.saved(row)
+        for homeless, depth in sorted(plan.homeless.items(), key=lambda item: item[1]):
+            below = self.tree.boundary(node, depth, self.keeper.tick)
+            for child in below.children.values():
+                self.records.tend(child)
+            self.serving.settle(plan, homeless, below)
+
+    def _insert(self, sequence: np.ndarray) -> Node:
+        done = self.tree.insert(sequence, self.keeper.tick)
+        self.records.tend(done.node)
+        self.records.tend(done.node.parent)
+        if done.upper is not None:
+            for child in done.upper.children.values():
+                self.records.tend(child)
+        return done.node
+
+    def _lock(self, node: Node | None) -> None:
+        if node is not None:
+            self.tree.pin(node)
+            self.keeper.book.pins[row_of(node)] += 1
+
+    def _unlock(self, node: Node | None) -> None:
+        if node is not None:
+            self.tree.unpin(node)
+            self.keeper.book.pins[row_of(node)] -= 1
+
+    # --- room --------------------------------------------------------------------------------------------
+
+    @property
+    def _full(self) -> bool:
+        return self.tree.num_states + self._held_slots >= self.slots
+
+    def _take_slot(self, newcomer: int = -1) -> bool:
+        """A slot for the request itself, or for the state at row `newcomer`; False: refused, or all are pinned."""
+        while self._full:
+            victim = self.keeper.victim(self.keeper.candidates(), newcomer)
+            if victim is None or victim == newcomer:
+                return False
+            self._evict_state(victim)
+        self._held_slots += 1
+        return True
+
+    def _evict_state(self, row: int) -> None:
+        self.tree.drop_state(self.records.node(row))
+        self.keeper.evicted(row)
+
+    def _take_tokens(self, tokens: int) -> None:
+        while self.tree.num_tokens + self._held_tokens + tokens > self.tokens:
+            leaf = self._coldest_leaf()
+            if leaf is None:
+                raise ValueError(f"tokens: {tokens} more don't fit, and all else is in use")
+            if leaf.state is not None:
+                self._evict_state(row_of(leaf))
+            parent = leaf.parent
+            self.records.forget(leaf)
+            self.tree.remove_leaf(leaf)
+            self.records.tend(parent)
+        self._held_tokens += tokens
+
+    def _coldest_leaf(self) -> Node | None:
+        """A leaf without a state serves nobody: the oldest of those; else the policy's choice."""
+        free = [node for node in self.tree.nodes() if node.is_leaf and not node.pins]
+        dead = [node for node in free if node.state is None]
+        if dead:
+            return min(dead, key=lambda node: node.serial)
+        rows = np.array(sorted(row_of(node) for node in free), dtype=np.int64)
+        victim = self.keeper.victim(rows)
+        return None if victim is None else self.records.node(victim)

@@ -1,0 +1,88 @@
+"""Which cached KV goes first: what no state makes reusable, then the leaf that the policy values least.
+
+KV below the deepest state of its path serves nobody: prefill starts at the state and computes it again. Stock
+evicts leaves by last access, whatever hangs on them.
+"""
+
+from __future__ import annotations
+
+import heapq
+from typing import TYPE_CHECKING, Any
+
+from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
+from sglang.srt.mem_cache.unified_cache.components.full import FullComponent
+
+if TYPE_CHECKING:
+    from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeCore, UnifiedTreeNode
+
+    from .component import MarconiMambaComponent
+
+
+class DeadLeaves:
+    """Leaves without a state, oldest first. Entries are checked when they are taken, so adding one is cheap."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, UnifiedTreeNode]] = []
+        self._listed: set[int] = set()
+
+    def add(self, node: UnifiedTreeNode) -> None:
+        """`node` has lost its state or its last child, or never had either; it may be added again."""
+        if node.id not in self._listed:
+            self._listed.add(node.id)
+            heapq.heappush(self._heap, (node.id, node))
+
+    def pop(self, core: UnifiedTreeCore) -> UnifiedTreeNode | None:
+        """The oldest that may be evicted now, which leaves the list; None: there is none."""
+        in_use, found = [], None
+        while self._heap and found is None:
+            entry = heapq.heappop(self._heap)
+            node = entry[1]
+            dead = not node.children and node.component_data[ComponentType.MAMBA].value is None
+            if dead and node in core.evictable_device_leaves:
+                found = node
+            elif dead and core._node_arena.get(node.id) is node:
+                in_use.append(entry)
+                continue
+            self._listed.discard(node.id)
+        for entry in in_use:
+            heapq.heappush(self._heap, entry)
+        return found
+
+    def clear(self) -> None:
+        """The whole tree is gone."""
+        self._heap.clear()
+        self._listed.clear()
+
+
+class MarconiFullComponent(FullComponent):
+    """Stock's KV component with our order of leaves, where stock's would be plain LRU.
+
+    With a host tier, sessions or another `--radix-eviction-policy`, stock's order is kept.
+    """
+
+    @property
+    def _mamba(self) -> MarconiMambaComponent:
+        return self.tree_core.components_by_type[ComponentType.MAMBA]
+
+    @property
+    def _ours(self) -> bool:
+        core = self.tree_core
+        return not (core.enable_hicache or core.enable_session_radix_cache or self._mamba.keeps_stock_order)
+
+    def _evict_device_start(self, request_cnt: int) -> None:
+        if not self._ours:
+            super()._evict_device_start(request_cnt)
+            return
+        self._evict_device_request_cnt = request_cnt
+        self._evict_device_heap = []
+        self._evict_device_last_node = None
+
+    def _evict_device_next_node(self, tracker: dict[Any, int], *args: Any, **kwargs: Any) -> Any:
+        if not self._ours:
+            return super()._evict_device_next_node(tracker, *args, **kwargs)
+        if tracker[self.component_type] >= self._evict_device_request_cnt:
+            return None
+        leaf = self._mamba.dead_leaves.pop(self.tree_core)
+        if leaf is None:
+            leaf = self._mamba.least_valuable_leaf()
+        return None if leaf is None else leaf.id

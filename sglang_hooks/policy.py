@@ -1,0 +1,60 @@
+"""The policy of one scheduler process: which classes of `marconi_ext.policies` run, and in what currency."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+from marconi_ext.config import CheckpointKind, MarconiConfig
+from marconi_ext.errors import BadInputError
+from marconi_ext.policies.checkpoints import Kind
+from marconi_ext.policies.eviction import Currency
+from marconi_ext.policies.keeper import Keeper
+from marconi_ext.policies.registry import parse_policy
+from marconi_ext.profiles import profile_from_config
+
+logger = logging.getLogger(__name__)
+
+_KINDS = {
+    CheckpointKind.BRANCH: (Kind.BRANCH, Kind.BOUNDARY),
+    CheckpointKind.PROMPT_END: (Kind.PROMPT_END,),
+    CheckpointKind.LAST_TOKEN: (Kind.LAST_TOKEN,),
+}
+_NAMES = {
+    Kind.BRANCH: "branch",
+    Kind.LAST_TOKEN: "last-token",
+    Kind.PROMPT_END: "prompt-end",
+    Kind.BOUNDARY: "boundary",
+}
+
+
+def kind_name(kind: int) -> str:
+    """What operators call a kind of checkpoint."""
+    return _NAMES.get(Kind(kind), Kind(kind).name.lower())
+
+
+def saved_kinds(config: MarconiConfig) -> set[Kind]:
+    """The policy's kinds that `--marconi-checkpoints` allows."""
+    return {kind for name in config.checkpoints for kind in _KINDS[name]}
+
+
+def currency_of(hf_config: Any) -> Currency:
+    """What a hit is worth with this model, in FLOPs; states cost a slot each, however large.
+
+    A model without a profile counts tokens instead, said once in the log.
+    """
+    try:
+        profile = profile_from_config(hf_config.to_dict())
+    except (BadInputError, KeyError, TypeError, ZeroDivisionError) as error:
+        logger.warning(
+            "marconi-ext: no FLOP profile for this model (%s); states are weighed in tokens", error
+        )
+        return Currency()
+    return replace(profile.currency(), kv_bytes_per_token=0.0)
+
+
+def build_keeper(config: MarconiConfig, currency: Currency) -> Keeper:
+    """A fresh policy as configured."""
+    admission, eviction = parse_policy(config.policy).build(currency)
+    return Keeper(admission, eviction, currency)
