@@ -79,11 +79,12 @@ class ForwardCheckpoints:
         self,
         forward: Callable[..., Any],
         backend: Mamba2AttnBackend,
-        layer_id: int,
         *args: Any,
+        layer_id: int,
         **kwargs: Any,
     ) -> Any:
-        """Run one Mamba2 layer with its pools at hand for `conv` and `scan`."""
+        """Run one Mamba2 layer with its pools at hand for `conv` and `scan`. Models name layer_id in the call,
+        and some nothing else."""
         if self._plan is None:
             return forward(backend, *args, layer_id=layer_id, **kwargs)
         self._layer_cache = backend.req_to_token_pool.mamba2_layer_cache(layer_id)
