@@ -19,6 +19,7 @@ from marconi_kernels.checks import check_conv_arguments
 from marconi_kernels.dispatch import runs_triton
 from marconi_kernels.plan import CheckpointPlan
 from marconi_kernels.strides import named_strides
+from marconi_kernels.tiles import load_row, load_tile, store_tile
 
 
 def save_conv_checkpoints_torch(
@@ -74,46 +75,29 @@ def _conv_checkpoint_kernel(
     BLOCK_W: tl.constexpr,
 ):
     row = tl.program_id(1)
-    slot = tl.load(slot_ptr + row)
-    seq = tl.load(seq_ptr + row).to(tl.int64)
-    end = tl.load(end_ptr + row)
-    live = (slot >= 0) & (slot < num_slots) & (seq >= 0) & (seq < num_seqs)
-    start = tl.load(cu_seqlens_ptr + seq, mask=live, other=0).to(tl.int64)
-    stop = tl.load(cu_seqlens_ptr + seq + 1, mask=live, other=0).to(tl.int64)
-    live = live & (end >= start) & (end <= stop) & (start >= 0) & (stop <= num_tokens)
+    seq, end, slot, start, _, live = load_row(
+        row, seq_ptr, end_ptr, slot_ptr, cu_seqlens_ptr, num_seqs, num_slots, num_tokens
+    )
     if not live:
         return
 
     offs_d = tl.program_id(0).to(tl.int64) * BLOCK_D + tl.arange(0, BLOCK_D)
     offs_w = tl.arange(0, BLOCK_W)
-    mask = (offs_d[:, None] < dim) & (offs_w[None, :] < width)
+    mask_d, mask_w = offs_d < dim, offs_w < width
     token = end - width + offs_w
     fresh = token >= start
-    window = tl.load(
-        x_ptr + offs_d[:, None] * stride_x_dim + token[None, :] * stride_x_token,
-        mask=mask & fresh[None, :],
-        other=0.0,
-    ).to(pool_ptr.dtype.element_ty)
+    window = load_tile(x_ptr, offs_d, token, stride_x_dim, stride_x_token, mask_d, mask_w & fresh)
+    window = window.to(pool_ptr.dtype.element_ty)
     if HAS_CACHE:
         cached_slot = tl.load(cache_indices_ptr + seq).to(tl.int64)
         cached = tl.load(has_initial_ptr + seq) & (cached_slot >= 0) & (cached_slot < num_slots)
-        old = tl.load(
-            pool_ptr
-            + cached_slot * stride_pool_slot
-            + offs_d[:, None] * stride_pool_dim
-            + (token - start + width)[None, :] * stride_pool_token,
-            mask=mask & (token < start)[None, :] & cached,
-            other=0.0,
-        )
+        cached_ptr = pool_ptr + cached_slot * stride_pool_slot
+        column = token - start + width
+        mask_old = mask_w & (token < start) & cached
+        old = load_tile(cached_ptr, offs_d, column, stride_pool_dim, stride_pool_token, mask_d, mask_old)
         window = tl.where(fresh[None, :], window, old)
-    tl.store(
-        pool_ptr
-        + slot * stride_pool_slot
-        + offs_d[:, None] * stride_pool_dim
-        + offs_w[None, :] * stride_pool_token,
-        window,
-        mask=mask,
-    )
+    pool_ptr += slot * stride_pool_slot
+    store_tile(pool_ptr, offs_d, offs_w, stride_pool_dim, stride_pool_token, mask_d, mask_w, window)
 
 
 def launch_config(dim: int) -> dict[str, int]:

@@ -27,6 +27,7 @@ from marconi_kernels.checks import check_gdn_arguments
 from marconi_kernels.dispatch import runs_triton
 from marconi_kernels.plan import CheckpointPlan
 from marconi_kernels.strides import named_strides
+from marconi_kernels.tiles import load_row, load_tile, store_tile
 
 CHUNK_SIZE = 64
 
@@ -139,14 +140,10 @@ def _gdn_checkpoint_kernel(
     tiles_k = (key_dim + BLOCK_K - 1) // BLOCK_K
     row = tl.program_id(1)
     head = tl.program_id(2).to(tl.int64)
-    slot = tl.load(slot_ptr + row)
-    seq = tl.load(seq_ptr + row).to(tl.int64)
-    end = tl.load(end_ptr + row)
-    live = (slot >= 0) & (slot < num_slots) & (seq >= 0) & (seq < num_seqs)
-    start = tl.load(cu_seqlens_ptr + seq, mask=live, other=0).to(tl.int64)
-    stop = tl.load(cu_seqlens_ptr + seq + 1, mask=live, other=0).to(tl.int64)
-    live = live & (end >= start) & (end <= stop) & (start >= 0) & (start < stop) & (stop <= num_tokens)
-    if not live:
+    seq, end, slot, start, stop, live = load_row(
+        row, seq_ptr, end_ptr, slot_ptr, cu_seqlens_ptr, num_seqs, num_slots, num_tokens
+    )
+    if not (live & (start < stop)):  # a sequence of no tokens has no chunk states
         return
 
     chunk = tl.maximum(end - start - 1, 0) // CHUNK
@@ -156,48 +153,24 @@ def _gdn_checkpoint_kernel(
     offs_k = (tl.program_id(0) % tiles_k) * BLOCK_K + tl.arange(0, BLOCK_K)
     offs_t = tl.arange(0, CHUNK)
     mask_v, mask_k, mask_t = offs_v < value_dim, offs_k < key_dim, offs_t < count
-    mask_state = mask_v[:, None] & mask_k[None, :]
 
     g_ptr += first * stride_g_token + head * stride_g_head
     g_end = tl.load(g_ptr + (count - 1) * stride_g_token, mask=count > 0, other=0.0).to(tl.float32)
     g = tl.load(g_ptr + offs_t * stride_g_token, mask=mask_t, other=0.0).to(tl.float32)
-    v = tl.load(
-        v_ptr
-        + first * stride_v_token
-        + head * stride_v_head
-        + offs_v[:, None] * stride_v_dim
-        + offs_t[None, :] * stride_v_token,
-        mask=mask_v[:, None] & mask_t[None, :],
-        other=0.0,
-    )
-    k = tl.load(
-        k_ptr
-        + first * stride_k_token
-        + (head // heads_per_key_head) * stride_k_head
-        + offs_t[:, None] * stride_k_token
-        + offs_k[None, :] * stride_k_dim,
-        mask=mask_t[:, None] & mask_k[None, :],
-        other=0.0,
-    )
+    v_ptr += first * stride_v_token + head * stride_v_head
+    k_ptr += first * stride_k_token + (head // heads_per_key_head) * stride_k_head
+    v = load_tile(v_ptr, offs_v, offs_t, stride_v_dim, stride_v_token, mask_v, mask_t)
+    k = load_tile(k_ptr, offs_t, offs_k, stride_k_token, stride_k_dim, mask_t, mask_k)
     scale = tl.where(mask_t, tl.exp(g_end - g), 0.0)
     values = (v.to(tl.float32) * scale[None, :]).to(k.dtype)
     state = tl.dot(values, k)
 
-    offs_state = offs_v[:, None] * stride_h_value + offs_k[None, :] * stride_h_key
     index = tl.load(first_chunk_ptr + seq).to(tl.int64) + chunk
-    carry = tl.load(
-        h_ptr + index * stride_h_chunk + head * stride_h_head + offs_state, mask=mask_state, other=0.0
-    ).to(tl.float32)
+    h_ptr += index * stride_h_chunk + head * stride_h_head
+    carry = load_tile(h_ptr, offs_v, offs_k, stride_h_value, stride_h_key, mask_v, mask_k).to(tl.float32)
     state += carry * tl.exp(g_end)
-    tl.store(
-        pool_ptr
-        + slot * stride_pool_slot
-        + head * stride_pool_head
-        + offs_v[:, None] * stride_pool_value
-        + offs_k[None, :] * stride_pool_key,
-        state.to(pool_ptr.dtype.element_ty),
-        mask=mask_state,
-    )
+    pool_ptr += slot * stride_pool_slot + head * stride_pool_head
+    store_tile(pool_ptr, offs_v, offs_k, stride_pool_value, stride_pool_key, mask_v, mask_k, state)
 
 
 def launch_config(value_dim: int, key_dim: int) -> dict[str, int]:

@@ -25,6 +25,7 @@ from marconi_kernels.dispatch import runs_triton
 from marconi_kernels.gdn_checkpoint import CHUNK_SIZE, first_chunks
 from marconi_kernels.grouped_plan import GroupedPlan
 from marconi_kernels.strides import named_strides
+from marconi_kernels.tiles import load_tile, store_tile
 
 
 def gdn_state_pass_torch(
@@ -165,41 +166,17 @@ def _gdn_state_pass_kernel(
         count = tl.minimum(stop - first, CHUNK).to(tl.int32)
         mask_t = offs_t < count
         if SAVE_H:
-            tl.store(
-                h_ptr
-                + chunk * stride_h_chunk
-                + head * stride_h_head
-                + offs_v[:, None] * stride_h_value
-                + offs_k[None, :] * stride_h_key,
-                state.to(h_ptr.dtype.element_ty),
-                mask=mask_state,
-            )
-        w = tl.load(
-            w_ptr
-            + first * stride_w_token
-            + offs_t[:, None] * stride_w_token
-            + offs_k[None, :] * stride_w_dim,
-            mask=mask_t[:, None] & mask_k[None, :],
-            other=0.0,
-        )
-        u = tl.load(
-            u_ptr
-            + first * stride_u_token
-            + offs_t[:, None] * stride_u_token
-            + offs_v[None, :] * stride_u_dim,
-            mask=mask_t[:, None] & mask_v[None, :],
-            other=0.0,
-        )
+            chunk_h_ptr = h_ptr + chunk * stride_h_chunk + head * stride_h_head
+            store_tile(chunk_h_ptr, offs_v, offs_k, stride_h_value, stride_h_key, mask_v, mask_k, state)
+        chunk_w_ptr = w_ptr + first * stride_w_token
+        chunk_u_ptr = u_ptr + first * stride_u_token
+        w = load_tile(chunk_w_ptr, offs_t, offs_k, stride_w_token, stride_w_dim, mask_t, mask_k)
+        u = load_tile(chunk_u_ptr, offs_t, offs_v, stride_u_token, stride_u_dim, mask_t, mask_v)
         values = u - tl.dot(w, tl.trans(state).to(w.dtype))
         if SAVE_V_NEW:
-            tl.store(
-                v_new_ptr
-                + head * stride_v_new_head
-                + first * stride_v_new_token
-                + offs_t[:, None] * stride_v_new_token
-                + offs_v[None, :] * stride_v_new_dim,
-                values.to(v_new_ptr.dtype.element_ty),
-                mask=mask_t[:, None] & mask_v[None, :],
+            chunk_v_ptr = v_new_ptr + head * stride_v_new_head + first * stride_v_new_token
+            store_tile(
+                chunk_v_ptr, offs_t, offs_v, stride_v_new_token, stride_v_new_dim, mask_t, mask_v, values
             )
         chunk_k_ptr = k_ptr + first * stride_k_token
         chunk_g_ptr = g_ptr + first * stride_g_token
@@ -211,11 +188,7 @@ def _gdn_state_pass_kernel(
             due = (row < last_row) & (end <= first + count)
             upto = tl.where(due, (end - first).to(tl.int32), count)
             mask_upto = offs_t < upto
-            k = tl.load(
-                chunk_k_ptr + offs_t[:, None] * stride_k_token + offs_k[None, :] * stride_k_dim,
-                mask=mask_upto[:, None] & mask_k[None, :],
-                other=0.0,
-            )
+            k = load_tile(chunk_k_ptr, offs_t, offs_k, stride_k_token, stride_k_dim, mask_upto, mask_k)
             g = tl.load(chunk_g_ptr + offs_t * stride_g_token, mask=mask_upto, other=0.0).to(tl.float32)
             g_end = tl.load(chunk_g_ptr + (upto - 1) * stride_g_token).to(tl.float32)
             scale = tl.where(mask_upto, tl.exp(g_end - g), 0.0)

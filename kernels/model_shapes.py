@@ -1,6 +1,7 @@
 """Layer shapes of real hybrid models, for the ahead-of-time report and its estimates.
 
-Numbers are those of the models' published Hugging Face configs; parameter counts those of their model cards.
+Each shape names the Hugging Face repository whose config.json its widths come from; parameter counts are those of
+the model cards. A conv window is the config's kernel width minus one; KV width counts keys and values.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class ModelShape:
         return self.nheads * self.headdim * self.dstate
 
 
+# nvidia/Nemotron-H-8B-Base-8K: 52 layers, 24 M and 4 * in hybrid_override_pattern.
 NEMOTRON_H_8B = ModelShape(
     name="Nemotron-H-8B",
     kind="mamba2",
@@ -54,6 +56,8 @@ NEMOTRON_H_8B = ModelShape(
     active_params=8.1e9,
     total_params=8.1e9,
 )
+# tiiuae/Falcon-H1-7B-Base: all 44 layers hold both mixers side by side. The chunk is the configuration class's
+# default; copies of the config in other projects say 128 too, which would make every checkpoint cheaper.
 FALCON_H1_7B = ModelShape(
     name="Falcon-H1-7B",
     kind="mamba2",
@@ -71,6 +75,7 @@ FALCON_H1_7B = ModelShape(
     active_params=7.6e9,
     total_params=7.6e9,
 )
+# ibm-granite/granite-4.0-h-small: 40 layers, 36 "mamba" and 4 "attention" in layer_types.
 GRANITE_4_H_SMALL = ModelShape(
     name="Granite-4.0-H-Small",
     kind="mamba2",
@@ -88,6 +93,7 @@ GRANITE_4_H_SMALL = ModelShape(
     active_params=9e9,
     total_params=32e9,
 )
+# Qwen/Qwen3-Next-80B-A3B-Instruct: 48 layers, full_attention_interval 4. The chunk is the GDN kernels' own.
 QWEN3_NEXT_80B = ModelShape(
     name="Qwen3-Next-80B-A3B",
     kind="gdn",

@@ -28,6 +28,7 @@ from marconi_kernels.checks import check_ssm_arguments
 from marconi_kernels.dispatch import runs_triton
 from marconi_kernels.plan import CheckpointPlan
 from marconi_kernels.strides import named_strides
+from marconi_kernels.tiles import load_row, load_tile, store_tile
 
 
 def ssm_states_reference(
@@ -157,14 +158,9 @@ def _ssm_checkpoint_kernel(
     row = tl.program_id(1)
     head = tl.program_id(2).to(tl.int64)
 
-    # A row that is padding or out of range leaves before it reads anything through its values.
-    slot = tl.load(slot_ptr + row)
-    seq = tl.load(seq_ptr + row).to(tl.int64)
-    end = tl.load(end_ptr + row)
-    live = (slot >= 0) & (slot < num_slots) & (seq >= 0) & (seq < num_seqs)
-    start = tl.load(cu_seqlens_ptr + seq, mask=live, other=0).to(tl.int64)
-    stop = tl.load(cu_seqlens_ptr + seq + 1, mask=live, other=0).to(tl.int64)
-    live = live & (end >= start) & (end <= stop) & (start >= 0) & (stop <= num_tokens)
+    seq, end, slot, start, _, live = load_row(
+        row, seq_ptr, end_ptr, slot_ptr, cu_seqlens_ptr, num_seqs, num_slots, num_tokens
+    )
     if not live:
         return
 
@@ -188,16 +184,8 @@ def _ssm_checkpoint_kernel(
     for k in range((lo // BLOCK_K) * BLOCK_K, hi, BLOCK_K):
         offs_k = k + tl.arange(0, BLOCK_K)
         mask_k = (offs_k >= lo) & (offs_k < hi)
-        x = tl.load(
-            x_ptr + offs_m[:, None] * stride_x_dim + offs_k[None, :] * stride_x_token,
-            mask=mask_m[:, None] & mask_k[None, :],
-            other=0.0,
-        )
-        b = tl.load(
-            b_ptr + offs_k[:, None] * stride_b_token + offs_n[None, :] * stride_b_state,
-            mask=mask_k[:, None] & mask_n[None, :],
-            other=0.0,
-        ).to(tl.float32)
+        x = load_tile(x_ptr, offs_m, offs_k, stride_x_dim, stride_x_token, mask_m, mask_k)
+        b = load_tile(b_ptr, offs_k, offs_n, stride_b_token, stride_b_state, mask_k, mask_n).to(tl.float32)
         dA = tl.load(dA_ptr + offs_k * stride_dA_token, mask=mask_k, other=0.0).to(tl.float32)
         dt = tl.load(dt_ptr + offs_k * stride_dt_token, mask=mask_k, other=0.0).to(tl.float32)
         scale = tl.where(mask_k, tl.exp(dA_end - dA) * dt, 0.0)
@@ -206,38 +194,17 @@ def _ssm_checkpoint_kernel(
 
     # Loaded only now: prefetching the carry costs registers, and on sm_100 the fused multiply-add.
     if start < first:
-        carry = tl.load(
-            states_ptr
-            + chunk * stride_states_chunk
-            + head * stride_states_head
-            + offs_m[:, None] * stride_states_dim
-            + offs_n[None, :] * stride_states_state,
-            mask=mask_m[:, None] & mask_n[None, :],
-            other=0.0,
-        ).to(tl.float32)
-        acc += carry * tl.exp(dA_end)
+        states_ptr += chunk * stride_states_chunk + head * stride_states_head
+        carry = load_tile(states_ptr, offs_m, offs_n, stride_states_dim, stride_states_state, mask_m, mask_n)
+        acc += carry.to(tl.float32) * tl.exp(dA_end)
     elif HAS_INIT:
         dA_before = tl.load(dA_ptr + (lo - 1) * stride_dA_token, mask=lo > 0, other=0.0).to(tl.float32)
-        carry = tl.load(
-            init_ptr
-            + seq * stride_init_seq
-            + head * stride_init_head
-            + offs_m[:, None] * stride_init_dim
-            + offs_n[None, :] * stride_init_state,
-            mask=mask_m[:, None] & mask_n[None, :],
-            other=0.0,
-        ).to(tl.float32)
-        acc += carry * tl.exp(dA_end - dA_before)
+        init_ptr += seq * stride_init_seq + head * stride_init_head
+        carry = load_tile(init_ptr, offs_m, offs_n, stride_init_dim, stride_init_state, mask_m, mask_n)
+        acc += carry.to(tl.float32) * tl.exp(dA_end - dA_before)
 
-    tl.store(
-        pool_ptr
-        + slot * stride_pool_slot
-        + head * stride_pool_head
-        + offs_m[:, None] * stride_pool_dim
-        + offs_n[None, :] * stride_pool_state,
-        acc.to(pool_ptr.dtype.element_ty),
-        mask=mask_m[:, None] & mask_n[None, :],
-    )
+    pool_ptr += slot * stride_pool_slot + head * stride_pool_head
+    store_tile(pool_ptr, offs_m, offs_n, stride_pool_dim, stride_pool_state, mask_m, mask_n, acc)
 
 
 def launch_config(headdim: int, dstate: int, chunk_size: int) -> dict[str, int]:
