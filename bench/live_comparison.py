@@ -141,12 +141,13 @@ def main(
                 cpu=True,
                 state_slots=tight_slots if pool == "tight" else AMPLE_STATE_SLOTS,
                 seed=seed,
-                extra_flags=("--enable-metrics",),
+                extra_flags=("--enable-metrics", "--sleep-on-idle", "--skip-tokenizer-init"),
                 arms=choose_arms(arms, facts.chunk_tokens),
                 traffics=traffics,
                 pacing=Pacing(concurrency=1),
                 folder=out / pool,
                 repeats=repeats,
+                side_by_side=True,
             )
             with ReplayProgress() as progress:
                 folders = run_bench(options, progress)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from marconi_ext.arm_server import ArmServer, ServerOptions, started, warm_up
+from marconi_ext.arm_server import ArmServer, ServerOptions, started_together, warm_up
 from marconi_ext.arms import Arm
 from marconi_ext.client import GenerateClient
 from marconi_ext.outcome import INTERRUPTED
@@ -24,7 +24,10 @@ class BenchOptions(ServerOptions):
     """What to compare.
 
     arms: the first is what the others are compared with; traffics: all are played against each server
-    repeats: of every arm, in alternating order; folder: one results folder, or one a traffic inside it
+    repeats: of every arm, in alternating order
+    side_by_side: a repeat's servers are up together (which takes memory for all) and play a traffic in turn,
+    so that what a shared machine does meanwhile hits all of them
+    folder: one results folder, or one a traffic inside it
     history: as in results.Timing; watch_s: see player.play
     """
 
@@ -34,6 +37,7 @@ class BenchOptions(ServerOptions):
     folder: Path
     history: str = "own"
     repeats: int = 1
+    side_by_side: bool = False
     watch_s: float = 1.0
 
 
@@ -48,15 +52,15 @@ def results_folders(options: BenchOptions) -> dict[str, ResultsFolder]:
     return {traffic.name: ResultsFolder(options.folder / traffic.name) for traffic in options.traffics}
 
 
-def order(arms: list[Arm], repeats: int) -> Iterator[tuple[int, Arm]]:
-    """(repeat, arm): there and back again, so that a machine that drifts favours nobody."""
-    for repeat in range(repeats):
-        for arm in reversed(arms) if repeat % 2 else arms:
-            yield repeat, arm
+def groups(options: BenchOptions) -> Iterator[tuple[int, list[Arm]]]:
+    """(repeat, arms whose servers are up together): there and back, so that a drift favours nobody."""
+    for repeat in range(options.repeats):
+        arms = options.arms[::-1] if repeat % 2 else options.arms
+        yield from [(repeat, arms)] if options.side_by_side else [(repeat, [arm]) for arm in arms]
 
 
 def run_bench(options: BenchOptions, progress: ReplayProgress) -> dict[str, ResultsFolder]:
-    """Play everything; results are on disk after each run. Servers run one after another, never two at once.
+    """Play everything; results are on disk after each run. Only one server is asked at a time.
 
     Raises ServerError, CheckFailedError for a server that isn't what its arm's name says, StoppedError.
     """
@@ -64,18 +68,23 @@ def run_bench(options: BenchOptions, progress: ReplayProgress) -> dict[str, Resu
     infos = {traffic.name: _run_info(options, traffic) for traffic in options.traffics}
     error = "interrupted"
     try:
-        for repeat, arm in order(options.arms, options.repeats):
-            progress.say(f"{arm.name}, repeat {repeat + 1} of {options.repeats}")
-            progress.wait("starting the server")
-            log = options.folder / LOGS / f"{arm_folder(arm.name)}-{repeat}.log"
-            log.parent.mkdir(parents=True, exist_ok=True)
-            with started(options, arm, log) as running:
-                warm_up(options, running.server)
+        for repeat, arms in groups(options):
+            names = ", ".join(arm.name for arm in arms)
+            progress.say(f"{names}: repeat {repeat + 1} of {options.repeats}")
+            progress.wait("starting")
+            logs = {arm: options.folder / LOGS / f"{arm_folder(arm.name)}-{repeat}.log" for arm in arms}
+            (options.folder / LOGS).mkdir(parents=True, exist_ok=True)
+            with started_together(options, logs) as servers:
+                for running in servers:
+                    warm_up(options, running.server)
                 for traffic in options.traffics:
                     info = infos[traffic.name]
-                    _note(info, arm, running, repeat)
-                    folders[traffic.name].write_run(info)
-                    _play(options, traffic, running, folders[traffic.name], info.arms[-1], repeat, progress)
+                    for arm, running in zip(arms, servers, strict=True):
+                        _note(info, arm, running, repeat)
+                        folders[traffic.name].write_run(info)
+                        _play(
+                            options, traffic, running, folders[traffic.name], info.arms[-1], repeat, progress
+                        )
         error = None
     except Exception as reason:
         error = str(reason)
@@ -97,7 +106,9 @@ def _play(
 ) -> None:
     running.server.flush_cache()
     plan = traffic.plan()
-    progress.open_bar(traffic.name, len(plan.items))
+    progress.open_bar(
+        f"{traffic.name}, {info.name}" if options.side_by_side else traffic.name, len(plan.items)
+    )
     played = play(
         plan,
         GenerateClient(running.server.url, timeout_s=options.request_timeout_s),
@@ -134,7 +145,7 @@ def _run_info(options: BenchOptions, traffic: Traffic) -> RunInfo:
     )
 
 
-def _note(info: RunInfo, arm: Arm, running: ArmServer, repeat: int) -> None:
+def _note(info: RunInfo, arm: Arm, running: ArmServer, repeat: int) -> ArmInfo:
     """Take an arm into run.json as soon as its server is known to be what its name says."""
     found = ArmInfo(
         name=arm.name,
@@ -144,5 +155,10 @@ def _note(info: RunInfo, arm: Arm, running: ArmServer, repeat: int) -> None:
         status_line=running.status_line,
         page_size=running.page_size,
     )
-    info.arms[:] = [known for known in info.arms if known.name != arm.name] + [found]
+    names = [known.name for known in info.arms]
+    if arm.name in names:
+        info.arms[names.index(arm.name)] = found
+    else:
+        info.arms.append(found)
     info.order.append((arm.name, repeat))
+    return found

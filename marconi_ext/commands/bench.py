@@ -26,6 +26,13 @@ def bench(
         ),
     ] = "stock,marconi",
     repeat: Annotated[int, typer.Option(min=1, help="Runs of every arm, in alternating order.")] = 3,
+    side_by_side: Annotated[
+        bool,
+        typer.Option(
+            "--side-by-side",
+            help="A repeat's servers are up together and take turns: fairer on a shared machine, more memory.",
+        ),
+    ] = False,
     history: Annotated[
         str, typer.Option(help="own: with the server's own answers in prompts; trace: prompts as recorded.")
     ] = "own",
@@ -167,6 +174,7 @@ def bench(
                 folder=new_folder(out, "bench"),
                 history=history,
                 repeats=repeat,
+                side_by_side=side_by_side,
                 watch_s=watch,
             ),
             json,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from marconi_ext.arms import choose_arms
-from marconi_ext.bench_driver import BenchOptions, order
+from marconi_ext.bench_driver import BenchOptions, groups
 from marconi_ext.bench_report import bench_and_print
 from marconi_ext.comparison import compare
 from marconi_ext.errors import CheckFailedError
@@ -46,11 +46,13 @@ def options(model: Path, out: Path, arms: str, **changes) -> BenchOptions:
     return BenchOptions(model_path=model, arms=choose_arms(arms, 64), folder=out, **{**fields, **changes})
 
 
-def test_arms_alternate() -> None:
-    arms = choose_arms("off,stock,marconi", 64)
-    assert [(repeat, arm.name) for repeat, arm in order(arms, 2)] == [
-        *((0, "off"), (0, "stock"), (0, "marconi"), (1, "marconi"), (1, "stock"), (1, "off"))
-    ]
+def test_arms_alternate(model: Path, tmp_path: Path) -> None:
+    def names(**changes) -> list[tuple[int, str]]:
+        found = groups(options(model, tmp_path, "off,stock,marconi", repeats=2, **changes))
+        return [(repeat, " ".join(arm.name for arm in arms)) for repeat, arms in found]
+
+    assert names() == [*((0, "off"), (0, "stock"), (0, "marconi"), (1, "marconi"), (1, "stock"), (1, "off"))]
+    assert names(side_by_side=True) == [(0, "off stock marconi"), (1, "marconi stock off")]
 
 
 def test_all_arms_are_played_and_compared(model: Path, tmp_path: Path, monkeypatch, capsys) -> None:
@@ -73,6 +75,16 @@ def test_all_arms_are_played_and_compared(model: Path, tmp_path: Path, monkeypat
         assert arm["hit_rate"] == arm["ideal_hit_rate"] > 0 and arm["state_limited_loss"] == 0
         assert (arm["repeats"], arm["requests"], arm["failed"], arm["answers_differing"]) == (2, 24, 0, 0)
     assert comparison["arms"][1]["loss_tokens"]["evicted"] > 0  # as the stub counts
+
+
+def test_servers_side_by_side_take_turns(model: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("STUB_LINE", LINE)
+    out = tmp_path / "out"
+    bench_and_print(options(model, out, "stock,marconi", repeats=2, side_by_side=True))
+    for folder in find_results(out):
+        run = folder.run()
+        assert run.finished and [len(folder.repeats(arm)) for arm in run.arms] == [2, 2]
+        assert run.order == [("stock", 0), ("marconi", 0), ("marconi", 1), ("stock", 1)]
 
 
 def test_an_arm_that_is_not_live_is_refused_and_the_rest_is_kept(model: Path, tmp_path: Path) -> None:
