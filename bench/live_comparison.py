@@ -9,6 +9,8 @@ one results folder a traffic, and the tables of docs/results-replay.md as Markdo
 
 from __future__ import annotations
 
+import signal
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +31,8 @@ from marconi_ext.toy_model import ToyModel, write_model
 from marconi_ext.traffic import Traffic, load_traffic
 
 ARMS = "stock,stock:max-states=3,marconi"
-REQUESTS = 64
-ANSWER_TOKENS = 16  # the cache sees every token; decoding only takes time here
+REQUESTS = 56
+ANSWER_TOKENS = 8  # the cache sees every token; decoding only takes time here
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,7 @@ def main(
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
     """Measure, print the tables as Markdown and write them to OUT/tables.md."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # so that servers are stopped too
     new_folder(out, "live")
     slices = [one for one in SLICES if not only or one.name in only.split(",")]
     lines: list[str] = []

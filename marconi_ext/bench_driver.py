@@ -25,8 +25,8 @@ class BenchOptions(ServerOptions):
 
     arms: the first is what the others are compared with; traffics: all are played against each server
     repeats: of every arm, in alternating order
-    side_by_side: a repeat's servers are up together (which takes memory for all) and play a traffic in turn,
-    so that what a shared machine does meanwhile hits all of them
+    side_by_side: all servers stay up together (which takes memory for all), play each traffic in turn and
+    are flushed before each run, so that what a shared machine does meanwhile hits all of them
     folder: one results folder, or one a traffic inside it
     history: as in results.Timing; watch_s: see player.play
     """
@@ -52,11 +52,18 @@ def results_folders(options: BenchOptions) -> dict[str, ResultsFolder]:
     return {traffic.name: ResultsFolder(options.folder / traffic.name) for traffic in options.traffics}
 
 
-def groups(options: BenchOptions) -> Iterator[tuple[int, list[Arm]]]:
-    """(repeat, arms whose servers are up together): there and back, so that a drift favours nobody."""
-    for repeat in range(options.repeats):
-        arms = options.arms[::-1] if repeat % 2 else options.arms
-        yield from [(repeat, arms)] if options.side_by_side else [(repeat, [arm]) for arm in arms]
+def groups(options: BenchOptions) -> Iterator[tuple[list[Arm], list[tuple[int, list[Arm]]]]]:
+    """(arms whose servers are up together, [(repeat, those of them that play, in order)]).
+
+    There and back again, so that a machine that drifts favours nobody.
+    """
+    plays = [(r, options.arms[::-1] if r % 2 else options.arms) for r in range(options.repeats)]
+    if options.side_by_side:
+        yield options.arms, plays
+        return
+    for repeat, arms in plays:
+        for arm in arms:
+            yield [arm], [(repeat, [arm])]
 
 
 def run_bench(options: BenchOptions, progress: ReplayProgress) -> dict[str, ResultsFolder]:
@@ -68,23 +75,22 @@ def run_bench(options: BenchOptions, progress: ReplayProgress) -> dict[str, Resu
     infos = {traffic.name: _run_info(options, traffic) for traffic in options.traffics}
     error = "interrupted"
     try:
-        for repeat, arms in groups(options):
-            names = ", ".join(arm.name for arm in arms)
-            progress.say(f"{names}: repeat {repeat + 1} of {options.repeats}")
-            progress.wait("starting")
-            logs = {arm: options.folder / LOGS / f"{arm_folder(arm.name)}-{repeat}.log" for arm in arms}
+        for arms, plays in groups(options):
+            progress.wait(f"starting {', '.join(arm.name for arm in arms)}")
             (options.folder / LOGS).mkdir(parents=True, exist_ok=True)
-            with started_together(options, logs) as servers:
-                for running in servers:
+            logs = {arm: options.folder / LOGS / f"{arm_folder(arm.name)}-{plays[0][0]}.log" for arm in arms}
+            with started_together(options, logs) as found:
+                servers = {arm: running for arm, running in zip(arms, found, strict=True)}
+                for running in found:
                     warm_up(options, running.server)
-                for traffic in options.traffics:
-                    info = infos[traffic.name]
-                    for arm, running in zip(arms, servers, strict=True):
-                        _note(info, arm, running, repeat)
-                        folders[traffic.name].write_run(info)
-                        _play(
-                            options, traffic, running, folders[traffic.name], info.arms[-1], repeat, progress
-                        )
+                for repeat, playing in plays:
+                    progress.say(f"repeat {repeat + 1} of {options.repeats}")
+                    for traffic in options.traffics:
+                        info, folder = infos[traffic.name], folders[traffic.name]
+                        for arm in playing:
+                            noted = _note(info, arm, servers[arm], repeat)
+                            folder.write_run(info)
+                            _play(options, traffic, servers[arm], folder, noted, repeat, progress)
         error = None
     except Exception as reason:
         error = str(reason)

@@ -30,7 +30,7 @@ def bench(
         bool,
         typer.Option(
             "--side-by-side",
-            help="A repeat's servers are up together and take turns: fairer on a shared machine, more memory.",
+            help="All servers stay up and take turns: fairer on a shared machine, and more memory.",
         ),
     ] = False,
     history: Annotated[
