@@ -15,6 +15,7 @@ import numpy as np
 from marconi_ext.policies.admission import Offer, PromptFacts
 from marconi_ext.policies.checkpoints import CheckpointBook, Fate, Kind
 from marconi_ext.policies.eviction import Currency, Eviction
+from marconi_ext.policies.victims import VictimSearch
 
 _CAUSES = {
     Fate.EVICTED: "evicted",
@@ -35,6 +36,7 @@ class Keeper:
         self.book = CheckpointBook()
         self.counts: Counter[str] = Counter()
         self.tick = 0
+        self._search = VictimSearch(eviction)
         self.max_fanout: int | None = getattr(eviction, "max_fanout", None)
 
     # --- requests ----------------------------------------------------------------------------------------
@@ -164,8 +166,7 @@ class Keeper:
 
     def victim(self, rows: np.ndarray, newcomer: int = -1) -> int | None:
         """The row to evict out of `rows`, or `newcomer` where the policy would rather refuse it; None: no row."""
-        if newcomer >= 0 and self.eviction.refuses:
-            rows = np.append(rows, newcomer)
+        newcomer = newcomer if self.eviction.refuses else -1
         if len(rows) == 0:
-            return None
-        return int(rows[int(self.eviction.scores(self.book, rows, self.tick).argmin())])
+            return newcomer if newcomer >= 0 else None
+        return self._search.lowest(self.book, rows, self.tick, newcomer)

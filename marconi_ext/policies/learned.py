@@ -10,6 +10,7 @@ the nearest live state above. A newcomer worth less than everything held is refu
 
 from __future__ import annotations
 
+from collections import deque
 from typing import ClassVar
 
 import numpy as np
@@ -23,6 +24,8 @@ DEMAND_REQUESTS = 8  # ghosts' demand is recounted this often, and kept up by ev
 TAIL_CLASSES = 8
 CLASSES = TAIL_CLASSES + 16
 MAX_GHOSTS_SEEN = 64
+BLOCK_ROWS = 4096  # rows that one recount or one refresh goes through: all of them in most pools
+CHANGED_KEPT = 32
 _INSIDE = (
     Kind.BRANCH,
     Kind.PROMPT_END,
@@ -35,6 +38,7 @@ class LearnedIndex:
     """The policy. Deterministic: integer ticks, no randomness, ties to the lowest row."""
 
     refuses: ClassVar[bool] = True
+    windowed: ClassVar[bool] = True
 
     prior: ClassVar[np.ndarray | None] = None  # the study's GIT expects nothing of a class before it is seen
 
@@ -55,6 +59,8 @@ class LearnedIndex:
         self._from_chain = 0  # chain length that this request's tails inherit
         self._heir = np.full(n, -1, np.int64)  # the best ghost that a row serves, as far as known
         self._demand_tick = -DEMAND_REQUESTS
+        self._recount_from = self._account_from = 0  # rows at which the next block of each begins
+        self._changed: deque[int] = deque(maxlen=CHANGED_KEPT)
 
     # --- events ------------------------------------------------------------------------------------------
 
@@ -72,6 +78,8 @@ class LearnedIndex:
                 self._credit(book, served, tick)
         if tick - self._refreshed >= self._refresh_every(tick):
             self._refresh(book, tick)
+        if tick - self._demand_tick >= DEMAND_REQUESTS:
+            self._recount_demand(book, tick)
 
     def offered(self, book: CheckpointBook, row: int, tick: int) -> None:
         self._fit(len(book.live))
@@ -128,9 +136,15 @@ class LearnedIndex:
         if label != self._label[row]:
             self._account(row, tick)
             self._label[row] = label
+            self._changed.append(row)
+
+    def changed(self) -> np.ndarray:
+        """Rows whose class changed lately: where scores may have fallen at once."""
+        return np.fromiter(self._changed, np.int64, len(self._changed))
 
     def _refresh(self, book: CheckpointBook, tick: int) -> None:
-        rows = np.flatnonzero(self._known & (self._counted < tick))
+        rows, self._account_from = _block(self._account_from, book.size)
+        rows = rows[self._known[rows] & (self._counted[rows] < tick)]
         use = self._use[rows]
         self.index.expose(self._label[rows], self._counted[rows] - use, tick - use)
         self._counted[rows] = tick
@@ -172,8 +186,6 @@ class LearnedIndex:
 
     def scores(self, book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray:
         self._fit(len(book.live))
-        if tick - self._demand_tick >= DEMAND_REQUESTS:
-            self._recount_demand(book, tick)
         for row in rows[~book.live[rows]].tolist():  # a newcomer: what it would serve if it were held
             below = np.array(self._ghosts_below(book, row), np.int64)
             self._heir[row] = below[self._indices(below, tick).argmax()] if len(below) else -1
@@ -200,12 +212,13 @@ class LearnedIndex:
         return np.where(valid, self._indices(heirs, tick), 0.0)
 
     def _recount_demand(self, book: CheckpointBook, tick: int) -> None:
-        """Find each live row's best ghost anew: what was best may have aged."""
-        ghosts = np.flatnonzero(self._known[: book.size] & ~book.live[: book.size])
-        ghosts = ghosts[book.owner[ghosts] >= 0]
-        ghosts = ghosts[np.argsort(self._indices(ghosts, tick), kind="stable")]
-        self._heir[: book.size] = -1
-        self._heir[book.owner[ghosts]] = ghosts  # the last one written is the best
+        """Look whether other ghosts are better now than those followed, which have aged."""
+        rows, self._recount_from = _block(self._recount_from, book.size)
+        ghosts = rows[self._known[rows] & ~book.live[rows] & (book.owner[rows] >= 0)]
+        index = self._indices(ghosts, tick)
+        better = np.flatnonzero(index > self._demand(book, book.owner[ghosts], tick))
+        better = better[np.argsort(index[better], kind="stable")]
+        self._heir[book.owner[ghosts[better]]] = ghosts[better]  # the last one written is the best
         self._demand_tick = tick
 
     def _ask(self, book: CheckpointBook, ghost: int, tick: int) -> None:
@@ -252,3 +265,11 @@ class LearnedIndex:
             ):
                 old = getattr(self, name)
                 setattr(self, name, np.concatenate([old, np.zeros(rows - len(old), old.dtype)]))
+
+
+def _block(start: int, rows: int) -> tuple[np.ndarray, int]:
+    """The next BLOCK_ROWS rows from `start`, and where to go on; all rows where there are no more."""
+    if rows <= BLOCK_ROWS:
+        return np.arange(rows), 0
+    stop = min(start + BLOCK_ROWS, rows)
+    return np.arange(start, stop), stop if stop < rows else 0
