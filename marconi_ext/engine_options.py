@@ -49,6 +49,15 @@ def has_gpu() -> bool:
     return Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()
 
 
+def available_memory_gib() -> float:
+    """Memory that new processes can have without swapping; 0 where the system doesn't say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 2**20 for line in lines if line.startswith("MemAvailable")), 0.0)
+
+
 class ModelFacts:
     """What a run has to know of a Hugging Face model folder's config.json.
 

@@ -7,6 +7,7 @@ import typer
 
 DEFAULT_WORKLOADS = "agent,few-shot,fork"
 DEFAULT_ARMS = "stock,stock-track,marconi"
+SERVER_GIB = 4  # memory of a server of the small model: three processes of SGLang
 
 
 def demo(
@@ -59,7 +60,7 @@ def demo(
     from marconi_ext.demo import DemoOptions, as_json, quick_flags, run_demo
     from marconi_ext.demo_traffic import synthetic_workloads, trace_workload
     from marconi_ext.demo_view import ProgressWatcher, print_tables
-    from marconi_ext.engine_options import ModelFacts, has_gpu
+    from marconi_ext.engine_options import ModelFacts, available_memory_gib, has_gpu
     from marconi_ext.errors import BadInputError, CheckFailedError
     from marconi_ext.output import check_writable, write_json
     from marconi_ext.provenance import provenance
@@ -95,7 +96,7 @@ def demo(
             start_timeout_s=start_timeout,
             request_timeout_s=request_timeout,
             logs=logs,
-            side_by_side=on_cpu and model_path is None,  # the small model fits several times
+            side_by_side=on_cpu and model_path is None and available_memory_gib() > SERVER_GIB * len(chosen),
         )
         results, error = [], None
         try:

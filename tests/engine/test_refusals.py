@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,23 +14,49 @@ from marconi_ext.engine_options import environment, to_flags
 
 pytestmark = pytest.mark.engine
 
+SCRIPT = Path(__file__).with_name("forked_launches.py")
+REFUSED = [
+    (("--marconi-eff-weight", "much"), "--marconi-eff-weight: expected 'auto' or a number"),
+    (("--marconi-checkpoints", "middle"), "--marconi-checkpoints: no checkpoint kind 'middle'"),
+    (("--disable-radix-cache",), "needs the radix cache: drop --disable-radix-cache"),
+    (
+        ("--mamba-radix-cache-strategy", "no_buffer", "--disable-overlap-schedule"),
+        "needs --mamba-radix-cache-strategy extra_buffer",
+    ),
+    (
+        ("--mamba-radix-cache-strategy", "extra_buffer_lazy"),
+        "use --mamba-radix-cache-strategy extra_buffer",
+    ),
+]
+YAML = "enable-marconi: true\nmarconi-eff-weight: -2\n"
 
-def launch(model: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "sglang.launch_server",
-        *to_flags({"model_path": str(model), **OPTIONS}),
-        *flags,
-    ]
-    return subprocess.run(command, capture_output=True, text=True, env=environment(cpu=True), timeout=240)
+Ended = dict[tuple[str, ...], tuple[int, str]]
+"""Exit code and output of a launch, by the flags that it adds."""
 
 
-def test_help_shows_the_flags() -> None:
-    command = [sys.executable, "-m", "sglang.launch_server", "--help"]
-    shown = subprocess.run(
-        command, capture_output=True, text=True, env=environment(cpu=True), timeout=240
-    ).stdout
+@pytest.fixture(scope="module")
+def ended(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    """Every launch of this module, for one import of SGLang."""
+    config = tmp_path_factory.mktemp("config") / "config.yaml"
+    config.write_text(YAML)
+    base = to_flags({"model_path": str(model), **OPTIONS})
+    launches = {("--help",): ["--help"], ("--config",): [*base, "--config", str(config)]}
+    launches |= {flags: [*base, "--enable-marconi", *flags] for flags, _ in REFUSED}
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT)],
+        input=json.dumps(list(launches.values())),
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(cpu=True),
+        timeout=900,
+        check=True,
+    )
+    return dict(zip(launches, json.loads(done.stdout), strict=True))
+
+
+def test_help_shows_the_flags(ended: Ended) -> None:
+    code, shown = ended["--help",]
+    assert code == 0
     for flag in (
         "--enable-marconi",
         "--marconi-eff-weight",
@@ -41,31 +68,15 @@ def test_help_shows_the_flags() -> None:
         assert flag in shown
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (("--marconi-eff-weight", "much"), "--marconi-eff-weight: expected 'auto' or a number"),
-        (("--marconi-checkpoints", "middle"), "--marconi-checkpoints: no checkpoint kind 'middle'"),
-        (("--disable-radix-cache",), "needs the radix cache: drop --disable-radix-cache"),
-        (
-            ("--mamba-radix-cache-strategy", "no_buffer", "--disable-overlap-schedule"),
-            "needs --mamba-radix-cache-strategy extra_buffer",
-        ),
-        (
-            ("--mamba-radix-cache-strategy", "extra_buffer_lazy"),
-            "use --mamba-radix-cache-strategy extra_buffer",
-        ),
-    ],
-)
-def test_refused_at_start(model: Path, flags: tuple[str, ...], message: str) -> None:
-    ended = launch(model, "--enable-marconi", *flags)
-    assert ended.returncode != 0
-    assert message in ended.stderr
+@pytest.mark.parametrize(("flags", "message"), REFUSED)
+def test_refused_at_start(ended: Ended, flags: tuple[str, ...], message: str) -> None:
+    code, output = ended[flags]
+    assert code > 0
+    assert message in output
 
 
-def test_yaml_config(model: Path, tmp_path: Path) -> None:
+def test_yaml_config(ended: Ended) -> None:
     """SGLang's --config file takes our flags too, and validates them the same way."""
-    (tmp_path / "config.yaml").write_text("enable-marconi: true\nmarconi-eff-weight: -2\n")
-    ended = launch(model, "--config", str(tmp_path / "config.yaml"))
-    assert ended.returncode != 0
-    assert "--marconi-eff-weight: expected 'auto' or a finite number of at least 0" in ended.stderr
+    code, output = ended["--config",]
+    assert code > 0
+    assert "--marconi-eff-weight: expected 'auto' or a finite number of at least 0" in output
