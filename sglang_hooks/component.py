@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams, InsertParams, InsertResult, MatchResult
 from sglang.srt.mem_cache.radix_cache import RadixKey
@@ -121,7 +122,8 @@ class MarconiMambaComponent(MambaComponent):
         if self.cache.page_size == 1 and depth == len(ids) - 1:
             key = RadixKey(ids[-1:], req.extra_key, cache_salt=req.cache_salt)
             ahead = (last or self.tree_core.root_node).children.get(key.child_key(1))
-        plan = self.serving.begin(Match(path, served, len(ids), req.prefix_len, ahead))
+        # A copy: SGLang appends to this array, which Python refuses while somebody has a view of it.
+        plan = self.serving.begin(Match(path, served, len(ids), req.prefix_len, ahead, np.array(ids)))
         if not req.retracted_stain:
             self.stats.served(len(ids), req.prefix_len, max(plan.match.kv_tokens, req.prefix_len), plan.lost)
         return plan

@@ -11,6 +11,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from marconi_ext.policies.admission import Offer, PromptFacts
 from marconi_ext.policies.checkpoints import Kind
 from marconi_ext.policies.keeper import Keeper
@@ -25,6 +27,7 @@ class Match:
     served: the node of the state that the request starts from, None: none
     ahead: the child of the last node that the rest of the prompt runs into, where it does: a prompt is matched
         without its last token, so one that is held whole goes on a little
+    tokens: int[prompt_tokens] - the prompt
     """
 
     path: list[tuple[int, Any]]
@@ -32,6 +35,7 @@ class Match:
     prompt_tokens: int
     hit_tokens: int
     ahead: Any | None = None
+    tokens: np.ndarray | None = None
 
     @property
     def kv_tokens(self) -> int:
@@ -90,8 +94,9 @@ class Serving:
             kv_tokens=match.kv_tokens,
             diverges=children > 0,
             boundaries=boundaries,
+            tokens=match.tokens,
         )
-        plan = Plan(match, lost, self._wanted(facts))
+        plan = Plan(replace(match, tokens=None), lost, self._wanted(facts))
         self._expect_child(plan)
         return plan
 

@@ -85,7 +85,7 @@ class LiveRules:
             self.records.tend(look.partial)
         ahead = last.children.get(int(prompt[-1])) if look.kv_tokens == len(prompt) - 1 else None
         path = [(node.depth_tokens, node) for node in self.records.path(last)]
-        return Match(path, look.state_node, len(prompt), look.state_tokens, ahead)
+        return Match(path, look.state_node, len(prompt), look.state_tokens, ahead, prompt)
 
     def _offer(self, plan: Plan, offer: Offer) -> tuple[int, int] | None:
         row, book = self.serving.row_for(plan, offer), self.keeper.book
