@@ -24,7 +24,7 @@ def reuse(live: LiveServer) -> list[int]:
 
 def test_with_the_extension(model: Path) -> None:
     with running(model) as live:
-        assert reuse(live) == [0, 0, 500, 587]
+        assert reuse(live) == [0, 379, 500, 587]
         counters = live.marconi()["counters"]
         assert counters["published_branch"] == 1
         assert (

@@ -1,0 +1,32 @@
+"""The live engine reuses, request by request, what the simulator with the same pools and policy says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from marconi_ext.cli import app
+
+pytestmark = pytest.mark.engine
+
+TIGHT = {"--slots": "14", "--tokens": "6000"}
+
+
+@pytest.mark.parametrize(
+    "policy, workload", [("ours", "agent"), ("marconi", "fork")], ids=["ours-agent", "marconi-fork"]
+)
+def test_verify_agrees_under_pressure(model: Path, tmp_path: Path, policy: str, workload: str) -> None:
+    """Both pools too small for the workload: states are evicted and refused, and KV is evicted."""
+    flags = {
+        **TIGHT,
+        "--policy": policy,
+        "--trace": f"synthetic:{workload}",
+        "--requests": "60",
+        "--model-path": str(model),
+        "--json": str(tmp_path / "out.json"),
+    }
+    result = CliRunner().invoke(app, ["verify", "--cpu", *(word for pair in flags.items() for word in pair)])
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert "agree on every request" in result.output
