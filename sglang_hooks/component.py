@@ -17,6 +17,7 @@ from sglang.srt.mem_cache.base_prefix_cache import EvictParams, InsertParams, In
 from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.unified_cache.components.base import CacheTransferPhase, EvictLayer
 from sglang.srt.mem_cache.unified_cache.components.mamba import MambaComponent
+from sglang.srt.utils import rank_consensus_checker
 
 from marconi_ext.config import CheckpointKind, MarconiConfig
 from marconi_ext.policies.admission import Offer
@@ -106,6 +107,8 @@ class MarconiMambaComponent(MambaComponent):
         for offer in plan.offers:
             if req.prefix_len < offer.depth_tokens <= req.extend_end:
                 self._offer(req, plan, offer)
+        if rank_consensus_checker.enabled():  # SGLang's own check stops a server whose ranks differ
+            rank_consensus_checker.assert_same("marconi %s: %d", req.rid, self.keeper.digest())
 
     def _begin(self, req: Req) -> Plan:
         last = getattr(req, "marconi_match", None)

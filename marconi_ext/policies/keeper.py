@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from zlib import crc32
 
 import numpy as np
 
@@ -150,6 +151,19 @@ class Keeper:
         """No KV is held any more. What was learned stays."""
         for row in self.book.rows().tolist():
             self.forget(row)
+
+    def digest(self) -> int:
+        """A checksum of all records: ranks that decided alike have the same."""
+        book, rows = self.book, self.book.rows()
+        columns = (
+            rows,
+            book.live[rows],
+            book.kind[rows],
+            book.depth[rows],
+            book.parent[rows],
+            book.last_use[rows],
+        )
+        return crc32(b"".join(column.tobytes() for column in columns), self.tick)
 
     # --- victims -----------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from marconi_ext.server import Server, ServerSpec
 
 LEAK_CHECKS = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1"}
 PAGE_CHECKS = {"SGLANG_CHECK_KV_PAGE_INVARIANTS": "1"}  # a sort of the KV pool a step: for small pools only
+RANK_CHECKS = {"SGLANG_ENABLE_RANK_CONSENSUS_CHECKER": "1"}  # the server ends where ranks decide differently
 OPTIONS = {
     **CPU_OPTIONS,
     "max_total_tokens": 100_000,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from live_server import PAGE_CHECKS, Answer, running
+from live_server import PAGE_CHECKS, RANK_CHECKS, Answer, running
 
 from marconi_ext.ideal import IdealCache
 from marconi_ext.traces.request import Request, token_array
@@ -62,7 +62,7 @@ def test_one_at_a_time_every_hit_is_exact(model: Path, cases: list[Case]) -> Non
         pytest.param({"chunked_prefill_size": 256, "enable_mixed_chunk": True}, id="chunked-and-mixed"),
         pytest.param({"page_size": 16, "chunked_prefill_size": 256}, id="page-16"),
         pytest.param({"page_size": 64, "disable_overlap_schedule": True}, id="page-64-no-overlap"),
-        pytest.param({"tp_size": 2}, id="two-ranks"),
+        pytest.param({"tp_size": 2, "max_mamba_cache_size": 60}, id="two-ranks-tight"),
         pytest.param(
             {"enable_hierarchical_cache": True, "max_mamba_cache_size": 96}, id="hierarchical-cache"
         ),
@@ -71,7 +71,7 @@ def test_one_at_a_time_every_hit_is_exact(model: Path, cases: list[Case]) -> Non
 )
 def test_eight_at_a_time(model: Path, cases: list[Case], options: dict[str, object]) -> None:
     """Batches of several requests; the prompts are fixed, so the order of arrival can't matter."""
-    env = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"} if options.get("tp_size") == 2 else {}
+    env = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1", **RANK_CHECKS} if options.get("tp_size") == 2 else {}
     if options.get("max_total_tokens"):
         env |= PAGE_CHECKS
     with running(model, env=env, **options) as live:

@@ -1,0 +1,226 @@
+"""A long run that is rough on the cache: aborts, dropped connections, flushes, forced retractions, tight pools.
+
+Short prompts that share, fork and come back; a sample of the answers is compared with a server whose prefix cache is
+off. Fails on a leaked slot, a wrong answer, a dead server, an error in its log, or memory that keeps growing.
+
+    python bench/soak.py [--requests 20000] [--ranks 2] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import aiohttp
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from marconi_ext.engine_options import CPU_OPTIONS, environment, to_flags
+from marconi_ext.errors import CheckFailedError
+from marconi_ext.output import check_writable, write_json
+from marconi_ext.provenance import provenance
+from marconi_ext.server import Server, ServerSpec
+from marconi_ext.toy_model import ToyModel, write_model
+
+VOCABULARY = 4_096
+LOG_ERRORS = ("Scheduler hit an exception", "memory leak", "checkpoints dropped", "consensus")
+CHECKS = {
+    "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
+    "SGLANG_TEST_RETRACT": "1",
+    "SGLANG_TEST_RETRACT_INTERVAL": "200",
+}
+FLUSH_EVERY = 2_000
+SETTLE_SHARE = 0.3  # of the run, after which memory must not grow by more than GROWTH
+GROWTH = 1.10
+
+
+class Traffic:
+    """Prompts of 20 to 400 tokens: new, continued, cut short or repeated, drawn from a seed."""
+
+    def __init__(self, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+        self._known: list[np.ndarray] = []
+
+    def next(self) -> tuple[np.ndarray, int, str]:
+        """(prompt, answer tokens, fate: "whole", "abort" or "drop")"""
+        rng = self._rng
+        if not self._known or rng.random() < 0.05:
+            prompt = rng.integers(1_000, VOCABULARY, rng.integers(20, 200))
+        else:
+            base = self._known[int(len(self._known) * rng.random() ** 0.5)]
+            cut = len(base) if rng.random() < 0.6 else int(rng.integers(1, len(base) + 1))
+            prompt = np.concatenate([base[:cut], rng.integers(1_000, VOCABULARY, rng.integers(0, 40))])
+        prompt = prompt[:400].astype(np.int32)
+        self._known = [*self._known[-200:], prompt]
+        fate = rng.choice(["whole", "abort", "drop"], p=[0.9, 0.05, 0.05])
+        return prompt, int(rng.integers(1, 12)), str(fate)
+
+
+def body(prompt: np.ndarray, answer_tokens: int, rid: str, stream: bool) -> dict:
+    sampling = {"temperature": 0, "max_new_tokens": answer_tokens, "ignore_eos": True}
+    return {"rid": rid, "input_ids": prompt.tolist(), "sampling_params": sampling, "stream": stream}
+
+
+async def ask(http: aiohttp.ClientSession, url: str, prompt: np.ndarray, tokens: int, rid: str) -> list[int]:
+    async with http.post(f"{url}/generate", json=body(prompt, tokens, rid, False)) as response:
+        answer = await response.json()
+        if response.status != 200:
+            raise CheckFailedError(f"request {rid}: HTTP {response.status}: {str(answer)[:200]}")
+        return answer["output_ids"]
+
+
+async def disturb(http: aiohttp.ClientSession, url: str, prompt: np.ndarray, fate: str, rid: str) -> None:
+    """A long answer that is ended from outside."""
+    if fate == "abort":
+        running = asyncio.create_task(http.post(f"{url}/generate", json=body(prompt, 300, rid, False)))
+        await asyncio.sleep(0.03)
+        async with http.post(f"{url}/abort_request", json={"rid": rid}):
+            pass
+        (await running).release()
+        return
+    async with http.post(f"{url}/generate", json=body(prompt, 300, rid, True)) as response:
+        async for _ in response.content.iter_any():
+            return
+
+
+def memory_mb(server: Server) -> float:
+    """Resident memory of the server's process group."""
+    total = 0
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            text, group = (
+                status.read_text(),
+                (status.parent / "stat").read_text().rsplit(")", 1)[1].split()[2],
+            )
+        except OSError:
+            continue
+        if int(group) == server._process.pid:
+            total += int(text.split("VmRSS:")[1].split()[0]) if "VmRSS:" in text else 0
+    return total / 1024
+
+
+async def soak(live: Server, plain: Server, requests: int, concurrency: int, seed: int) -> dict:
+    """Send it all. Returns counts and figures; raises CheckFailedError at the first wrong answer."""
+    traffic, counts = Traffic(seed), Counter()
+    memory: list[tuple[int, float]] = []
+    gate = asyncio.Semaphore(concurrency)
+    timeout = aiohttp.ClientTimeout(total=600)
+    began = time.monotonic()
+    async with aiohttp.ClientSession(timeout=timeout) as http:
+        with Progress(console=Console(stderr=True)) as progress:
+            task = progress.add_task("requests", total=requests)
+
+            async def one(number: int) -> None:
+                prompt, tokens, fate = traffic.next()
+                async with gate:
+                    if fate != "whole":
+                        await disturb(http, live.url, prompt, fate, f"soak-{number}")
+                    else:
+                        got = await ask(http, live.url, prompt, tokens, f"soak-{number}")
+                        if number % 25 == 0:
+                            wanted = await ask(http, plain.url, prompt, tokens, f"plain-{number}")
+                            counts["compared"] += 1
+                            if got != wanted:
+                                raise CheckFailedError(
+                                    f"request {number}: {got} with the extension, {wanted} without"
+                                )
+                    counts[fate] += 1
+                    progress.advance(task)
+
+            for start in range(0, requests, FLUSH_EVERY):
+                numbers = range(start, min(start + FLUSH_EVERY, requests))
+                async with asyncio.TaskGroup() as group:
+                    for number in numbers:
+                        group.create_task(one(number))
+                await asyncio.to_thread(settled, live)
+                memory.append((numbers[-1] + 1, memory_mb(live)))
+                if (start // FLUSH_EVERY) % 2:
+                    live.flush_cache()
+                    counts["flushes"] += 1
+    section = settled(live)
+    return {
+        "requests": requests,
+        "counts": dict(counts),
+        "seconds": round(time.monotonic() - began, 1),
+        "memory_mb": memory,
+        "slots": section["slots"],
+        "policy": section["policy"],
+        "stats": section["stats"],
+    }
+
+
+def settled(live: Server) -> dict:
+    """The extension's report once nothing runs. Raises CheckFailedError if a slot is missing then."""
+    deadline = time.monotonic() + 30
+    while True:
+        live.require_alive()
+        section = live.info()["internal_states"][0]["marconi"]
+        slots = section["slots"]
+        if slots["unaccounted"] == slots["held"] == 0:
+            return section
+        if time.monotonic() > deadline:
+            raise CheckFailedError(f"slots are missing while nothing runs: {slots}")
+        time.sleep(0.2)
+
+
+def main(
+    requests: Annotated[int, typer.Option(min=100)] = 20_000,
+    concurrency: Annotated[int, typer.Option(min=1)] = 8,
+    slots: Annotated[int, typer.Option(min=40)] = 60,
+    tokens: Annotated[int, typer.Option(min=4_000)] = 6_000,
+    ranks: Annotated[int, typer.Option(min=1, max=2)] = 1,
+    policy: Annotated[str, typer.Option(help="As --marconi-eviction.")] = "ours",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    json: Annotated[Path | None, typer.Option(metavar="FILE")] = None,
+) -> None:
+    """Soak the live engine; exit code 1 where anything is wrong."""
+    check_writable(json)
+    with tempfile.TemporaryDirectory(prefix="marconi-soak-") as folder:
+        model = write_model(Path(folder) / "model", ToyModel(chunk_size=64, vocab=VOCABULARY))
+        common = {
+            **CPU_OPTIONS,
+            "model_path": model,
+            "max_running_requests": concurrency,
+            "skip_tokenizer_init": True,
+            "sleep_on_idle": True,
+        }
+        marconi = {
+            "enable_marconi": True,
+            "marconi_eviction": policy,
+            "max_mamba_cache_size": slots,
+            "max_total_tokens": tokens,
+            "tp_size": ranks,
+        }
+        off = {"disable_radix_cache": True, "max_total_tokens": 50_000, "max_mamba_cache_size": 200}
+        env = environment(cpu=True)
+        two = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1", "SGLANG_ENABLE_RANK_CONSENSUS_CHECKER": "1"}
+        checks = {**env, **CHECKS, **(two if ranks == 2 else {})}
+        with (
+            Server(ServerSpec(tuple(to_flags({**common, **marconi})), checks)) as live,
+            Server(ServerSpec(tuple(to_flags({**common, **off})), env)) as plain,
+        ):
+            live.start()
+            plain.start()
+            result = asyncio.run(soak(live, plain, requests, concurrency, seed))
+            log = live.log_text()
+            live.require_alive()
+        problems = [sign for sign in LOG_ERRORS if sign in log.replace("consensus checker is enabled", "")]
+        after = [mb for number, mb in result["memory_mb"] if number >= SETTLE_SHARE * requests]
+        if len(after) > 1 and after[-1] > GROWTH * after[0]:
+            problems.append(f"memory grew from {after[0]:.0f} to {after[-1]:.0f} MB")
+        result |= {"ranks": ranks, "retractions": log.count("#retracted_reqs"), "problems": problems}
+    if json:
+        write_json(json, {**result, "provenance": provenance(seed)})
+    Console().print(result)
+    if problems:
+        raise SystemExit("; ".join(problems))
+
+
+if __name__ == "__main__":
+    typer.run(main)
