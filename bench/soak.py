@@ -173,7 +173,7 @@ def main(
     requests: Annotated[int, typer.Option(min=100)] = 20_000,
     concurrency: Annotated[int, typer.Option(min=1)] = 8,
     slots: Annotated[int, typer.Option(min=40)] = 60,
-    tokens: Annotated[int, typer.Option(min=4_000)] = 6_000,
+    tokens: Annotated[int, typer.Option(min=4_000)] = 4_500,
     ranks: Annotated[int, typer.Option(min=1, max=2)] = 1,
     policy: Annotated[str, typer.Option(help="As --marconi-eviction.")] = "ours",
     seed: Annotated[int, typer.Option(min=0)] = 0,
