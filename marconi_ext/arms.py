@@ -59,14 +59,15 @@ def engine_option(flag: str) -> Callable[[str], tuple[str, ...]]:
 
 
 def setting(field: str) -> Callable[[str], tuple[str, ...]]:
-    """An option that is one of the extension's settings; lists are joined by +."""
+    """An option that is one of the extension's settings; the list of checkpoints is joined by +."""
 
     def flags(value: str) -> tuple[str, ...]:
+        value = value.replace("+", ",") if field == "checkpoints" else value
         try:
-            build_config({field: value.replace("+", ",")})
+            build_config({field: value})
         except ConfigError as error:
             raise ValueError(str(error)) from None
-        return flag_name(field), value.replace("+", ",")
+        return flag_name(field), value
 
     return flags
 
@@ -95,7 +96,7 @@ def with_options(arm: Arm, name: str) -> Arm:
     """An arm with the options in its name, like `stock:max-states=3`. Raises BadInputError."""
     known = ENGINE_OPTIONS | (SETTINGS if arm.extended else {})
     flags: list[str] = []
-    for text in name.split(":")[1:]:
+    for text in re.split(r":(?=[A-Za-z])", name)[1:]:  # `eviction=flop-aware:0.5` is one option
         option, equals, value = text.partition("=")
         if option.startswith(ANY_FLAG) and len(option) > len(ANY_FLAG):
             flag = "--" + option.removeprefix(ANY_FLAG)

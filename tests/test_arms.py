@@ -24,6 +24,9 @@ def test_options_become_flags() -> None:
     assert flags("stock:flag.chunked-prefill-size=256:flag.disable-overlap-schedule") == [
         *("--chunked-prefill-size", "256", "--disable-overlap-schedule")
     ]
+    assert flags("marconi:eviction=flop-aware:0.5:slots=48")[1:] == [
+        *("--marconi-eviction", "flop-aware:0.5", "--max-mamba-cache-size", "48")
+    ]
     assert choose_arms("stock:slots=8", 64)[0].meaning == "SGLang as it is; --max-mamba-cache-size 8"
 
 
@@ -36,6 +39,7 @@ def test_options_become_flags() -> None:
         ("stock:checkpoints=all", "no option 'checkpoints'"),
         ("marconi:chekpoints=all", "no option 'chekpoints'; arm marconi knows .*checkpoints"),
         ("marconi:checkpoints=some", "checkpoints: --marconi-checkpoints: no checkpoint kind 'some'"),
+        ("marconi:eviction=best", "eviction: --marconi-eviction: "),
         ("stock:slots=few", "slots: expected a whole number, got 'few'"),
         ("stock:slots", "slots needs a value"),
         ("stock:flag.", "no option 'flag.'"),
