@@ -197,7 +197,7 @@ def test_bad_usage_names_the_flag_and_exits_2(tmp_path: Path) -> None:
 def test_stock_and_extension_on_the_real_engine(tmp_path: Path) -> None:
     small = ("--trace", "synthetic:agent", "--sessions", "2", "--max-output-tokens", "8", "--repeat", "1")
     out, file = tmp_path / "out", tmp_path / "bench.json"
-    found = marconi(*small, "--concurrency", "1", "--out", str(out), "--json", str(file))
+    found = marconi(*small, "--concurrency", "1", "--side-by-side", "--out", str(out), "--json", str(file))
     assert found.returncode == 0, found.stderr
     (comparison,) = json.loads(file.read_text())["comparisons"]
     stock, ours = comparison["arms"]
