@@ -62,11 +62,8 @@ class Partings:
             if self.places and self._requests % REVIEW_REQUESTS == 0:
                 self._choose()
             return
-        gains = {}
-        for place in self._known_places(tokens, boundaries):
-            position = self._position(place, tokens, boundaries, prompt_tokens, base)
-            if base < position <= parted:
-                gains[place] = position - base
+        found = self._fixed_places(boundaries, prompt_tokens, base) | self._token_places(tokens, base)
+        gains = {place: position - base for place, position in found.items() if base < position <= parted}
         self._gains.append((self._requests, gains))
         if tokens is not None:
             for token in tokens[max(parted - LOOK_BACK, base) : parted].tolist():
@@ -95,16 +92,33 @@ class Partings:
         found = {self._position(place, tokens, boundaries, prompt_tokens, after) for place in places}
         return sorted(position for position in found if after < position < prompt_tokens)
 
-    def _known_places(self, tokens: np.ndarray | None, boundaries: tuple[int, ...]) -> list[Place]:
+    def _fixed_places(
+        self, boundaries: tuple[int, ...], prompt_tokens: int, after: int
+    ) -> dict[Place, int]:
+        """Places that no token tells: position of each."""
         places: list[Place] = [("before the end", distance) for distance in DISTANCES]
         if boundaries:
             places += [("first boundary", 0), ("last boundary", 0)]
-        if tokens is not None:
-            places += [
-                (which, token)
-                for token in self._candidates
-                for which in ("after the first", "after the last")
-            ]
+        return {place: self._position(place, None, boundaries, prompt_tokens, after) for place in places}
+
+    def _token_places(self, tokens: np.ndarray | None, after: int) -> dict[Place, int]:
+        """Places after a candidate token, all in one pass: prompts may have 100,000 tokens."""
+        if tokens is None or not self._candidates:
+            return {}
+        candidates = list(self._candidates)
+        table = np.full(max(int(tokens.max()), *candidates) + 1, -1, np.int8)
+        table[candidates] = np.arange(len(candidates))
+        marks = table[tokens[after:]]
+        where = np.flatnonzero(marks >= 0)
+        marks = marks[where]
+        first, last = np.full((2, len(candidates)), -1)
+        last[marks] = where  # of several, the last one written stays
+        first[marks[::-1]] = where[::-1]
+        places = {}
+        for number, token in enumerate(candidates):
+            if last[number] >= 0:
+                places["after the first", token] = after + 1 + int(first[number])
+                places["after the last", token] = after + 1 + int(last[number])
         return places
 
     @staticmethod
