@@ -30,7 +30,8 @@ def bench_and_print(options: BenchOptions, json: Path | None = None) -> list[Com
         names = [arm.name for arm in options.arms]
         found = [compare(folder, names, options.seed) for folder in results_folders(options).values()]
         for comparison in found:
-            print_comparison(comparison, hardware_text(about))
+            if comparison.arms:
+                print_comparison(comparison, hardware_text(about))
         print(f"results: {options.folder}")
         if json:
             comparisons = [comparison.as_json() for comparison in found]

@@ -132,7 +132,12 @@ class StreamingClient:
             status, error = "aborted", str(reason)
         except MalformedStreamError as reason:
             status, error = "malformed", str(reason)
-        answer = stream.answer(sent_s, time.perf_counter())
+        end_s = time.perf_counter()
+        try:
+            answer = stream.answer(sent_s, end_s)
+        except (ValueError, TypeError, AttributeError, OverflowError) as reason:  # JSON of another shape
+            answer = Answer("", "", sent_s, None, end_s, cached_tokens=None)
+            status, error = "malformed", f"unexpected values in the stream: {reason}"
         return replace(answer, status=status, error=error, **seen)
 
 
@@ -190,10 +195,10 @@ class _GenerateStream:
             return
         event = load_event(data)
         try:
-            ids, self._meta = event["output_ids"], event["meta_info"]
-            total = self._meta["completion_tokens"]
+            ids, meta = event["output_ids"], event["meta_info"]
+            total = meta["completion_tokens"]
             # Servers send all tokens so far, or with --incremental-streaming-output only the new ones.
-            ids = ids if len(ids) == total else self._ids + ids
+            ids, self._meta = ids if len(ids) == total else self._ids + ids, meta
         except (KeyError, TypeError):
             raise MalformedStreamError(f"unexpected event {data[:120].decode(errors='replace')!r}") from None
         if len(ids) > len(self._ids):

@@ -2,7 +2,7 @@
 
 Run as a script with SGLang's flags (all but --port are ignored). STUB_MODE chooses a fault for requests
 whose prompt is longer than STUB_FROM tokens (default 0), each STUB_EVERY-th of them (default 1):
-  ok, http-500, error-event, not-json, cut, torn, short, hang, reset, die, abort, busy (503 once a prompt)
+  ok, http-500, error-event, not-json, odd, odder, cut, torn, short, hang, reset, die, abort, busy (503 once a prompt)
 or for the start: die-at-start, never-healthy. STUB_LINE is printed at the start, STUB_CHILD=1 adds a child.
 STUB_TTFT_S delays first tokens. Text prompts count a token a character.
 """
@@ -86,6 +86,10 @@ async def answer(request: web.Request, prompt: np.ndarray, wanted: int, events) 
         return response
     if fault == "not-json":
         await response.write(b"data: {oops\n\n")
+        return response
+    if fault in ("odd", "odder"):
+        odd = {"output_ids": ["x"], "meta_info": {"completion_tokens": 1}}
+        await response.write(b"data: " + json.dumps(odd if fault == "odd" else [odd]).encode() + b"\n\n")
         return response
     if fault == "short":
         ids = ids[:-1]
