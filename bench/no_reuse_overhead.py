@@ -1,7 +1,8 @@
 """What the extension costs where nothing can be reused: TTFT and throughput on prompts that share no token.
 
 Both servers are up at once and are asked in turn, pair by pair, the first of a pair alternating; ratios are
-taken within pairs, so a drifting machine cancels out. One idle server sleeps while the other works.
+taken within pairs, so a drifting machine cancels out. One idle server sleeps while the other works. Beside the
+times on the clock stand the servers' processor times, which other work on the machine blurs far less.
 
     python bench/no_reuse_overhead.py [--pairs 60] [--json FILE]
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -47,32 +49,45 @@ def start(model: Path, flags: tuple[str, ...], logs: Path, name: str) -> Server:
     return server
 
 
+@dataclass(frozen=True)
+class Arm:
+    """One of the two servers, and a client of it."""
+
+    server: Server
+    client: GenerateClient
+
+
 async def ttft_pairs(
-    clients: list[GenerateClient], prompts: list[np.ndarray], answer_tokens: int
-) -> np.ndarray:
-    """float64[pairs, 2] - seconds to the first token: stock, extension."""
-    seconds = np.empty((len(prompts), 2))
+    arms: list[Arm], prompts: list[np.ndarray], answer_tokens: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """float64[pairs, 2] twice - seconds to the first token, and processor seconds of the whole request:
+    stock, extension."""
+    seconds, cpu_s = np.empty((len(prompts), 2)), np.empty((len(prompts), 2))
     for number, prompt in enumerate(track(prompts, "TTFT", console=Console(stderr=True))):
         for arm in (0, 1) if number % 2 else (1, 0):
-            answer = await clients[arm].generate(prompt, answer_tokens)
+            before_s = arms[arm].server.cpu_s()
+            answer = await arms[arm].client.generate(prompt, answer_tokens)
             assert answer.status == "ok" and answer.cached_tokens == 0, answer
             seconds[number, arm] = answer.ttft_s
-    return seconds
+            cpu_s[number, arm] = arms[arm].server.cpu_s() - before_s
+    return seconds, cpu_s
 
 
 async def throughput_pairs(
-    clients: list[GenerateClient], rounds: list[list[np.ndarray]], answer_tokens: int
-) -> np.ndarray:
-    """float64[rounds, 2] - prompt and output tokens a second with a round's prompts all open at once."""
-    rates = np.empty((len(rounds), 2))
+    arms: list[Arm], rounds: list[list[np.ndarray]], answer_tokens: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """float64[rounds, 2] twice - prompt and output tokens a second with a round's prompts all open at once,
+    and processor seconds of the round: stock, extension."""
+    rates, cpu_s = np.empty((len(rounds), 2)), np.empty((len(rounds), 2))
     for number, prompts in enumerate(track(rounds, "throughput", console=Console(stderr=True))):
         tokens = sum(len(prompt) + answer_tokens for prompt in prompts)
         for arm in (0, 1) if number % 2 else (1, 0):
-            began = time.perf_counter()
-            answers = await asyncio.gather(*(clients[arm].generate(p, answer_tokens) for p in prompts))
+            before_s, began = arms[arm].server.cpu_s(), time.perf_counter()
+            answers = await asyncio.gather(*(arms[arm].client.generate(p, answer_tokens) for p in prompts))
             rates[number, arm] = tokens / (time.perf_counter() - began)
+            cpu_s[number, arm] = arms[arm].server.cpu_s() - before_s
             assert all(answer.status == "ok" for answer in answers)
-    return rates
+    return rates, cpu_s
 
 
 def ratio(pairs: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
@@ -113,20 +128,25 @@ def main(
                 servers.append(start(Path(folder) / "model", arm.flags, Path(folder), arm.name))
                 require_status(arm, servers[-1].log_text())
 
-            async def run() -> tuple[np.ndarray, np.ndarray]:
+            async def run() -> tuple[np.ndarray, ...]:
                 async with GenerateClient(servers[0].url) as stock, GenerateClient(servers[1].url) as marconi:
-                    clients = [stock, marconi]
-                    await ttft_pairs(clients, draw[:4], answer_tokens)  # warm up
-                    ttft = await ttft_pairs(clients, draw[4 : 4 + pairs], answer_tokens)
+                    arms = [Arm(servers[0], stock), Arm(servers[1], marconi)]
+                    await ttft_pairs(arms, draw[:4], answer_tokens)  # warm up
+                    one_by_one = await ttft_pairs(arms, draw[4 : 4 + pairs], answer_tokens)
                     rest = draw[4 + pairs :]
                     batches = [rest[i : i + 8] for i in range(0, len(rest), 8)]
-                    return ttft, await throughput_pairs(clients, batches, answer_tokens)
+                    return *one_by_one, *await throughput_pairs(arms, batches, answer_tokens)
 
-            ttft, rates = asyncio.run(run())
+            ttft, ttft_cpu, rates, rates_cpu = asyncio.run(run())
         finally:
             for server in servers:
                 server.stop()
-    rows = {"TTFT (s)": ratio(ttft, rng), "throughput (tokens/s)": ratio(rates, rng)}
+    rows = {
+        "TTFT (s)": ratio(ttft, rng),
+        "processor time a request (s)": ratio(ttft_cpu, rng),
+        "throughput (tokens/s)": ratio(rates, rng),
+        "processor time a round (s)": ratio(rates_cpu, rng),
+    }
     table = Table("", "stock P50", "marconi P50", "marconi / stock", "95 % interval", "pairs")
     for name, row in rows.items():
         table.add_row(

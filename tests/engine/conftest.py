@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from live_server import Answer, running
+from live_server import Answer, LiveServer, running
 
 from marconi_ext.toy_model import ToyModel, write_model
 from marconi_ext.traces.script import Histories, Script, in_order
@@ -25,6 +26,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "hybrid"
     write_model(folder, ToyModel(chunk_size=CHUNK_TOKENS, vocab=VOCABULARY))
     return folder
+
+
+@pytest.fixture(scope="session")
+def stock(model: Path) -> Iterator[LiveServer]:
+    """Stock SGLang with our plugin installed, for tests to share: flush first, leave nothing running."""
+    with running(model, marconi=False, log_level="info", sleep_on_idle=True) as live:
+        yield live
 
 
 def mixed_workload() -> list[Script]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -71,18 +72,23 @@ def test_aborts_disconnects_and_flushes(model: Path, cases: list[Case]) -> None:
             assert live.assert_nothing_leaked()["cached"] == 0
 
 
-def test_a_pool_too_small_for_the_plan_saves_fewer_states(model: Path, cases: list[Case]) -> None:
-    """Six slots for two running requests: checkpoints are skipped and counted, no request fails."""
+@pytest.fixture(scope="module")
+def small(model: Path) -> Iterator[LiveServer]:
+    """Six slots, which is one running request and next to nothing for its checkpoints."""
     options = {"max_mamba_cache_size": 6, "max_running_requests": 1, "max_total_tokens": 8_000}
-    with running(model, **options) as live:
-        answers = live.generate_all([(prompt, tokens) for prompt, tokens, _ in cases[:60]], concurrency=4)
-        for (_, _, expected), answer in zip(cases, answers, strict=False):
-            assert answer.output_ids == expected.output_ids
-        live.assert_nothing_leaked()
+    with running(model, sleep_on_idle=True, **options) as live:
+        yield live
 
 
-def test_a_prompt_that_is_too_long_is_refused_and_holds_nothing(model: Path) -> None:
-    with running(model, max_total_tokens=2_000, max_mamba_cache_size=20) as live:
-        response = live.http.post("/generate", json={"input_ids": [1_000] * 5_000, "sampling_params": {}})
-        assert response.status_code == httpx.codes.BAD_REQUEST
-        live.assert_nothing_leaked()
+def test_a_pool_too_small_for_the_plan_saves_fewer_states(small: LiveServer, cases: list[Case]) -> None:
+    """Checkpoints are skipped and counted, no request fails."""
+    answers = small.generate_all([(prompt, tokens) for prompt, tokens, _ in cases[:60]], concurrency=4)
+    for (_, _, expected), answer in zip(cases, answers, strict=False):
+        assert answer.output_ids == expected.output_ids
+    small.assert_nothing_leaked()
+
+
+def test_a_prompt_that_is_too_long_is_refused_and_holds_nothing(small: LiveServer) -> None:
+    response = small.http.post("/generate", json={"input_ids": [1_000] * 20_000, "sampling_params": {}})
+    assert response.status_code == httpx.codes.BAD_REQUEST
+    small.assert_nothing_leaked()

@@ -18,17 +18,17 @@ PROMPTS = [
 
 
 def behaviour(live: LiveServer) -> tuple[list[object], str]:
-    """Hits and outputs of repeated and overlapping prompts, and the line that names the tree's class."""
+    """Hits and outputs of repeated and overlapping prompts from an empty cache, and the tree's class."""
+    live.server.flush_cache()
     answers = [live.generate(*prompt) for prompt in PROMPTS]
     built = [line for line in live.server.log_text().splitlines() if "Tree cache initialized" in line]
     return [(a.cached_tokens, a.output_ids, a.logprobs) for a in answers], built[0].split("initialized")[1]
 
 
-def test_installed_but_not_enabled(model: Path) -> None:
+def test_installed_but_not_enabled(model: Path, stock: LiveServer) -> None:
     """The same tree class, hits and outputs as where SGLang doesn't even load the extension's plugin."""
-    with running(model, marconi=False, log_level="info") as live:
-        found = behaviour(live)
-        assert live.marconi() is None
+    found = behaviour(stock)
+    assert stock.marconi() is None
     with running(model, marconi=False, log_level="info", env={"SGLANG_PLUGINS": "marconi_cpu"}) as live:
         assert found == behaviour(live)
     assert "impl=UnifiedRadixCache" in found[1]

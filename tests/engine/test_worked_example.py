@@ -32,6 +32,6 @@ def test_with_the_extension(model: Path) -> None:
         )  # /health generates too
 
 
-def test_stock(model: Path) -> None:
-    with running(model, marconi=False) as live:
-        assert reuse(live) == [0, 0, 448, 576]
+def test_stock(stock: LiveServer) -> None:
+    stock.server.flush_cache()
+    assert reuse(stock) == [0, 0, 448, 576]
