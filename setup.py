@@ -32,7 +32,13 @@ setup(
         "sglang_hooks.cpu_platform",
     ],
     package_data={
-        "marconi_ext": ["py.typed", "profiles/configs/*.json", "report/*.j2", "dashboards/*.json"],
+        "marconi_ext": [
+            "py.typed",
+            "profiles/configs/*.json",
+            "report/*.j2",
+            "dashboards/*.json",
+            "dashboards/*.yml",
+        ],
         "marconi_kernels": ["py.typed", "resource_budget.json"],
         "sglang_hooks": ["py.typed"],
     },

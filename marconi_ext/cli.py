@@ -14,6 +14,7 @@ from marconi_ext.errors import BadInputError, CheckFailedError
 # Command modules import nothing heavy at the top, so that `marconi --help` stays quick.
 COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("marconi_ext.commands.bench", "bench"),
+    "dashboard": ("marconi_ext.commands.dashboard", "dashboard"),
     "demo": ("marconi_ext.commands.demo", "demo"),
     "doctor": ("marconi_ext.commands.doctor", "doctor"),
     "kernels": ("marconi_ext.commands.kernels", "app"),
