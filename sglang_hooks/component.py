@@ -127,6 +127,7 @@ class MarconiMambaComponent(MambaComponent):
             ahead = (last or self.tree_core.root_node).children.get(key.child_key(1))
         # A copy: SGLang appends to this array, which Python refuses while somebody has a view of it.
         plan = self.serving.begin(Match(path, served, len(ids), req.prefix_len, ahead, np.array(ids)))
+        self.stats.note_tuning(self.keeper.eviction)
         if not req.retracted_stain:
             self.stats.served(len(ids), req.prefix_len, max(plan.match.kv_tokens, req.prefix_len), plan.lost)
         return plan

@@ -77,13 +77,18 @@ def _slots(report: Mapping[str, Any]) -> Samples:
 
 
 def _info(report: Mapping[str, Any]) -> Samples:
-    yield (report["version"], ",".join(report["config"]["checkpoints"])), 1
+    yield (report["version"], report["policy"]["name"], ",".join(report["config"]["checkpoints"])), 1
 
 
 _KINDS = tuple(kind.value for kind in CheckpointKind)
 
 METRICS = (
-    Metric("marconi_info", "1: the extension is live in this process.", _info, ("version", "checkpoints")),
+    Metric(
+        "marconi_info",
+        "1: the extension is live in this process.",
+        _info,
+        ("version", "policy", "checkpoints"),
+    ),
     Metric("marconi_requests_total", "Requests that began their prefill.", _one("stats", "requests")),
     Metric("marconi_prompt_tokens_total", "Prompt tokens of those requests.", _one("stats", "prompt_tokens")),
     Metric("marconi_hit_tokens_total", "Prompt tokens that skipped prefill.", _one("stats", "hit_tokens")),
@@ -145,7 +150,7 @@ METRICS = (
     Metric(
         "marconi_parameter",
         "Parameters of the policy that are in force.",
-        _each("stats", "parameters"),
+        _each("policy", "parameters"),
         ("parameter",),
     ),
 )

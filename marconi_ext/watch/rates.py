@@ -101,8 +101,10 @@ def standing(poll: Poll) -> Standing:
     for rank in poll.ranks:
         states.update(rank["stats"]["states"])
         slots.update(rank["slots"])
-    first = poll.ranks[0]["stats"]
-    return Standing(dict(sorted(states.items())), dict(slots), first["tuning"], first["parameters"])
+    first = poll.ranks[0]
+    return Standing(
+        dict(sorted(states.items())), dict(slots), first["stats"]["tuning"], first["policy"]["parameters"]
+    )
 
 
 def as_json(poll: Poll, before: Poll | None) -> dict[str, Any]:

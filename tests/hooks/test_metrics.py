@@ -27,13 +27,18 @@ class OneServer:
         self.state: Any = SimpleNamespace(
             config=MarconiConfig(),
             ledger=SimpleNamespace(counters={}),
-            cache=SimpleNamespace(slot_census=lambda: dict(self.census), kv_census=dict, policy_facts=dict),
+            cache=SimpleNamespace(
+                slot_census=lambda: dict(self.census), kv_census=dict, policy_facts=self.policy
+            ),
             stats=CacheStats(),
             tree_dumps=TreeDumps(),
         )
         self.publisher = MetricsPublisher(
             LABELS, partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)
         )
+
+    def policy(self) -> dict[str, Any]:
+        return {"name": "marconi", "parameters": self.state.stats.parameters}
 
     def publish(self) -> None:
         self.publisher.publish(report(self.state))

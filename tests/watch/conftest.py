@@ -38,6 +38,7 @@ class FakeServer:
             "config": {"checkpoints": ["branch"]},
             "counters": {},
             "slots": dict(SLOTS),
+            "policy": {"name": "lru", "parameters": {}},
             "stats": self.stats.snapshot(),
         }
         if self.asked and self.asked[-1]:

@@ -20,7 +20,9 @@ ENVIRONMENT = {**os.environ, "COLUMNS": "120", "LINES": "40", "TERM": "xterm"}
 
 
 def marconi(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=60, env=ENVIRONMENT)
+    return subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, timeout=120, env=ENVIRONMENT
+    )
 
 
 def test_top_once(server: Any, tmp_path: Path) -> None:
@@ -43,7 +45,7 @@ def test_top_to_a_pipe_is_a_line_a_poll_until_interrupted(server: Any) -> None:
     try:
         lines = [run.stdout.readline() for _ in range(3)]
         run.send_signal(signal.SIGINT)
-        assert run.wait(20) == 0
+        assert run.wait(60) == 0
     finally:
         run.kill()
     assert all("had KV" in line for line in lines) and "requests/s" in lines[2]
@@ -57,12 +59,12 @@ def test_top_in_a_terminal_draws_and_ends_cleanly(server: Any) -> None:
     )
     try:
         seen = b""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while seen.count(b"recurrent states") < 2 and time.monotonic() < deadline and run.poll() is None:
             if select.select([leader], [], [], 0.5)[0]:
                 seen += os.read(leader, 65_536)
         run.send_signal(signal.SIGINT)
-        assert run.wait(20) == 0
+        assert run.wait(60) == 0
     finally:
         run.kill()
         os.close(follower)

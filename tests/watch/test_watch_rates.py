@@ -12,7 +12,10 @@ from sglang_hooks.stats import CacheStats
 
 def poll(at_s: float, *stats: CacheStats) -> Poll:
     slots = {"pool": 20, "free": 10, "cached": 8, "held": 1, "unaccounted": 1}
-    ranks = [{"version": "0.1.0", "slots": dict(slots), "stats": one.snapshot()} for one in stats]
+    policy = {"name": "marconi", "parameters": {"alpha": 0.4}}
+    ranks = [
+        {"version": "0.1.0", "slots": dict(slots), "policy": policy, "stats": one.snapshot()} for one in stats
+    ]
     return Poll(at_s, "toy", "0.5.23", ranks, 12.5, {"running": 2.0})
 
 

@@ -1,0 +1,181 @@
+"""What an operator sees of a running server: metrics, /server_info, `marconi top`, the tree, the dashboard."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+from live_server import LiveServer, running
+from prometheus import WANTED, Prometheus, prometheus
+
+from marconi_ext.traces.script import draw_tokens
+from sglang_hooks.metrics import METRICS
+
+pytestmark = pytest.mark.engine
+
+SLOTS = 24
+SAMPLE = re.compile(r"^([a-z_:]+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def live(model: Path) -> Iterator[LiveServer]:
+    """A server with a tight pool after conversations that share their beginnings: states saved, hit, evicted."""
+    options = {"max_mamba_cache_size": SLOTS, "max_running_requests": 4, "enable_metrics": True}
+    with running(model, log_level="info", **options) as live:
+        ask(live, seed=0)
+        yield live
+
+
+def ask(live: LiveServer, seed: int, sessions: int = 16) -> None:
+    rng = np.random.default_rng(seed)
+    system = draw_tokens(rng, 200, 4_096).tolist()
+    for _ in range(sessions):
+        prompt = [*system, *draw_tokens(rng, 30, 4_096).tolist()]
+        for _ in range(2):
+            answer = live.generate(prompt, 4)
+            prompt += [*answer.output_ids, *draw_tokens(rng, 20, 4_096).tolist()]
+
+
+def scrape(live: LiveServer) -> dict[str, dict[str, float]]:
+    """name -> labels -> value, once what was counted last has been published."""
+    time.sleep(2.5)
+    found: dict[str, dict[str, float]] = {}
+    for name, labels, value in SAMPLE.findall(live.http.get("/metrics", follow_redirects=True).text):
+        found.setdefault(name, {})[labels] = float(value)
+    return found
+
+
+def marconi(*arguments: str) -> str:
+    command = [sys.executable, "-c", "from marconi_ext.cli import main; main()", *arguments]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert found.returncode == 0, found.stderr
+    return found.stdout
+
+
+def test_metrics_say_what_server_info_says(live: LiveServer) -> None:
+    metrics, stats = scrape(live), live.marconi()["stats"]
+    assert stats["requests"] >= 32 and 0 < stats["hit_tokens"] <= stats["kv_tokens"] <= stats["prompt_tokens"]
+    assert sum(stats["lost_tokens"].values()) == stats["kv_tokens"] - stats["hit_tokens"]
+    for name, key in (
+        ("marconi_requests_total", "requests"),
+        ("marconi_prompt_tokens_total", "prompt_tokens"),
+        ("marconi_hit_tokens_total", "hit_tokens"),
+        ("marconi_kv_hit_tokens_total", "kv_tokens"),
+    ):
+        ((labels, value),) = metrics[name].items()
+        assert value == stats[key], name
+        assert 'tp_rank="0"' in labels and "model_name=" in labels
+    for name, group in (
+        ("marconi_lost_tokens_total", "lost_tokens"),
+        ("marconi_states", "states"),
+        ("marconi_saved_states_total", "saves"),
+    ):
+        assert sum(metrics[name].values()) == sum(stats[group].values()), name
+    evicted = sum(row["states"] for row in stats["evictions"])
+    assert sum(metrics["marconi_evicted_states_total"].values()) == evicted > 0
+    assert sum(metrics["marconi_planning_failures_total"].values()) == 0
+
+
+def test_states_held_are_those_saved_less_those_evicted(live: LiveServer) -> None:
+    section = live.marconi()
+    stats = section["stats"]
+    evicted = sum(row["states"] for row in stats["evictions"])
+    assert (
+        sum(stats["states"].values()) == sum(stats["saves"].values()) - evicted == section["slots"]["cached"]
+    )
+
+
+def test_every_metric_is_exported(live: LiveServer) -> None:
+    expected = {metric.name for metric in METRICS}
+    if not live.marconi()["policy"]["parameters"]:
+        expected.remove("marconi_parameter")  # a policy without any
+    assert expected <= scrape(live).keys()
+
+
+def test_top(live: LiveServer, tmp_path: Path) -> None:
+    text = marconi("top", live.server.url, "--once", "--json", str(tmp_path / "top.jsonl"))
+    seen = json.loads((tmp_path / "top.jsonl").read_text())
+    stats = live.marconi()["stats"]
+    assert seen["total"]["hit_percent"] == pytest.approx(100 * stats["hit_tokens"] / stats["prompt_tokens"])
+    assert "recurrent states" in text and seen["running"] == 0
+
+
+def test_tree(live: LiveServer, tmp_path: Path) -> None:
+    """Its states are those that the census counts; token ids come only where asked for; then it is gone."""
+    began = time.monotonic()
+    marconi("tree", live.server.url, "--json", str(tmp_path / "tree.json"))
+    (tree,) = json.loads((tmp_path / "tree.json").read_text())["ranks"]
+    print(f"{len(tree['nodes'])} nodes, the command took {time.monotonic() - began:.2f} s")
+    states = [node for node in tree["nodes"] if node["state"] == "device"]
+    assert len(states) == live.marconi()["slots"]["cached"] and all(node["kind"] for node in states)
+    depth = {node["id"]: node["depth_tokens"] for node in tree["nodes"]}
+    for node in tree["nodes"]:
+        assert node["parent"] is None or depth[node["parent"]] + node["edge_tokens"] == node["depth_tokens"]
+    assert not any("tokens" in node for node in tree["nodes"])
+    marconi("tree", live.server.url, "--tokens", "--json", str(tmp_path / "tokens.json"))
+    (tree,) = json.loads((tmp_path / "tokens.json").read_text())["ranks"]
+    assert all(len(node["tokens"]) == node["edge_tokens"] for node in tree["nodes"] if "tokens" in node)
+    assert sum("tokens" in node for node in tree["nodes"]) == len(depth) - 1
+    assert "tree" not in live.marconi()
+
+
+def test_a_key_that_is_not_ours_is_still_sglangs(live: LiveServer) -> None:
+    asked = {"server_args": {"marconi_tree": 9}}
+    assert live.http.post("/set_internal_state", json=asked).json() == [False]
+    asked = {"server_args": {"pp_max_micro_batch_size": 2}}
+    assert live.http.post("/set_internal_state", json=asked).json() == [True]
+
+
+def test_a_flush_is_counted(live: LiveServer) -> None:
+    live.server.flush_cache()
+    stats = live.marconi()["stats"]
+    assert sum(stats["states"].values()) == 0
+    assert sum(row["states"] for row in stats["evictions"] if row["reason"] == "flush") > 0
+
+
+def test_promtool_finds_no_fault_with_our_metrics(live: LiveServer) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip(WANTED)
+    text = live.http.get("/metrics", follow_redirects=True).text
+    found = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, text=True)
+    said = found.stdout + found.stderr
+    assert "error while linting" not in said
+    assert not [line for line in said.splitlines() if line.startswith("marconi_")], said
+
+
+def test_every_panel_draws_what_prometheus_scraped(live: LiveServer, tmp_path: Path) -> None:
+    """A real Prometheus scrapes the server while requests come; each query of the dashboard has a number then."""
+    if shutil.which("prometheus") is None:
+        pytest.skip(WANTED)
+    dashboard = json.loads((files("marconi_ext") / "dashboards" / "grafana.json").read_text(encoding="utf-8"))
+    panels = [(p["title"], t["expr"]) for p in dashboard["panels"] for t in p["targets"]]
+    panels += [(a["name"], a["expr"]) for a in dashboard["annotations"]["list"]]
+    may_be_empty = {"Tunings"}
+    if not live.marconi()["policy"]["parameters"]:
+        may_be_empty.add("Policy parameters")
+    with prometheus(tmp_path, live.server.url.removeprefix("http://")) as scraper:
+        scraper.wait_for("marconi_info")
+        ask(live, seed=1, sessions=6)
+        time.sleep(2)
+        ask(live, seed=1, sessions=6)
+        time.sleep(1.5)
+        empty = {title for title, expression in panels if not numbers(scraper, expression)}
+    assert empty <= may_be_empty
+
+
+def numbers(scraper: Prometheus, expression: str) -> list[float]:
+    """A panel's samples, with Grafana's variables filled in; NaN is none."""
+    for variable, value in (("$model", ".*"), ("$instance", ".*"), ("$__rate_interval", "1m")):
+        expression = expression.replace(variable, value)
+    values = [float(sample["value"][1]) for sample in scraper.query(expression)]
+    return [value for value in values if value == value]
