@@ -92,9 +92,7 @@ class Partings:
         found = {self._position(place, tokens, boundaries, prompt_tokens, after) for place in places}
         return sorted(position for position in found if after < position < prompt_tokens)
 
-    def _fixed_places(
-        self, boundaries: tuple[int, ...], prompt_tokens: int, after: int
-    ) -> dict[Place, int]:
+    def _fixed_places(self, boundaries: tuple[int, ...], prompt_tokens: int, after: int) -> dict[Place, int]:
         """Places that no token tells: position of each."""
         places: list[Place] = [("before the end", distance) for distance in DISTANCES]
         if boundaries:
