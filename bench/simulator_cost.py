@@ -95,7 +95,7 @@ def choices(keeper: Keeper, count: int) -> list[float]:
 
 
 def tuning(workload: Workload) -> None:
-    """One token-free round (8 replays) against 21 replays of the window on whole trees."""
+    """One token-free pass over 21 α at once against 21 replays of the window on whole trees."""
     columns = (
         "window (requests)",
         "round, s",

@@ -1,9 +1,9 @@
 """`marconi`: the paper's FLOP-aware utility with α tuned online, by a replay that needs no tokens.
 
 α starts at 0 (LRU). The first eviction, after R requests, sets a window of 5·R requests (at least 300). When it
-is full, each request's record path and offers, logged as small integers, are replayed against a pool of as many
-states as the cache held, for a coarse grid of α and then finer around the best: 8 token-free replays of at most
-1,000 requests in place of 21 full ones.
+is full, the end of it is replayed for all α (`alpha_replay.py`), and the best holds from then on. The simulator
+tunes on the spot. A live engine sets `background`: it takes `snapshot()` when `due`, runs `tune_alpha` on it in
+another process, and calls `apply` at a request that it fixed beforehand, the same on every rank.
 Deviates from the paper: one cheap replay instead of 21 of whole trees; the pool is counted in states.
 """
 
@@ -14,50 +14,69 @@ from typing import ClassVar
 
 import numpy as np
 
-from marconi_ext.policies.checkpoints import CheckpointBook, Kind
+from marconi_ext.policies.alpha_replay import TuningLog, tune_alpha
+from marconi_ext.policies.checkpoints import CheckpointBook
 from marconi_ext.policies.eviction import Currency, FlopAware
 
-COARSE = (0.0, 0.5, 1.0, 1.6)
 MIN_WINDOW_REQUESTS = 300  # a small pool evicts after a handful of requests, which say nothing about α
-REPLAYED_REQUESTS = 1000  # the window's end: half warms up, half is scored
+REPLAYED_REQUESTS = 1500  # the window's end
 
 
 class Marconi(FlopAware):
-    """α = 0 until the window is full, then the best of its replays; tuned again every `interval` windows."""
+    """α = 0 until the window is full and was replayed."""
 
     refuses: ClassVar[bool] = False
 
     def __init__(
-        self, currency: Currency | None = None, multiplier: int = 5, max_window_requests: int = 5000
+        self,
+        currency: Currency | None = None,
+        multiplier: int = 5,
+        max_window_requests: int = 5000,
+        background: bool = False,
     ) -> None:
         super().__init__(currency, alpha=0.0, max_fanout=1)
         self.multiplier = multiplier
         self.max_window_requests = max_window_requests
+        self.background = background
         self.window_requests: int | None = None
         self.tuned = False
         self.tuning_seconds = 0.0
         self._log: list[tuple[list[int], list[int]]] = []  # (path of records, records offered)
-        self._depth: dict[int, int] = {}  # by record
-        self._parent: dict[int, int] = {}
+        self._depth: list[int] = []  # by record
+        self._parent: list[int] = []
         self._record_of: dict[int, int] = {}  # book row -> record: rows are handed out again, records aren't
         self._held = 0
 
+    @property
+    def due(self) -> bool:
+        """The window is full and α isn't tuned yet."""
+        return not self.tuned and self.window_requests is not None and len(self._log) >= self.window_requests
+
     def request(self, book: CheckpointBook, path: list[int], served: int, tick: int) -> None:
-        if self.tuned:
+        if self.due and not self.background:
+            started = time.process_time()
+            self.apply(tune_alpha(self.snapshot()))
+            self.tuning_seconds = time.process_time() - started
+        if self.tuned or self.due:
             return
-        if self.window_requests is not None and len(self._log) >= self.window_requests:
-            self._tune()
-            return
-        self._log.append(([self._record_of[row] for row in path if row in self._record_of], []))
+        records = [self._record_of[row] for row in path if row in self._record_of]
+        # a fork that served would have been offered again by a request that finds its state gone
+        again = served >= 0 and served == path[-1] and served in self._record_of and book.fanout[served] > 1
+        self._log.append((records, [self._record_of[served]] if again else []))
 
     def offered(self, book: CheckpointBook, row: int, tick: int) -> None:
         if self.tuned or not self._log:
             return
         if row not in self._record_of:
-            record = len(self._depth)
-            self._record_of[row] = record
-            self._depth[record] = int(book.depth[row])
-            self._parent[record] = self._record_of.get(int(book.parent[row]), -1)
+            self._record_of[row] = len(self._depth)
+            self._depth.append(int(book.depth[row]))
+            above = int(book.parent[row])
+            while above >= 0 and above not in self._record_of:
+                above = int(book.parent[above])
+            self._parent.append(self._record_of.get(above, -1))
+            for child in book.children[row]:
+                if child in self._record_of:
+                    self._parent[self._record_of[child]] = self._record_of[row]
         self._log[-1][1].append(self._record_of[row])
 
     def forgotten(self, book: CheckpointBook, row: int) -> None:
@@ -70,50 +89,31 @@ class Marconi(FlopAware):
             self._held = book.num_live
         return super().scores(book, rows, tick)
 
+    def snapshot(self) -> TuningLog:
+        """What `tune_alpha` needs of the window; picklable."""
+        log = self._log[-REPLAYED_REQUESTS:]
+        paths, offers = [path for path, _ in log], [offered for _, offered in log]
+        return TuningLog(
+            depth=np.array(self._depth, np.int64),
+            parent=np.array(self._parent, np.int64),
+            path=np.array([record for path in paths for record in path], np.int64),
+            path_ends=np.cumsum([len(path) for path in paths]),
+            offers=np.array([record for offered in offers for record in offered], np.int64),
+            offer_ends=np.cumsum([len(offered) for offered in offers]),
+            slots=max(self._held, 1),
+            currency=self.currency,
+        )
+
+    def apply(self, alpha: float) -> None:
+        """`alpha` holds from now on; the window is dropped."""
+        self.alpha = alpha
+        self.tuned = True
+        self._log.clear()
+        self._record_of.clear()
+
     def parameters(self) -> dict[str, float]:
         return {
             "alpha": self.alpha,
             "window_requests": float(self.window_requests or 0),
             "tuned": float(self.tuned),
         }
-
-    def _tune(self) -> None:
-        started = time.process_time()
-        saved = {alpha: self.replay(alpha) for alpha in COARSE}
-        for step in (0.2, 0.1):
-            best = max(saved, key=lambda a: (saved[a], -a))
-            for alpha in (round(best - step, 1), round(best + step, 1)):
-                if 0 <= alpha <= 2 and alpha not in saved:
-                    saved[alpha] = self.replay(alpha)
-        self.alpha = max(saved, key=lambda a: (saved[a], -a))
-        self.tuned = True
-        self.tuning_seconds = time.process_time() - started
-        self._log.clear()
-        self._record_of.clear()
-
-    def replay(self, alpha: float, scored_requests: int = 500) -> float:
-        """FLOPs that α would have saved over the window's last requests."""
-        rule = FlopAware(self.currency, alpha)
-        book, rows, saved = CheckpointBook(), {}, 0.0
-        log = self._log[-REPLAYED_REQUESTS:]
-        first_scored = len(log) - scored_requests
-        linear, quadratic = self.currency.linear, self.currency.quadratic
-        for tick, (path, offers) in enumerate(log, start=1):
-            served = next((rows[r] for r in reversed(path) if r in rows and book.live[rows[r]]), -1)
-            if served >= 0:
-                book.last_use[served] = tick
-                if tick > first_scored:
-                    depth = float(book.depth[served])
-                    saved += linear * depth + quadratic * depth * depth
-            for record in offers:
-                if record not in rows:
-                    parent = rows.get(self._parent[record], -1)
-                    rows[record] = book.add(parent, self._depth[record], Kind.LAST_TOKEN, tick)
-                if book.live[rows[record]]:
-                    book.last_use[rows[record]] = tick
-                    continue
-                if book.num_live >= self._held:
-                    live = book.live_rows()
-                    book.set_gone(int(live[rule.scores(book, live, tick).argmin()]), 2)
-                book.set_live(rows[record], tick)
-        return saved
