@@ -1,9 +1,10 @@
 """Policies × slots on real traces: token hit rate, and how far from LRU to the clairvoyant yardstick.
 
-    python bench/policy_table.py --traces FOLDER [--limit 3000] [--held-out] [--json FILE]
+    python bench/policy_table.py --traces FOLDER [--limit 3000] [--held-out] [--policies lru,ours] [--json FILE]
 
 FOLDER holds the traces by their folder names. A trace's sessions are split by a hash of their id: policies were
-tuned with an eye on the even half only; `--held-out` runs the odd half. KV is unlimited: only slots are tight.
+tuned with an eye on the even half only; `--held-out` runs the odd half. `--limit 0` reads whole traces. `mix` takes
+turns between four of them. KV is unlimited: only slots are tight. Each cell: token hit rate / FLOPs saved, in %.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import zlib
+from itertools import islice, zip_longest
 from pathlib import Path
 
 from marconi_ext.policies.registry import parse_policy
@@ -18,7 +20,7 @@ from marconi_ext.profiles import load_profile
 from marconi_ext.simulator.capacity import Capacity
 from marconi_ext.simulator.cell import Options, run_cell
 from marconi_ext.simulator.workload import load_workload
-from marconi_ext.traces import read_trace
+from marconi_ext.traces import Request, read_trace
 
 TRACES = {  # name -> path, slots
     "mini_swe": ("mini_swe_agent/sessions.jsonl.gz", (8, 16)),
@@ -29,7 +31,9 @@ TRACES = {  # name -> path, slots
     "lm_miniswe": ("lmcache_agent_trace/miniswe", (4, 8)),
     "mt_bench": ("mt_bench_101/mtbench101.jsonl", (8, 16, 32)),
     "mooncake": ("mooncake/conversation_trace.jsonl.gz", (64, 256)),
+    "mix": ("", (16, 32)),
 }
+MIXED = ("mini_swe", "tau", "bbh", "mt_bench")
 POLICIES = ("lru", "lru-leaf", "marconi", "seglen", "best-static", "git", "ours", "clairvoyant")
 
 
@@ -37,38 +41,47 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--traces", type=Path, required=True)
     parser.add_argument("--only", default=",".join(TRACES))
-    parser.add_argument("--limit", type=int, default=3000)
+    parser.add_argument("--limit", type=int, default=3000, help="requests of each trace; 0: all")
+    parser.add_argument("--policies", default=",".join(POLICIES))
     parser.add_argument("--held-out", action="store_true")
     parser.add_argument("--objective", default="tokens")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     profile, options = load_profile("nemotron-h-8b"), Options(objective=args.objective)
-    header = ("trace", "slots", *POLICIES, "of the way")
+    policies = args.policies.split(",")
+    way = {"lru", "ours", "clairvoyant"} <= set(policies)
+    header = ("trace", "slots", *policies, *(["of the way"] if way else []))
     print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
     cells = []
     for name in args.only.split(","):
-        path, slots = TRACES[name]
-        stream = read_trace(args.traces / path)
-        if args.held_out:
-            stream = (r for r in stream if zlib.crc32(r.session_id.encode()) % 2)
-        requests = [r for _, r in zip(range(args.limit), stream, strict=False)]
-        workload = load_workload(name, 0, requests)
-        for size in slots:
+        workload = load_workload(name, 0, requests_of(name, args))
+        for size in TRACES[name][1]:
             row = [
-                run_cell(workload, parse_policy(p), Capacity(slots=size), profile, options) for p in POLICIES
+                run_cell(workload, parse_policy(p), Capacity(slots=size), profile, options) for p in policies
             ]
             cells += row
-            rates = {c["policy"]: 100 * c["token_hit_rate"] for c in row}
-            gap = rates["clairvoyant"] - rates["lru"]
-            way = f"{100 * (rates['ours'] - rates['lru']) / gap:.0f} %" if gap > 0.5 else "–"
-            print(
-                f"| {name} | {size} | " + " | ".join(f"{rates[p]:.1f}" for p in POLICIES) + f" | {way} |",
-                flush=True,
-            )
+            shown = [f"{100 * c['token_hit_rate']:.1f} / {100 * c['flops_saved_fraction']:.1f}" for c in row]
+            if way:
+                rates = {c["policy"]: 100 * c["token_hit_rate"] for c in row}
+                gap = rates["clairvoyant"] - rates["lru"]
+                shown.append(f"{100 * (rates['ours'] - rates['lru']) / gap:.0f} %" if gap > 0.5 else "–")
+            print(f"| {name} | {size} | " + " | ".join(shown) + " |", flush=True)
             if args.json:
                 args.json.write_text(
                     json.dumps({"limit": args.limit, "held_out": args.held_out, "cells": cells})
                 )
+
+
+def requests_of(name: str, args: argparse.Namespace) -> list[Request]:
+    """The requests of one row's trace, as the arguments ask."""
+    if name == "mix":
+        parts = [requests_of(part, args) for part in MIXED]
+        parts = [part[: args.limit // len(MIXED) or None] for part in parts]
+        return [r for turn in zip_longest(*parts) for r in turn if r is not None]
+    stream = read_trace(args.traces / TRACES[name][0])
+    if args.held_out:
+        stream = (r for r in stream if zlib.crc32(r.session_id.encode()) % 2)
+    return list(islice(stream, args.limit or None))
 
 
 if __name__ == "__main__":

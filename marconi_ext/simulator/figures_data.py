@@ -33,11 +33,15 @@ CONTENTION_GB = (2, 4, 8, 12, 16, 24)
 MODEL_REQUESTS = 300  # of figures 12a and 12b: vLLM+ offers a state every 32 tokens, which takes its time
 BINS = (0, 1_000, 2_000, 4_000, 8_000, 16_000, 10**9)
 
-# From the paper's text (arXiv 2411.19379, sections 5.2 and 5.4).
+# From the paper's text (arXiv 2411.19379v3, sections 5.2 to 5.4), looked up there.
 PAPER = {
     "7": {"lmsys": 4.5, "sharegpt": 7.3, "swe-agent": 34.4},  # mean hit rate over vLLM+'s
     "8": {"lmsys": 45.6, "sharegpt": 19.0, "swe-agent": 219.7},  # P95 gain over SGLang+ (%)
+    "10": {"below_7k": -3.0, "above_7k": 25.5},  # at worst and at best, against SGLang+
     "11": {60: 24.3, 80: 51.5, 100: 68.3, 120: 30.0, 140: 10.0},  # GB -> gain over SGLang+ (%)
+    "12a": {"1:2": "13.5 %", "1:4": "66.6 %", "1:8": "2.6×"},  # gain over vLLM+, as said
+    "12b": {16: "5.7×", 128: "35.4×"},
+    "13": {0.5: 48.7, 2.0: 43.0},  # sessions a second -> token hit rate (%)
 }
 
 

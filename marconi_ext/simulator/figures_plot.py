@@ -95,7 +95,12 @@ def figure_10(rows: list[dict], out: Path) -> None:
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xticks(range(len(bins)), [f"{low // 1000}k–{high // 1000}k" if high < 10**9 else f"≥ {low // 1000}k"
                                        for low, high in bins])  # fmt: skip
-    axes.set_xlabel(f"prompt length (tokens), {trace}; mean over cache sizes and seeds")
+    told = PAPER["10"]
+    axes.set_xlabel(
+        f"prompt length (tokens), {trace}; mean over cache sizes and seeds\npaper: down to "
+        f"{told['below_7k']:g} % below 7k tokens, up to +{told['above_7k']:g} % above",
+        fontsize=8,
+    )
     _save(figure, axes, out, "figure_10")
 
 
@@ -130,7 +135,8 @@ def figure_12(rows: list[dict], label: str, title: str, name: str, out: Path) ->
         places = np.arange(len(values)) + 0.2 * (i - 1.5)
         axes.bar(places, heights, 0.18, color=shade, hatch=hatch, edgecolor="black", label=policy)
     axes.set_xticks(range(len(values)), [str(v) for v in values])
-    axes.set_xlabel(title)
+    told = ", ".join(f"{value}: {gain}" for value, gain in PAPER[name.removeprefix("figure_")].items())
+    axes.set_xlabel(f"{title}\npaper, Marconi's gain over vLLM+: {told}", fontsize=8)
     _save(figure, axes, out, name)
 
 
@@ -145,6 +151,8 @@ def figure_13(rows: list[dict], out: Path) -> None:
         axes.set_xlabel("sessions per second")
         axes.set_title(f"mean response time {response:g} s", fontsize=9)
     panels[0].set_ylabel("token hit rate (% of prompt tokens)")
+    told = ", ".join(f"{rate:g}/s: {hits:g} %" for rate, hits in PAPER["13"].items())
+    figure.suptitle(f"paper, Marconi, larger traffic: {told}", fontsize=8)
     _save(figure, panels[-1], out, "figure_13")
 
 
