@@ -9,6 +9,7 @@ off. Fails on a leaked slot, a wrong answer, a dead server, an error in its log,
 from __future__ import annotations
 
 import asyncio
+import shlex
 import tempfile
 import time
 from collections import Counter
@@ -176,6 +177,7 @@ def main(
     tokens: Annotated[int, typer.Option(min=4_000)] = 4_500,
     ranks: Annotated[int, typer.Option(min=1, max=2)] = 1,
     policy: Annotated[str, typer.Option(help="As --marconi-eviction.")] = "ours",
+    server_flags: Annotated[str, typer.Option(help="More flags for the server under test.")] = "",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     json: Annotated[Path | None, typer.Option(metavar="FILE")] = None,
 ) -> None:
@@ -202,7 +204,9 @@ def main(
         two = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1", "SGLANG_ENABLE_RANK_CONSENSUS_CHECKER": "1"}
         checks = {**env, **CHECKS, **(two if ranks == 2 else {})}
         with (
-            Server(ServerSpec(tuple(to_flags({**common, **marconi})), checks)) as live,
+            Server(
+                ServerSpec((*to_flags({**common, **marconi}), *shlex.split(server_flags)), checks)
+            ) as live,
             Server(ServerSpec(tuple(to_flags({**common, **off})), env)) as plain,
         ):
             live.start()

@@ -14,9 +14,11 @@ from marconi_ext.client import OK, GenerateClient
 from marconi_ext.config import EXACT_ADMISSIONS
 from marconi_ext.engine_options import CPU_OPTIONS, ModelFacts, environment, to_flags
 from marconi_ext.errors import BadInputError, CheckFailedError
+from marconi_ext.policies.background import replayed
 from marconi_ext.policies.checkpoints import Kind
 from marconi_ext.policies.eviction import Currency
 from marconi_ext.policies.registry import parse_policy
+from marconi_ext.policies.tuner import Marconi
 from marconi_ext.server import Server, ServerSpec
 from marconi_ext.simulator.live_rules import LiveRules
 from marconi_ext.traces.script import Histories, Script, in_order
@@ -83,7 +85,7 @@ def require_live_policy(text: str) -> str:
     return text
 
 
-def verify(options: VerifyOptions, on_request: Callable[[Compared], None]) -> Verification:
+def verify(options: VerifyOptions, on_request: Callable[[Served], None]) -> Verification:
     """Start a server, send the scripts one request at a time, and simulate the same. Its own answers are history.
 
     Raises CheckFailedError where a request fails or the server is not what it should be.
@@ -112,12 +114,25 @@ def verify(options: VerifyOptions, on_request: Callable[[Compared], None]) -> Ve
                 "the server has served requests before the first of ours; it can't be compared"
             )
         result = Verification(options.policy, before["slots"]["pool"], before["kv"]["pool"])
-        rules = simulator_of(before)
-        asyncio.run(_replay(options, server, rules, result, on_request))
+        served = asyncio.run(_send(options, server, on_request))
         after = _section(server)
         result.live_holds = (after["slots"]["cached"], after["kv"]["cached"])
-        result.simulated_holds = (rules.tree.num_states, rules.tree.num_tokens)
+        rules = simulator_of(after)
+        for one in served:
+            simulated = rules.serve(one.prompt, one.answer)
+            result.requests.append(
+                Compared(
+                    len(result.requests),
+                    one.session_id,
+                    one.turn,
+                    len(one.prompt),
+                    simulated.kv_tokens,
+                    one.cached_tokens,
+                    simulated.hit_tokens,
+                )
+            )
         rules.check()
+        result.simulated_holds = (rules.tree.num_states, rules.tree.num_tokens)
     return result
 
 
@@ -127,17 +142,28 @@ def simulator_of(section: dict) -> LiveRules:
     currency = Currency(**policy["currency"])
     admission, eviction = parse_policy(policy["name"]).build(currency)
     kinds = [Kind(kind) for kind in policy["kinds"]]
-    return LiveRules(section["slots"]["pool"], section["kv"]["pool"], admission, eviction, currency, kinds)
+    tuner = None
+    if isinstance(eviction, Marconi):
+        eviction.window_requests, eviction.multiplier, interval = policy["bootstrap"]
+        tuner = replayed(eviction, interval, [request for request, _ in policy["tunings"]])
+    return LiveRules(
+        section["slots"]["pool"], section["kv"]["pool"], admission, eviction, currency, kinds, tuner
+    )
 
 
-async def _replay(
-    options: VerifyOptions,
-    server: Server,
-    rules: LiveRules,
-    result: Verification,
-    on_request: Callable[[Compared], None],
-) -> None:
-    histories = Histories(options.scripts)
+@dataclass(frozen=True, eq=False)
+class Served:
+    """One request as the server answered it. prompt, answer: int32[n]"""
+
+    session_id: str
+    turn: int
+    prompt: np.ndarray
+    answer: np.ndarray
+    cached_tokens: int
+
+
+async def _send(options: VerifyOptions, server: Server, on_request: Callable[[Served], None]) -> list[Served]:
+    histories, found = Histories(options.scripts), []
     async with GenerateClient(server.url, timeout_s=600) as client:
         for number, (script, turn) in enumerate(in_order(options.scripts)[: options.requests]):
             prompt = np.asarray(histories.prompt(script, turn), np.int32)
@@ -146,19 +172,12 @@ async def _replay(
                 raise CheckFailedError(
                     f"request {number} ({script.session_id}, turn {turn}): {answer.status}: {answer.error}"
                 )
-            served = rules.serve(prompt, answer.output_ids)
             histories.answered(script, prompt, answer.output_ids)
-            compared = Compared(
-                number,
-                script.session_id,
-                turn,
-                len(prompt),
-                served.kv_tokens,
-                int(answer.cached_tokens or 0),
-                served.hit_tokens,
+            found.append(
+                Served(script.session_id, turn, prompt, answer.output_ids, int(answer.cached_tokens or 0))
             )
-            result.requests.append(compared)
-            on_request(compared)
+            on_request(found[-1])
+    return found
 
 
 def _section(server: Server) -> dict:

@@ -84,14 +84,16 @@ class MarconiRadixCache(UnifiedRadixCache):
 
     def policy_facts(self) -> dict[str, Any]:
         """What decides here, so that a simulator can be set up like it."""
-        keeper = self.mamba.keeper
+        keeper, config = self.mamba.keeper, self.mamba.config
         return {
-            "name": self.mamba.config.policy,
+            "name": config.policy,
             "kinds": sorted(int(kind) for kind in self.mamba.serving.kinds),
             "currency": asdict(keeper.currency),
             "requests": keeper.tick,
             "parameters": {name: float(value) for name, value in keeper.eviction.parameters().items()},
             "counts": dict(sorted(keeper.counts.items())),
+            "bootstrap": [config.bootstrap_window_size, config.bootstrap_multiplier, config.tuning_interval],
+            "tunings": [] if self.mamba.tuner is None else self.mamba.tuner.applied[-1_000:],
         }
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams, InsertParams, InsertResult, MatchResult
 from sglang.srt.mem_cache.radix_cache import RadixKey
@@ -21,10 +22,12 @@ from sglang.srt.utils import rank_consensus_checker
 
 from marconi_ext.config import CheckpointKind, MarconiConfig
 from marconi_ext.policies.admission import Offer
+from marconi_ext.policies.background import Tuner
 from marconi_ext.policies.checkpoints import Kind
 from marconi_ext.policies.keeper import Keeper
 from marconi_ext.policies.records import TreeRecords, row_of
 from marconi_ext.policies.serving import Match, Plan, Serving
+from marconi_ext.policies.tuner import Marconi
 
 from .kv_eviction import DeadLeaves
 from .ledger import CheckpointLedger, PendingCheckpoint
@@ -32,7 +35,6 @@ from .policy import kind_name, saved_kinds
 from .stats import CacheStats
 
 if TYPE_CHECKING:
-    import torch
     from sglang.srt.managers.schedule_batch import Req
     from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode
 
@@ -62,6 +64,19 @@ class MarconiMambaComponent(MambaComponent):
         self._chosen = -1  # row that `_take_slot` decided to evict
         self._passed_over: set[int] = set()  # rows that this eviction walk offered already
         stats.states_by_kind = self.states_by_kind
+        self.tuner = None
+        if isinstance(keeper.eviction, Marconi):
+            self.tuner = Tuner(
+                keeper.eviction, config.tuning_interval, agree=self._all_ranks, on_tuned=stats.tuned
+            )
+
+    def _all_ranks(self, ready: bool) -> bool:
+        """Whether every tensor-parallel rank is ready; all of them ask at the same request."""
+        if self.cache.tp_world_size == 1:
+            return ready
+        flag = torch.tensor(int(ready))
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MIN, group=self.cache.tp_group)
+        return bool(flag.item())
 
     def forget_all(self) -> None:
         """The tree was reset, and the pools with it. What the policy has learned stays."""
@@ -127,7 +142,8 @@ class MarconiMambaComponent(MambaComponent):
             ahead = (last or self.tree_core.root_node).children.get(key.child_key(1))
         # A copy: SGLang appends to this array, which Python refuses while somebody has a view of it.
         plan = self.serving.begin(Match(path, served, len(ids), req.prefix_len, ahead, np.array(ids)))
-        self.stats.note_tuning(self.keeper.eviction)
+        if self.tuner is not None:
+            self.tuner.step(self.keeper.tick)
         if not req.retracted_stain:
             self.stats.served(len(ids), req.prefix_len, max(plan.match.kv_tokens, req.prefix_len), plan.lost)
         return plan

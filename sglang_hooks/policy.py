@@ -12,6 +12,7 @@ from marconi_ext.policies.checkpoints import Kind
 from marconi_ext.policies.eviction import Currency
 from marconi_ext.policies.keeper import Keeper
 from marconi_ext.policies.registry import parse_policy
+from marconi_ext.policies.tuner import Marconi
 from marconi_ext.profiles import profile_from_config
 
 logger = logging.getLogger(__name__)
@@ -57,4 +58,7 @@ def currency_of(hf_config: Any) -> Currency:
 def build_keeper(config: MarconiConfig, currency: Currency) -> Keeper:
     """A fresh policy as configured."""
     admission, eviction = parse_policy(config.policy).build(currency)
+    if isinstance(eviction, Marconi):
+        eviction.multiplier = config.bootstrap_multiplier
+        eviction.window_requests = config.bootstrap_window_size
     return Keeper(admission, eviction, currency)

@@ -98,14 +98,6 @@ class CacheStats:
             requests_behind,
         )
 
-    def note_tuning(self, policy: Any) -> None:
-        """Count a tuning that `policy` did by itself since the last call, if it is one that tunes.
-
-        policy.tuned: how many rounds took effect so far; policy.tuning_seconds: of the latest
-        """
-        if getattr(policy, "tuned", 0) > self.tuning_rounds:
-            self.tuned(policy.parameters(), policy.tuning_seconds, requests_behind=0)
-
     def snapshot(self) -> dict[str, Any]:
         """All of it as plain JSON types."""
         return {

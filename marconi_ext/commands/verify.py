@@ -81,15 +81,9 @@ def verify(
         )
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
         with Progress(*columns, console=stderr_console()) as progress:
-            task = progress.add_task("0 differ", total=min(requests, sum(len(s.turns) for s in scripts)))
-            differ = 0
-
-            def count(compared) -> None:
-                nonlocal differ
-                differ += compared.live != compared.simulated
-                progress.update(task, advance=1, description=f"{differ} differ")
-
-            result = run(options, count)
+            total = min(requests, sum(len(script.turns) for script in scripts))
+            task = progress.add_task("live", total=total)
+            result = run(options, lambda served: progress.advance(task))
     if json:
         write_json(json, {**asdict(result), "agrees": result.agrees, "provenance": provenance(seed)})
     console = Console()

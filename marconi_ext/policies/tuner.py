@@ -86,6 +86,7 @@ class Marconi(FlopAware):
         if self.window_requests is None:
             window = max(self.multiplier * len(self._log), MIN_WINDOW_REQUESTS)
             self.window_requests = min(window, self.max_window_requests)
+        if self._held == 0:
             self._held = book.num_live
         return super().scores(book, rows, tick)
 
@@ -110,6 +111,15 @@ class Marconi(FlopAware):
         self.tuned = True
         self._log.clear()
         self._record_of.clear()
+
+    def restart(self) -> None:
+        """Record a new window; α holds until that has been replayed."""
+        self.tuned = False
+        self._log.clear()
+        self._record_of.clear()
+        self._depth.clear()
+        self._parent.clear()
+        self._held = 0
 
     def parameters(self) -> dict[str, float]:
         return {

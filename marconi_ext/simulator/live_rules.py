@@ -13,6 +13,7 @@ from collections.abc import Collection
 import numpy as np
 
 from marconi_ext.policies.admission import Offer
+from marconi_ext.policies.background import Tuner
 from marconi_ext.policies.checkpoints import Kind
 from marconi_ext.policies.eviction import Currency
 from marconi_ext.policies.keeper import Keeper
@@ -23,7 +24,10 @@ from marconi_ext.simulator.engine import Served
 
 
 class LiveRules:
-    """slots: rows of the state pool; tokens: KV pool; currency: as the engine reports it."""
+    """slots: rows of the state pool; tokens: KV pool; currency: as the engine reports it.
+
+    tuner: for a policy that tunes in the background; None: one that tunes does so on the spot
+    """
 
     def __init__(
         self,
@@ -33,7 +37,9 @@ class LiveRules:
         eviction,
         currency: Currency,
         kinds: Collection[Kind] = tuple(Kind),
+        tuner: Tuner | None = None,
     ) -> None:
+        self.tuner = tuner
         self.slots = slots
         self.tokens = tokens
         self.kinds = frozenset(kinds)
@@ -52,6 +58,8 @@ class LiveRules:
             raise ValueError("slots: no room for a running request")
         self._take_tokens(len(prompt) - match.hit_tokens)
         plan = self.serving.begin(match)
+        if self.tuner is not None:
+            self.tuner.step(self.keeper.tick)
         saved = [done for done in (self._offer(plan, offer) for offer in plan.offers) if done is not None]
         locked = self._publish(plan, prompt, saved)
         self._take_tokens(max(len(output) - 1, 0))

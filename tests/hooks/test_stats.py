@@ -65,21 +65,3 @@ def test_a_tuning_is_counted_and_logged(caplog: pytest.LogCaptureFixture) -> Non
     }
     assert stats.snapshot()["parameters"] == {"alpha": 0.7}
     assert "alpha=0.3->0.7 took=1.00s requests_behind=4" in caplog.messages[1]
-
-
-def test_a_policy_that_tuned_itself_is_noticed_once() -> None:
-    class Tuned:
-        tuned = False
-        tuning_seconds = 0.25
-
-        def parameters(self) -> dict[str, float]:
-            return {"alpha": 1.5}
-
-    stats, policy = CacheStats(), Tuned()
-    stats.note_tuning(policy)
-    stats.note_tuning(object())
-    assert stats.tuning_rounds == 0
-    policy.tuned = True
-    for _ in range(2):
-        stats.note_tuning(policy)
-    assert stats.snapshot()["tuning"]["rounds"] == 1 and stats.parameters == {"alpha": 1.5}

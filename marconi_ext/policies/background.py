@@ -1,0 +1,161 @@
+"""α tuned in the background: a child process a rank, and a new α that holds from the same request on every rank.
+
+The scheduler only takes a snapshot of small integers and, every few requests while a round is out, asks whether
+all ranks have their answer; each rank finds the same α, because the log and the replay are the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Collection, Mapping
+from typing import Protocol
+
+from marconi_ext.policies import tuner_process
+from marconi_ext.policies.alpha_replay import TuningLog, tune_alpha
+from marconi_ext.policies.tuner import Marconi
+
+logger = logging.getLogger(__name__)
+
+ASK_EVERY = 16  # requests between two looks at a round that is out
+GIVE_UP_AFTER = 8_192  # requests; then the round is dropped, on every rank at once
+
+
+class Rounds(Protocol):
+    """Finds α for a log, one round at a time."""
+
+    def submit(self, log: TuningLog) -> None: ...
+    def answer(self) -> tuple[float, float] | None: ...
+    def close(self) -> None: ...
+
+
+class AlphaProcess:
+    """Runs rounds one at a time. A child that dies is started again, once a round."""
+
+    def __init__(self) -> None:
+        self._child: subprocess.Popen | None = None
+        self._answer: tuple[float, float] | None = None
+
+    def submit(self, log: TuningLog) -> None:
+        """Start a round; returns at once."""
+        self._answer = None
+        threading.Thread(target=self._run, args=(log,), name="marconi-tuner", daemon=True).start()
+
+    def answer(self) -> tuple[float, float] | None:
+        """(α, seconds) of the round, or None while it runs or after it failed."""
+        return self._answer
+
+    def close(self) -> None:
+        """End the child."""
+        child, self._child = self._child, None
+        if child is not None:
+            child.kill()
+            child.wait()
+
+    def _run(self, log: TuningLog) -> None:
+        for attempt in (1, 2):
+            try:
+                child = self._start()
+                tuner_process.send(child.stdin, log)
+                self._answer = tuner_process.receive(child.stdout)
+                return
+            except (OSError, EOFError, ValueError) as error:
+                logger.warning("marconi-ext: the tuner process ended (attempt %d): %s", attempt, error)
+                self.close()
+
+    def _start(self) -> subprocess.Popen:
+        if self._child is None or self._child.poll() is not None:
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", tuner_process.__name__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+        return self._child
+
+
+class AlphaHere:
+    """Answers at once, in this thread: for simulation."""
+
+    def submit(self, log: TuningLog) -> None:
+        self._answer = tune_alpha(log), 0.0
+
+    def answer(self) -> tuple[float, float] | None:
+        return self._answer
+
+    def close(self) -> None:
+        pass
+
+
+class Tuner:
+    """Steps a `Marconi` policy that tunes in the background. `step` is called once a request, on every rank.
+
+    interval: requests between an α and the next window; None: tune once
+    agree: this rank is ready -> whether all are; a collective call where there are several ranks
+    on_tuned: (parameters, seconds, requests that the round took)
+    """
+
+    def __init__(
+        self,
+        policy: Marconi,
+        interval: int | None = None,
+        *,
+        rounds: Rounds | None = None,
+        agree: Callable[[bool], bool] = bool,
+        on_tuned: Callable[[Mapping[str, float], float, int], None] = lambda *_: None,
+    ) -> None:
+        policy.background = True
+        self._policy = policy
+        self._interval = interval
+        self._agree = agree
+        self._on_tuned = on_tuned
+        self._rounds = rounds or AlphaProcess()
+        self._out_since: int | None = None  # request at which the running round was submitted
+        self._applied_at = 0
+        self.applied: list[tuple[int, float]] = []  # (request, α) of all rounds that took effect
+        self.takes_effect_at: frozenset[int] | None = None  # in simulation: of a server's rounds
+
+    def step(self, request: int) -> None:
+        """`request`: its number, the same on every rank. Takes well under a millisecond."""
+        policy = self._policy
+        if self._out_since is None:
+            if policy.tuned and self._interval is not None and request - self._applied_at >= self._interval:
+                policy.restart()
+            if policy.due:
+                self._rounds.submit(policy.snapshot())
+                self._out_since = request
+            return
+        waited = request - self._out_since
+        if waited % ASK_EVERY or waited == 0:
+            return
+        answer = self._rounds.answer()
+        if self.takes_effect_at is not None:
+            agreed = request in self.takes_effect_at
+        else:
+            agreed = self._agree(answer is not None)
+        if agreed:
+            alpha, seconds = answer
+            policy.apply(alpha)
+            self.applied.append((request, alpha))
+            self._on_tuned(policy.parameters(), seconds, waited)
+        elif waited < GIVE_UP_AFTER:
+            return
+        else:
+            logger.warning("marconi-ext: no answer from the tuner in %d requests; α stays", waited)
+            policy.apply(policy.alpha)
+        self._out_since, self._applied_at = None, request
+
+    def close(self) -> None:
+        """End the child process."""
+        with contextlib.suppress(OSError):
+            self._rounds.close()
+
+
+def replayed(policy: Marconi, interval: int | None, applied_at: Collection[int]) -> Tuner:
+    """A tuner for simulation whose rounds take effect at the requests at which a server's did."""
+    tuner = Tuner(policy, interval, rounds=AlphaHere())
+    tuner.takes_effect_at = frozenset(applied_at)
+    return tuner

@@ -1,0 +1,95 @@
+"""Tuning in another process: the same α as on the spot, from an agreed request on, whatever happens to the child."""
+
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from marconi_ext.policies.background import ASK_EVERY, GIVE_UP_AFTER, AlphaProcess, Tuner, replayed
+from marconi_ext.policies.eviction import Currency
+from marconi_ext.policies.registry import parse_policy
+from marconi_ext.policies.tuner import Marconi
+from marconi_ext.simulator.live_rules import LiveRules
+
+
+def recorded(requests: int = 200) -> tuple[LiveRules, Marconi]:
+    """A policy whose window is full and not tuned yet."""
+    admission, policy = parse_policy("marconi").build(Currency())
+    policy.background, policy.window_requests = True, 120
+    live = LiveRules(8, 4_000, admission, policy, Currency())
+    rng = np.random.default_rng(3)
+    known = [rng.integers(0, 50, 30).astype(np.int32) for _ in range(12)]
+    for _ in range(requests):
+        at = int(rng.integers(len(known)))
+        live.serve(known[at], rng.integers(0, 50, 4).astype(np.int32))
+        known[at] = np.concatenate([known[at], rng.integers(0, 50, 12)]).astype(np.int32)[:150]
+    assert policy.due
+    return live, policy
+
+
+def step_until_applied(tuner: Tuner, first: int, last: int) -> int | None:
+    for request in range(first, last):
+        tuner.step(request)
+        if tuner.applied:
+            return request
+        time.sleep(0.005)
+    return None
+
+
+def test_the_child_finds_what_tuning_on_the_spot_finds() -> None:
+    from marconi_ext.policies.alpha_replay import tune_alpha
+
+    _, policy = recorded()
+    expected, told = tune_alpha(policy.snapshot()), []
+    tuner = Tuner(policy, on_tuned=lambda *news: told.append(news))
+    request = step_until_applied(tuner, 200, 200 + GIVE_UP_AFTER)
+    tuner.close()
+    assert tuner.applied == [(request, expected)] and policy.alpha == expected and policy.tuned
+    assert (request - 200) % ASK_EVERY == 0 and told[0][2] == request - 200
+
+
+def test_a_killed_child_is_started_again() -> None:
+    _, policy = recorded()
+    rounds = AlphaProcess()
+    os.kill(rounds._start().pid, signal.SIGKILL)
+    rounds._child.wait()
+    rounds.submit(policy.snapshot())
+    deadline = time.monotonic() + 60
+    while rounds.answer() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    rounds.close()
+    assert rounds.answer() is not None
+
+
+def test_a_round_waits_until_all_ranks_are_ready_and_is_dropped_in_the_end() -> None:
+    class Never:
+        def submit(self, log: object) -> None: ...
+
+        def answer(self) -> None: ...
+
+    _, policy = recorded()
+    tuner = Tuner(policy, rounds=Never())
+    for request in range(200, 200 + GIVE_UP_AFTER + ASK_EVERY + 1):
+        tuner.step(request)
+    assert policy.tuned and policy.alpha == 0.0 and tuner.applied == []
+
+
+@pytest.mark.parametrize("takes_effect", [200 + ASK_EVERY, 200 + 5 * ASK_EVERY])
+def test_a_server_s_rounds_can_be_replayed(takes_effect: int) -> None:
+    _, policy = recorded()
+    tuner = replayed(policy, None, [takes_effect])
+    for request in range(200, 300):
+        tuner.step(request)
+    assert [request for request, _ in tuner.applied] == [takes_effect]
+
+
+def test_it_tunes_again_after_the_interval() -> None:
+    live, policy = recorded()
+    tuner = replayed(policy, 50, range(10_000))
+    live.tuner = tuner
+    rng = np.random.default_rng(8)
+    for _ in range(400):
+        live.serve(rng.integers(0, 50, 40).astype(np.int32), rng.integers(0, 50, 4).astype(np.int32))
+    assert len(tuner.applied) >= 2
