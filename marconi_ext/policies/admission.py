@@ -152,6 +152,10 @@ class LearnedPlacement(Selective):
             base=max(facts.parted_tokens, *elsewhere, 0),
             parted=facts.kv_tokens if facts.diverges else 0,
         )
+        if (
+            facts.kv_tokens and not facts.diverges
+        ):  # it goes on where an earlier one ended: no new prefix begins
+            return super().plan(facts)
         prompt = facts.boundaries, facts.prompt_tokens, facts.hit_tokens
         offers = _with_boundaries(super().plan(facts), self.partings.positions(facts.tokens, *prompt))
         return _with_boundaries(offers, self.partings.guesses(*prompt), spare=True)

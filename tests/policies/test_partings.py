@@ -98,3 +98,11 @@ def test_few_shot_prompts_are_reused_at_their_second_appearance() -> None:
         lost[admission] = sum(one.kv_tokens - one.hit_tokens for one in served)
         simulator.finish()
     assert lost["learned"] < 0.5 * lost["selective"]
+
+
+def test_a_request_that_only_goes_on_places_nothing() -> None:
+    placement = LearnedPlacement()
+    for number in range(8):
+        placement.plan(facts(number))
+    offers = placement.plan(facts(3, kv_tokens=900, hit_tokens=900, diverges=False))
+    assert [offer.kind for offer in offers] == [Kind.PROMPT_END, Kind.LAST_TOKEN]
