@@ -25,6 +25,7 @@ from marconi_ext.comparison import ArmFigures, Comparison, compare
 from marconi_ext.engine_options import ModelFacts
 from marconi_ext.progress import ReplayProgress
 from marconi_ext.replay import Pacing
+from marconi_ext.results import find_results
 from marconi_ext.run_folder import new_folder
 from marconi_ext.selection import Selection
 from marconi_ext.toy_model import ToyModel, write_model
@@ -74,12 +75,17 @@ def load(one: Slice, traces: Path, vocabulary: int) -> Traffic:
 def hits_table(pool: str, comparisons: list[Comparison]) -> list[str]:
     """Markdown: hit rate and loss, an arm a column."""
     names = [arm.name for arm in comparisons[0].arms]
-    lines = [f"| {pool} pool | ideal | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
+    lines = [
+        f"| {pool} pool | repeats | ideal | " + " | ".join(names) + " |",
+        "|---" * (len(names) + 3) + "|",
+    ]
     for found in comparisons:
+        repeats = min(arm.repeats for arm in found.arms)
         cells = [
             f"{arm.hit_rate:.1f} ({arm.state_limited_loss:.2f}: {arm.avoidable:.2f})" for arm in found.arms
         ]
-        lines.append(f"| {found.title} | {found.arms[0].ideal_hit_rate:.1f} | " + " | ".join(cells) + " |")
+        ideal = found.arms[0].ideal_hit_rate
+        lines.append(f"| {found.title} | {repeats} | {ideal:.1f} | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -128,12 +134,16 @@ def main(
     hidden: Annotated[int, typer.Option(help="Width of the model.")] = 256,
     pattern: Annotated[str, typer.Option(help="Layers: M Mamba2, * attention, - MLP.")] = "M-M*M-M-M-",
     seed: Annotated[int, typer.Option()] = 0,
+    tables_only: Annotated[
+        bool, typer.Option("--tables-only", help="Of results that are there, of a run that was stopped too.")
+    ] = False,
 ) -> None:
     """Measure, print the tables as Markdown and write them to OUT/tables.md."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # so that servers are stopped too
+    if tables_only:
+        return write_tables(out, arms.split(","), seed)
     new_folder(out, "live")
     slices = [one for one in SLICES if not only or one.name in only.split(",")]
-    lines: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         model = write_model(Path(folder) / "model", ToyModel(hidden=hidden, pattern=pattern, seed=seed))
         facts = ModelFacts(model)
@@ -153,9 +163,18 @@ def main(
                 side_by_side=True,
             )
             with ReplayProgress() as progress:
-                folders = run_bench(options, progress)
-            names = [arm.name for arm in options.arms]
-            found = [compare(results, names, seed) for results in folders.values()]
+                run_bench(options, progress)
+    write_tables(out, arms.split(","), seed)
+
+
+def write_tables(out: Path, names: list[str], seed: int) -> None:
+    """Tables of what is there: traffics that every arm has played at least once."""
+    lines: list[str] = []
+    for pool in ("ample", "tight"):
+        folders = find_results(out / pool) if (out / pool).exists() else []
+        found = [compare(results, names, seed) for results in folders]
+        found = [comparison for comparison in found if len(comparison.arms) == len(names)]
+        if found:
             lines += [*hits_table(pool, found), "", *ratios_table(pool, found), "", *notes(found), ""]
     (out / "tables.md").write_text("\n".join(lines), encoding="utf-8")
     print("\n".join(lines))
