@@ -18,7 +18,7 @@ class Kind(IntEnum):
     BRANCH = 0  # where a prompt leaves an earlier sequence
     LAST_TOKEN = 1  # after the last decoded token with KV
     PROMPT_END = 2
-    BOUNDARY = 3  # end of a message inside the prompt
+    BOUNDARY = 3  # where requests are expected to part, e.g. the end of a message inside the prompt
     GRID = 4  # a multiple of the engine's grid
     BLOCK = 5  # a multiple of the block size
 

@@ -5,7 +5,8 @@ the nearest live state above. A newcomer worth less than everything held is refu
 
 - tails (no record below), by uses in their chain {0, 1, 2-4, 5+}; the first group is split by how often tails
   under the same fork went on {unknown, < 3 %, < 15 %, < 50 %, more};
-- inner records, by forks {0, 1, 2-3, 4+} × kind {branch, last token, prompt end, boundary or other}.
+- inner records, by forks, or uses while inner, {0, 1, 2-3, 4+} × kind {branch, last token, prompt end, boundary or
+  other}; positions inside a prompt are inner from the start.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ class LearnedIndex:
             fork = self._fork(book, row)
             if fork >= 0:
                 self._born[fork] += 1
-        while parent >= 0 and not self._known[parent]:  # probes in between hold no state
+        while parent >= 0 and not self._known[parent]:  # displaced ones in between were never offered
             parent = int(book.parent[parent])
         if parent >= 0:
             self._relabel(book, parent, tick)
