@@ -67,9 +67,8 @@ def draw(url: str, poll: Poll, before: Poll | None, hit_history: Collection[floa
 
 def headline(url: str, poll: Poll) -> Text:
     first = poll.ranks[0]
-    text = Text.assemble(
-        (url, "bold"), f"  {poll.model}  marconi-ext {first['version']}, SGLang {poll.sglang}"
-    )
+    about = f"policy {first['policy']['name']}, marconi-ext {first['version']}, SGLang {poll.sglang}"
+    text = Text.assemble((url, "bold"), f"  {poll.model}  {about}")
     if len(poll.ranks) > 1:
         text.append(f", {len(poll.ranks)} data-parallel ranks")
     return text
