@@ -116,7 +116,7 @@ def build_cache(
     cache = create_unified_radix_cache(ctx, cache_class=MarconiRadixCache)
     pool = ctx.params.req_to_token_pool
     ledger = CheckpointLedger()
-    keeper = build_keeper(config, currency_of(ctx.model_config.hf_config))
+    keeper = build_keeper(config, currency_of(ctx.model_config.model_path))
     stats = CacheStats()
     cache.mamba.adopt(config, keeper, ledger, stats)
     cache.mamba.keeps_stock_order = ctx.params.eviction_policy.lower() != "lru"

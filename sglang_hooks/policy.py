@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import Any
 
 from marconi_ext.config import CheckpointKind, MarconiConfig
 from marconi_ext.errors import BadInputError
@@ -40,14 +39,18 @@ def saved_kinds(config: MarconiConfig) -> set[Kind]:
     return {kind for name in config.checkpoints for kind in _KINDS[name]}
 
 
-def currency_of(hf_config: Any) -> Currency:
+def currency_of(model_path: str) -> Currency:
     """What a hit is worth with this model, in FLOPs; states cost a slot each, however large.
 
+    model_path: as SGLang has it. The config is read as it was written: the class that transformers makes of it
+    leaves out what it has worked up, e.g. Nemotron-H's pattern of layers.
     A model without a profile counts tokens instead, said once in the log.
     """
+    from transformers import PretrainedConfig
+
     try:
-        profile = profile_from_config(hf_config.to_dict())
-    except (BadInputError, KeyError, TypeError, ZeroDivisionError) as error:
+        profile = profile_from_config(PretrainedConfig.get_config_dict(model_path)[0])
+    except (BadInputError, OSError, KeyError, TypeError, ZeroDivisionError) as error:
         logger.warning(
             "marconi-ext: no FLOP profile for this model (%s); states are weighed in tokens", error
         )

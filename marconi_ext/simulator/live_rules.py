@@ -61,6 +61,8 @@ class LiveRules:
         if self.tuner is not None:
             self.tuner.step(self.keeper.tick)
         saved = [done for done in (self._offer(plan, offer) for offer in plan.offers) if done is not None]
+        if len(output) > 1:  # overlap: room for the first decode is made before the prefill's result is seen
+            self._make_room(1)
         locked = self._publish(plan, prompt, saved)
         self._take_tokens(max(len(output) - 1, 0))
         self._finish(plan, np.concatenate([prompt, output[:-1]]))
@@ -186,6 +188,10 @@ class LiveRules:
         self.keeper.evicted(row)
 
     def _take_tokens(self, tokens: int) -> None:
+        self._make_room(tokens)
+        self._held_tokens += tokens
+
+    def _make_room(self, tokens: int) -> None:
         while self.tree.num_tokens + self._held_tokens + tokens > self.tokens:
             leaf = self._coldest_leaf()
             if leaf is None:
@@ -196,7 +202,6 @@ class LiveRules:
             self.records.forget(leaf)
             self.tree.remove_leaf(leaf)
             self.records.tend(parent)
-        self._held_tokens += tokens
 
     def _coldest_leaf(self) -> Node | None:
         """A leaf without a state serves nobody: the oldest of those; else the policy's choice."""
