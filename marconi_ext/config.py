@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from marconi_ext.errors import BadInputError
-from marconi_ext.policies.registry import parse_policy
+from marconi_ext.policies.registry import PolicyName, parse_policy
 
 ENV_VAR = "MARCONI_CONFIG"
 """Scheduler processes inherit the environment: the launcher leaves its settings here as JSON."""
@@ -58,6 +58,11 @@ def _parse_eff_weight(value: object) -> object:
     return value
 
 
+def can_serve(name: PolicyName) -> bool:
+    """Whether a server can follow this policy."""
+    return name.family == "online" and name.admission in EXACT_ADMISSIONS
+
+
 def _parse_eviction(value: object) -> object:
     if value is None:
         return None
@@ -65,7 +70,7 @@ def _parse_eviction(value: object) -> object:
         name = parse_policy(str(value))
     except BadInputError as error:
         raise ValueError(str(error).removeprefix("--policy: ")) from None
-    if name.family != "online" or name.admission not in EXACT_ADMISSIONS:
+    if not can_serve(name):
         raise ValueError(
             f"{value!r} is for simulation only; a server takes an eviction of lru-leaf, lru, seglen, "
             f"flop-aware:ALPHA, marconi, git, ours, after an admission of {', '.join(EXACT_ADMISSIONS)}"

@@ -11,7 +11,7 @@ import numpy as np
 
 from marconi_ext.arms import known_arms, require_status
 from marconi_ext.client import OK, GenerateClient
-from marconi_ext.config import EXACT_ADMISSIONS
+from marconi_ext.config import EXACT_ADMISSIONS, can_serve
 from marconi_ext.engine_options import CPU_OPTIONS, ModelFacts, environment, to_flags
 from marconi_ext.errors import BadInputError, CheckFailedError
 from marconi_ext.policies.background import replayed
@@ -77,8 +77,7 @@ class Verification:
 
 def require_live_policy(text: str) -> str:
     """A policy that a server can follow, as given. Raises BadInputError."""
-    name = parse_policy(text)
-    if name.family != "online" or name.admission not in EXACT_ADMISSIONS:
+    if not can_serve(parse_policy(text)):
         raise BadInputError(
             f"--policy {text}: no server follows it; admissions: {', '.join(EXACT_ADMISSIONS)}"
         )

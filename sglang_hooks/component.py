@@ -70,7 +70,7 @@ class MarconiMambaComponent(MambaComponent):
                 keeper.eviction, config.tuning_interval, agree=self._all_ranks, on_tuned=stats.tuned
             )
 
-    def _all_ranks(self, ready: bool) -> bool:
+    def _all_ranks(self, _request: int, ready: bool) -> bool:
         """Whether every tensor-parallel rank is ready; all of them ask at the same request."""
         if self.cache.tp_world_size == 1:
             return ready

@@ -94,7 +94,8 @@ class Tuner:
     """Steps a `Marconi` policy that tunes in the background. `step` is called once a request, on every rank.
 
     interval: requests between an α and the next window; None: tune once
-    agree: this rank is ready -> whether all are; a collective call where there are several ranks
+    agree: (request, this rank is ready) -> whether the round takes effect now; a collective call where there are
+        several ranks
     on_tuned: (parameters, seconds, requests that the round took)
     """
 
@@ -104,7 +105,7 @@ class Tuner:
         interval: int | None = None,
         *,
         rounds: Rounds | None = None,
-        agree: Callable[[bool], bool] = bool,
+        agree: Callable[[int, bool], bool] = lambda request, ready: ready,
         on_tuned: Callable[[Mapping[str, float], float, int], None] = lambda *_: None,
     ) -> None:
         policy.background = True
@@ -116,7 +117,6 @@ class Tuner:
         self._out_since: int | None = None  # request at which the running round was submitted
         self._applied_at = 0
         self.applied: list[tuple[int, float]] = []  # (request, α) of all rounds that took effect
-        self.takes_effect_at: frozenset[int] | None = None  # in simulation: of a server's rounds
 
     def step(self, request: int) -> None:
         """`request`: its number, the same on every rank. Takes well under a millisecond."""
@@ -129,14 +129,10 @@ class Tuner:
                 self._out_since = request
             return
         waited = request - self._out_since
-        if waited % ASK_EVERY or waited == 0:
+        if waited % ASK_EVERY:
             return
         answer = self._rounds.answer()
-        if self.takes_effect_at is not None:
-            agreed = request in self.takes_effect_at
-        else:
-            agreed = self._agree(answer is not None)
-        if agreed:
+        if self._agree(request, answer is not None):
             alpha, seconds = answer
             policy.apply(alpha)
             self.applied.append((request, alpha))
@@ -156,6 +152,5 @@ class Tuner:
 
 def replayed(policy: Marconi, interval: int | None, applied_at: Collection[int]) -> Tuner:
     """A tuner for simulation whose rounds take effect at the requests at which a server's did."""
-    tuner = Tuner(policy, interval, rounds=AlphaHere())
-    tuner.takes_effect_at = frozenset(applied_at)
-    return tuner
+    requests = frozenset(applied_at)
+    return Tuner(policy, interval, rounds=AlphaHere(), agree=lambda request, ready: request in requests)
