@@ -161,8 +161,7 @@ class LearnedIndex:
             row = int(book.parent[row])
         return row
 
-    @staticmethod
-    def _kind(book: CheckpointBook, row: int) -> int:
+    def _kind(self, book: CheckpointBook, row: int) -> int:
         forked = book.kind[row] == Kind.BOUNDARY and book.fanout[row] > 1
         return int(
             Kind.BRANCH if forked else book.kind[row]

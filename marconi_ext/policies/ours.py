@@ -67,6 +67,15 @@ class Ours(LearnedIndex):
         if shadow >= 0:
             self._shadow.move_to_end(shadow)
         super().request(book, path, served, tick)
+        if served >= 0 and self._known[served]:
+            self._account(served, tick)
+            self._use[served] = tick  # in demand, if only in place of a deeper one: it is in use again soon
+
+    def _kind(self, book: CheckpointBook, row: int) -> int:
+        """A boundary that requests came back to is a branch, though they part from it a few tokens below."""
+        if book.kind[row] == Kind.BOUNDARY and self._again[row]:
+            return int(Kind.BRANCH)
+        return super()._kind(book, row)
 
     def offered(self, book: CheckpointBook, row: int, tick: int) -> None:
         super().offered(book, row, tick)

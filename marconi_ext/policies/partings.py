@@ -22,7 +22,7 @@ import numpy as np
 Place = tuple[str, int]  # ("first boundary", 0), ("after the last", token), ("before the end", tokens), …
 
 MIN_GAIN = 0.01  # of the prompt tokens: below it, such states crowd out what is worth more
-MIN_PARTINGS = 2  # that would have gained: one is chance
+MIN_PARTINGS = 4  # that would have gained: fewer may be chance
 PRIOR_TOKENS = 10_000.0  # of prompts without any gain
 HALF_LIFE_REQUESTS = 500
 GUESS: Place = ("before the end", 181)
@@ -83,7 +83,8 @@ class Partings:
         """Where a state might pay as long as nothing is known: worth a free slot, and nobody else's."""
         if self.places or self._requests > GUESSED_REQUESTS:
             return []
-        guess: Place = ("last boundary", 0) if boundaries else GUESS
+        inside = any(after < b < prompt_tokens for b in boundaries)
+        guess: Place = ("last boundary", 0) if inside else GUESS
         return self._inside((guess,), None, boundaries, prompt_tokens, after)
 
     def _inside(

@@ -7,7 +7,7 @@ import numpy as np
 from marconi_ext.policies.admission import LearnedPlacement, PromptFacts
 from marconi_ext.policies.checkpoints import Kind
 from marconi_ext.policies.eviction import Currency
-from marconi_ext.policies.partings import Partings
+from marconi_ext.policies.partings import MIN_PARTINGS, Partings
 from marconi_ext.policies.registry import parse_policy
 from marconi_ext.simulator.capacity import Capacity
 from marconi_ext.simulator.engine import Simulator
@@ -38,7 +38,7 @@ def test_the_last_separator_is_found() -> None:
 def test_without_tokens_or_boundaries_a_distance_before_the_end_is_learned() -> None:
     """All part 60 tokens before the end: of the distances tried, 64 wastes least."""
     partings = Partings()
-    for _ in range(3):
+    for _ in range(MIN_PARTINGS):
         partings.observe(None, (), PREFIX + QUESTION, base=0, parted=PREFIX)
     assert partings.places == (("before the end", 64),)
     assert partings.positions(None, (), 2000, after=0) == [1936]
@@ -46,7 +46,7 @@ def test_without_tokens_or_boundaries_a_distance_before_the_end_is_learned() -> 
 
 def test_known_boundaries_are_used_where_they_pay_and_given_up_where_they_stop() -> None:
     partings = Partings()
-    for _ in range(3):
+    for _ in range(MIN_PARTINGS):
         partings.observe(None, (400, PREFIX, 1060), 1060, base=0, parted=PREFIX)
     assert partings.places == (("last boundary", 0),)
     for _ in range(2000):  # traffic that never parts
@@ -66,6 +66,18 @@ def facts(number: int, **changes) -> PromptFacts:
     tokens = prompt(number)
     known = PromptFacts(len(tokens), len(tokens) + 20, 0, PREFIX, True, tokens=tokens)
     return replace(known, **changes)
+
+
+def test_fewer_partings_than_asked_for_are_taken_for_chance() -> None:
+    partings = Partings()
+    for _ in range(MIN_PARTINGS - 1):
+        partings.observe(None, (), PREFIX + QUESTION, base=0, parted=PREFIX)
+    assert partings.places == ()
+
+
+def test_a_guess_is_made_where_no_boundary_lies_inside() -> None:
+    assert Partings().guesses((400, 900), 1000, after=0) == [900]
+    assert Partings().guesses((0, 1000), 1000, after=0) == [1000 - 181]
 
 
 def test_guesses_take_free_room_only_and_proven_places_are_offered() -> None:
