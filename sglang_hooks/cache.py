@@ -6,6 +6,10 @@ import logging
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import torch
+from sglang.srt.environ import envs
+from sglang.srt.mem_cache.base_prefix_cache import InsertParams
+from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 
@@ -20,13 +24,16 @@ from .live import Live, go_live
 from .policy import build_keeper, currency_of
 from .stages import scan_stages
 from .stats import CacheStats
+from .tree_core import depth_of, register
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sglang.srt.managers.schedule_batch import Req
     from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
+    from sglang.srt.mem_cache.cache_init_params import CacheInitParams
     from sglang.srt.mem_cache.registry import TreeCacheBuildContext
+    from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode
 
 logger = logging.getLogger(__name__)
 
@@ -45,19 +52,69 @@ class MarconiRadixCache(UnifiedRadixCache):
         self.mamba.forget_all()
 
     def checkpoint_into_tree(self, req: Req, *, up_to: int, **kwargs: Any) -> None:
-        """Insert the request's written checkpoints up to `up_to` tokens, then, if it finished, its last state.
-
-        Each insert is stock's own: it frees the KV that the tree already has, points the request's row at the
-        tree's, and moves the request's lock down.
-        """
+        """Insert the request's written checkpoints up to `up_to` tokens, then, if it finished, its last state."""
         for checkpoint in self.mamba.ledger.take_written_up_to(req, up_to):
             self.mamba.publishing = checkpoint
             try:
-                super().checkpoint_into_tree(req, up_to=checkpoint.position_tokens, **kwargs)
+                self.publish(req, checkpoint.position_tokens, **kwargs)
             finally:
                 self.mamba.publishing = None
         if req.finished():
+            self.publish(req, up_to, **kwargs)
+
+    def publish(self, req: Req, up_to: int, **kwargs: Any) -> None:
+        """Insert the request's first `up_to` tokens: free the KV that the tree already has, point the request's
+        row at the tree's, and move its lock down. As stock's `checkpoint_into_tree`, from the locked node on."""
+        core, held = self.tree_core, req.kv.cache_protected_len
+        start = self._locked_node(req)
+        if start is None or not held <= up_to:
             super().checkpoint_into_tree(req, up_to=up_to, **kwargs)
+            return
+        params = InsertParams(
+            prev_prefix_len=held,
+            inserted_len=req.kv.cache_inserted_len,
+            priority=req.priority or 0,
+            session_id=req.session_id,
+        )
+        finished = req.finished()
+        wanted = self.mamba.prepare_for_caching_req(req, params, up_to, finished)
+        end = up_to if wanted is None else min(up_to, wanted)
+        end -= end % self.page_size
+        if end <= 0:
+            self.mamba.cleanup_after_caching_req(req, finished, insert_params=params)
+            return
+        if end < held:
+            super().checkpoint_into_tree(req, up_to=up_to, **kwargs)
+            return
+        row = self.req_to_token_pool.req_to_token[req.kv.req_pool_idx]
+        tokens = req.full_untruncated_fill_ids[held:end]
+        params.key = RadixKey(tokens, req.extra_key, cache_salt=req.cache_salt)
+        params.value = row[held:end].to(dtype=torch.int64, copy=True)
+        core.insert_from, self.mamba.key_begins_at = (start, held), held
+        try:
+            result = self.insert(params)
+        finally:
+            core.insert_from, self.mamba.key_begins_at = None, 0
+        last = core.node_by_id(result.last_device_node)
+        if result.prefix_len > held:
+            row_part = (req.kv.req_pool_idx, slice(held, end))
+            self.req_to_token_pool.write(row_part, core.collect_full_device_indices(last.id, start.id))
+        req.kv.cache_inserted_len = max(req.kv.cache_inserted_len, end)
+        req.kv.cache_protected_len = end
+        req.lock, req.last_node = core.move_lock(req.lock, last), last.id
+        self.mamba.cleanup_after_caching_req(req, finished, result, params)
+
+    def _locked_node(self, req: Req) -> UnifiedTreeNode | None:
+        """The node down to which the request locks its path, if an insert may begin there; else None."""
+        core, lock = self.tree_core, req.lock
+        if self.disable or not core.plain or lock is None or self.linker is not None:
+            return None
+        if lock.receipt.skipped_lock_components or envs.SGLANG_OPT_MAMBA_SKIP_DECODE_LOCK.get():
+            return None
+        if req.session is not None or req.kv_rotation_base is not None:
+            return None
+        node = core.node_by_id(lock.node)
+        return node if depth_of(node) == req.kv.cache_protected_len else None
 
     def slot_census(self) -> dict[str, int]:
         """State slots by owner. While no request runs, `unaccounted` is 0: free + cached + held = pool."""
@@ -108,11 +165,7 @@ def build_cache(
     if reason is not None:
         logger.warning("marconi-ext %s: not live: %s; serving as stock SGLang", __version__, reason)
         return create_unified_radix_cache(ctx)
-    ctx.params.component_registry_override = {
-        **(ctx.params.component_registry_override or {}),
-        ComponentType.FULL: MarconiFullComponent,
-        ComponentType.MAMBA: MarconiMambaComponent,
-    }
+    our_components(ctx.params)
     cache = create_unified_radix_cache(ctx, cache_class=MarconiRadixCache)
     pool = ctx.params.req_to_token_pool
     ledger = CheckpointLedger()
@@ -125,6 +178,16 @@ def build_cache(
     forward = ForwardCheckpoints(ledger, scan_stages(), len(pool.mamba_map), stats)
     go_live(Live(config, ledger, forward, cache, stats))
     return cache
+
+
+def our_components(params: CacheInitParams) -> None:
+    """Have SGLang build our components of the cache, and our tree core, in place of its own."""
+    params.tree_core_backend = register()
+    params.component_registry_override = {
+        **(params.component_registry_override or {}),
+        ComponentType.FULL: MarconiFullComponent,
+        ComponentType.MAMBA: MarconiMambaComponent,
+    }
 
 
 def why_stock(ctx: TreeCacheBuildContext) -> str | None:

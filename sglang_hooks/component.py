@@ -49,6 +49,7 @@ class MarconiMambaComponent(MambaComponent):
         None  # set by `adopt`, before any request; the constructor resets the tree earlier
     )
     publishing: PendingCheckpoint | None = None  # the checkpoint that checkpoint_into_tree inserts just now
+    key_begins_at = 0  # tokens of the path that the inserted key leaves out: see `MarconiRadixCache.publish`
     keeps_stock_order = False
 
     def adopt(
@@ -103,12 +104,32 @@ class MarconiMambaComponent(MambaComponent):
     def finalize_match_result_in_tree_core(
         self, result: MatchResult, params: Any, value_chunks: list[torch.Tensor], best_value_len: int
     ) -> MatchResult:
-        """As stock; remembers where the request's KV hit ended, for its plan. The branch point is ours to choose."""
+        """As stock; the branch point is ours to choose."""
         result = super().finalize_match_result_in_tree_core(result, params, value_chunks, best_value_len)
-        if params.req is not None:
-            last = result.last_visited_node_id
-            params.req.marconi_match = None if last is None else self.tree_core.node_by_id(last)
+        last = result.last_visited_node_id
+        self.matched(params.req, [] if last is None else self._path(self.tree_core.node_by_id(last)))
         return result._replace(mamba_branching_seqlen=None)
+
+    def matched(self, req: Req | None, path: list[tuple[int, UnifiedTreeNode]]) -> None:
+        """Remember the nodes that hold the KV of a request's prompt, each with the depth of its end, for its plan."""
+        if req is not None:
+            req.marconi_match = path
+
+    def _path(self, node: UnifiedTreeNode) -> list[tuple[int, UnifiedTreeNode]]:
+        path, depth = [], 0
+        for above in self.records.path(node):
+            depth += len(above.key)
+            path.append((depth, above))
+        return path
+
+    def _still(self, path: list[tuple[int, UnifiedTreeNode]]) -> list[tuple[int, UnifiedTreeNode]]:
+        """`path` as it is now: other requests' matches may have split its edges."""
+        above = self.tree_core.root_node
+        for _, node in path:
+            if node.parent is not above:
+                return self._path(path[-1][1])
+            above = node
+        return path
 
     # ---- planning: called once an extend, after the request got its row and its running slot ----
 
@@ -126,12 +147,9 @@ class MarconiMambaComponent(MambaComponent):
             rank_consensus_checker.assert_same("marconi %s: %d", req.rid, self.keeper.digest())
 
     def _begin(self, req: Req) -> Plan:
-        last = getattr(req, "marconi_match", None)
+        path = self._still(getattr(req, "marconi_match", None) or [])
         req.marconi_match = None
-        path, depth = [], 0
-        for node in self.records.path(last) if last is not None else ():
-            depth += len(node.key)
-            path.append((depth, node))
+        depth, last = path[-1] if path else (0, self.tree_core.root_node)
         served = None
         if req.prefix_len > 0 and not self.cache.is_root(req.last_node):
             served = self.tree_core.node_by_id(req.last_node)
@@ -139,7 +157,7 @@ class MarconiMambaComponent(MambaComponent):
         ahead = None
         if self.cache.page_size == 1 and depth == len(ids) - 1:
             key = RadixKey(ids[-1:], req.extra_key, cache_salt=req.cache_salt)
-            ahead = (last or self.tree_core.root_node).children.get(key.child_key(1))
+            ahead = last.children.get(key.child_key(1))
         # A copy: SGLang appends to this array, which Python refuses while somebody has a view of it.
         plan = self.serving.begin(Match(path, served, len(ids), req.prefix_len, ahead, np.array(ids)))
         if self.tuner is not None:
@@ -244,7 +262,7 @@ class MarconiMambaComponent(MambaComponent):
             if not node.children:
                 self.dead_leaves.add(node)
             return
-        self._enter(node, len(params.key), inserted=not result.mamba_exist)
+        self._enter(node, self.key_begins_at + len(params.key), inserted=not result.mamba_exist)
 
     def _enter(self, node: UnifiedTreeNode, depth_tokens: int, *, inserted: bool) -> None:
         """The state at `node` is in the tree: so says the book from now on."""

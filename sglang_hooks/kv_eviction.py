@@ -69,6 +69,18 @@ class MarconiFullComponent(FullComponent):
         core = self.tree_core
         return not (core.enable_hicache or core.enable_session_radix_cache or self._mamba.keeps_stock_order)
 
+    def acquire_component_lock(self, node: UnifiedTreeNode, result: Any, lock_host: bool = False) -> Any:
+        if lock_host or not self.tree_core.plain:
+            return super().acquire_component_lock(node, result, lock_host)
+        self.tree_core.lock_path(node)
+        return result
+
+    def release_component_lock(self, node: UnifiedTreeNode, params: Any, lock_host: bool = False) -> None:
+        if lock_host or not self.tree_core.plain:
+            super().release_component_lock(node, params, lock_host)
+        else:
+            self.tree_core.unlock_path(node)
+
     def _evict_device_start(self, request_cnt: int) -> None:
         if not self._ours:
             super()._evict_device_start(request_cnt)

@@ -1,0 +1,206 @@
+"""SGLang's prefix caches without an engine: the three contestants, and a request's way through one of them.
+
+Real pools, real caches and real request objects, driven as the scheduler drives them; only the forward pass is left
+out. States and KV are a few bytes each, so that what is timed is bookkeeping. Times are processor time of this
+thread: other work on the machine blurs them far less than the clock.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from sglang.srt.configs.mamba_utils import Mamba2CacheParams, Mamba2StateShape
+from sglang.srt.managers.schedule_batch import FINISH_LENGTH, Req, ScheduleBatch
+from sglang.srt.mem_cache.allocation import alloc_req_slots, alloc_token_slots
+from sglang.srt.mem_cache.allocator import TokenToKVPoolAllocator
+from sglang.srt.mem_cache.cache_init_params import CacheInitParams
+from sglang.srt.mem_cache.common import checkpoint_kv_cache, release_kv_cache
+from sglang.srt.mem_cache.memory_pool import HybridLinearKVPool, HybridReqToTokenPool
+from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
+from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
+from sglang.srt.sampling.sampling_params import SamplingParams
+from sglang.srt.server_args import ServerArgs, set_global_server_args_for_scheduler
+
+from marconi_ext.config import MarconiConfig
+from marconi_ext.policies.eviction import Currency
+from sglang_hooks.cache import MarconiRadixCache, our_components
+from sglang_hooks.ledger import CheckpointLedger
+from sglang_hooks.policy import build_keeper
+from sglang_hooks.stats import CacheStats
+
+CONTESTANTS = ("stock-rust", "stock-python", "marconi")
+PHASES = ("match", "plan", "insert", "finish", "evict")
+CHUNK_TOKENS = 256  # of the model and of stock's decode tracking: Nemotron-H's and SGLang's default
+LAYERS = 2
+
+
+def publish_settings() -> None:
+    """What SGLang's caches read of a server's arguments, for this process."""
+    args = ServerArgs(model_path="dummy", page_size=1)
+    args._mamba_cache_chunk_size = CHUNK_TOKENS
+    set_global_server_args_for_scheduler(args)
+    torch.set_num_threads(1)
+
+
+def build(
+    contestant: str, *, slots: int, tokens: int, context_tokens: int, requests: int = 4
+) -> UnifiedRadixCache:
+    """A cache with pools of its own: `slots` states, `tokens` of KV, `requests` at a time of up to
+    `context_tokens`."""
+    shape = Mamba2StateShape.create(
+        tp_world_size=1,
+        intermediate_size=8,
+        n_groups=1,
+        num_heads=1,
+        head_dim=8,
+        state_size=2,
+        conv_kernel=4,
+    )
+    pool = HybridReqToTokenPool(
+        size=requests,
+        mamba_size=slots,
+        mamba_spec_state_size=0,
+        max_context_len=context_tokens,
+        device="cpu",
+        enable_memory_saver=False,
+        cache_params=Mamba2CacheParams(shape=shape, layers=[0]),
+        mamba_layer_ids=[0],
+        enable_mamba_extra_buffer=True,
+    )
+    kv = HybridLinearKVPool(
+        size=tokens,
+        dtype=torch.bfloat16,
+        page_size=1,
+        head_num=1,
+        head_dim=2,
+        full_attention_layer_ids=[1],
+        device="cpu",
+        enable_memory_saver=False,
+        mamba_pool=pool.mamba_pool,
+    )
+    allocator = TokenToKVPoolAllocator(
+        size=tokens, dtype=torch.bfloat16, device="cpu", kvcache=kv, need_sort=False
+    )
+    params = CacheInitParams(
+        disable=False,
+        req_to_token_pool=pool,
+        token_to_kv_pool_allocator=allocator,
+        page_size=1,
+        tree_components=(ComponentType.FULL, ComponentType.MAMBA),
+        enable_mamba_extra_buffer=True,
+    )
+    if contestant != "marconi":
+        params.tree_core_backend = contestant.removeprefix("stock-")
+        cache = UnifiedRadixCache(params=params)
+        assert cache._tree_core_backend == params.tree_core_backend, "SGLang fell back to another core"
+        return cache
+    our_components(params)
+    cache = MarconiRadixCache(params=params)
+    config = MarconiConfig()
+    # worth and prices of Nemotron-H-8B; a slot each, so KV costs nothing here, as in separate pools
+    currency = Currency(linear=1.6e10, quadratic=1.6e4)
+    cache.mamba.adopt(config, build_keeper(config, currency), CheckpointLedger(), CacheStats())
+    pool.mamba_initial_tracking_slots = 0
+    return cache
+
+
+class Driver:
+    """Takes requests through one cache; `spent` has the ns of the last one by phase, `evictions` of each call."""
+
+    def __init__(self, contestant: str, **sizes: int) -> None:
+        self.contestant = contestant
+        self.cache = build(contestant, **sizes)
+        self.spent = dict.fromkeys(PHASES, 0)
+        self.evictions: list[int] = []
+        self.hit_tokens = 0
+        self._plan = self._planner()
+        self._evicting = 0
+        original = self.cache.evict_for_alloc
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            started = time.thread_time_ns()
+            try:
+                return original(*args, **kwargs)
+            finally:
+                took = time.thread_time_ns() - started
+                self._evicting += took
+                self.evictions.append(took)
+
+        self.cache.evict_for_alloc = timed
+
+    def _planner(self) -> Callable[[Req], None]:
+        if self.contestant == "marconi":
+            return self.cache.mamba.plan_request
+        batch = SimpleNamespace(
+            model_config=SimpleNamespace(hf_text_config=SimpleNamespace(mamba_chunk_size=CHUNK_TOKENS)),
+            tree_cache=self.cache,
+            req_to_token_pool=self.cache.req_to_token_pool,
+        )
+        return lambda req: ScheduleBatch._mamba_radix_cache_v2_req_prepare_for_extend(batch, req)
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        """Evictions are booked to their own phase, wherever they happen."""
+        evicting, started = self._evicting, time.thread_time_ns()
+        yield
+        took, evicted = time.thread_time_ns() - started, self._evicting - evicting
+        self.spent[phase] += took - evicted
+        self.spent["evict"] += evicted
+
+    def serve(self, number: int, prompt: array, output: array) -> dict[str, int]:
+        """One request from its match to its end; returns its ns by phase."""
+        self.spent = dict.fromkeys(PHASES, 0)
+        req = self.match(number, prompt, len(output))
+        self.hit_tokens = req.prefix_len
+        self.prefill(req)
+        self.finish(req, output)
+        return self.spent
+
+    def match(self, number: int, prompt: array, output_tokens: int) -> Req:
+        """A request that has found its prefix, and locks it."""
+        req = Req(str(number), "", prompt, SamplingParams(temperature=0, max_new_tokens=output_tokens))
+        with self._timed("match"):
+            req.init_next_round_input(self.cache)
+            req.lock = self.cache.lock(req.last_node)
+        req.extend_end = len(prompt)
+        return req
+
+    def prefill(self, req: Req) -> None:
+        """Its room, its plan, and what is published after its forward pass."""
+        cache, pool, hit = self.cache, self.cache.req_to_token_pool, req.prefix_len
+        with self._timed("plan"):
+            rows = alloc_req_slots(pool, [req], cache)
+            prefix = cache.prefix_device_indices(req) if hit else None
+            fresh = alloc_token_slots(cache, req.extend_len)
+        if hit:
+            pool.write((rows[0], slice(0, hit)), prefix)
+        pool.write((rows[0], slice(hit, req.extend_end)), fresh)
+        req.kv.kv_allocated_len = req.kv.kv_committed_len = req.extend_end
+        with self._timed("plan"):
+            self._plan(req)
+        if self.contestant == "marconi":
+            for checkpoint in self.cache.mamba.ledger.unwritten(req):
+                checkpoint.written = True
+        with self._timed("insert"):
+            checkpoint_kv_cache(req, cache)
+
+    def finish(self, req: Req, output: array, *, keep: bool = True) -> None:
+        """Its answer, whose last token has no KV, and its end; without `keep` as after an abort."""
+        begin = req.kv.kv_committed_len
+        end = begin + len(output) - 1
+        with self._timed("finish"):
+            fresh = alloc_token_slots(self.cache, len(output) - 1)
+        self.cache.req_to_token_pool.write((req.kv.req_pool_idx, slice(begin, end)), fresh)
+        req.kv.kv_allocated_len = req.kv.kv_committed_len = end
+        req.output_ids.extend(output)
+        req.finished_reason = FINISH_LENGTH(length=len(output))
+        if self.contestant != "marconi" and end // CHUNK_TOKENS > begin // CHUNK_TOKENS:
+            req.kv.mamba_last_track_seqlen = end // CHUNK_TOKENS * CHUNK_TOKENS  # tracked during decode
+        with self._timed("finish"):
+            release_kv_cache(req, self.cache, checkpoint=keep)
