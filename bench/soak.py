@@ -3,7 +3,7 @@
 Short prompts that share, fork and come back; a sample of the answers is compared with a server whose prefix cache is
 off. Fails on a leaked slot, a wrong answer, a dead server, an error in its log, or memory that keeps growing.
 
-    python bench/soak.py [--requests 20000] [--ranks 2] [--json FILE]
+    python bench/soak.py [--requests 20000] [--ranks 2 --slow-rank] [--policy marconi --kill-tuner] [--json FILE]
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import Progress
+from soak_troubles import kill_tuners, memory_mb, slow_down_rank
 
 from marconi_ext.engine_options import CPU_OPTIONS, environment, to_flags
 from marconi_ext.errors import CheckFailedError
@@ -90,29 +91,18 @@ async def disturb(http: aiohttp.ClientSession, url: str, prompt: np.ndarray, fat
             return
 
 
-def memory_mb(server: Server) -> float:
-    """Resident memory of the server's process group."""
-    total = 0
-    for status in Path("/proc").glob("[0-9]*/status"):
-        try:
-            text, group = (
-                status.read_text(),
-                (status.parent / "stat").read_text().rsplit(")", 1)[1].split()[2],
-            )
-        except OSError:
-            continue
-        if int(group) == server._process.pid:
-            total += int(text.split("VmRSS:")[1].split()[0]) if "VmRSS:" in text else 0
-    return total / 1024
-
-
-async def soak(live: Server, plain: Server, requests: int, concurrency: int, seed: int) -> dict:
+async def soak(
+    live: Server, plain: Server, requests: int, concurrency: int, seed: int, *, killing: bool, slowing: bool
+) -> dict:
     """Send it all. Returns counts and figures; raises CheckFailedError at the first wrong answer."""
     traffic, counts = Traffic(seed), Counter()
     memory: list[tuple[int, float]] = []
     gate = asyncio.Semaphore(concurrency)
     timeout = aiohttp.ClientTimeout(total=600)
     began = time.monotonic()
+    troubles = [asyncio.create_task(kill_tuners(live, counts))] if killing else []
+    if slowing:
+        troubles.append(asyncio.create_task(slow_down_rank(live, counts, seed)))
     async with aiohttp.ClientSession(timeout=timeout) as http:
         with Progress(console=Console(stderr=True)) as progress:
             task = progress.add_task("requests", total=requests)
@@ -144,6 +134,11 @@ async def soak(live: Server, plain: Server, requests: int, concurrency: int, see
                 if (start // FLUSH_EVERY) % 2:
                     live.flush_cache()
                     counts["flushes"] += 1
+    for trouble in troubles:
+        trouble.cancel()
+    for ended in await asyncio.gather(*troubles, return_exceptions=True):
+        if not isinstance(ended, asyncio.CancelledError):
+            raise ended
     section = settled(live)
     return {
         "requests": requests,
@@ -177,12 +172,20 @@ def main(
     tokens: Annotated[int, typer.Option(min=4_000)] = 4_500,
     ranks: Annotated[int, typer.Option(min=1, max=2)] = 1,
     policy: Annotated[str, typer.Option(help="As --marconi-eviction.")] = "ours",
+    kill_tuner: Annotated[
+        bool, typer.Option("--kill-tuner", help="Kill its process again and again.")
+    ] = False,
+    slow_rank: Annotated[
+        bool, typer.Option("--slow-rank", help="Hold the second rank now and then.")
+    ] = False,
     server_flags: Annotated[str, typer.Option(help="More flags for the server under test.")] = "",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     json: Annotated[Path | None, typer.Option(metavar="FILE")] = None,
 ) -> None:
     """Soak the live engine; exit code 1 where anything is wrong."""
     check_writable(json)
+    if slow_rank and ranks == 1:
+        raise typer.BadParameter("there is one rank; give --ranks 2 as well", param_hint="--slow-rank")
     with tempfile.TemporaryDirectory(prefix="marconi-soak-") as folder:
         model = write_model(Path(folder) / "model", ToyModel(chunk_size=64, vocab=VOCABULARY))
         common = {
@@ -211,7 +214,9 @@ def main(
         ):
             live.start()
             plain.start()
-            result = asyncio.run(soak(live, plain, requests, concurrency, seed))
+            result = asyncio.run(
+                soak(live, plain, requests, concurrency, seed, killing=kill_tuner, slowing=slow_rank)
+            )
             log = live.log_text()
             live.require_alive()
         problems = [sign for sign in LOG_ERRORS if sign in log.replace("consensus checker is enabled", "")]

@@ -63,6 +63,11 @@ class Server:
         """The whole command line."""
         return [*self.spec.command, *self.spec.flags, "--host", "127.0.0.1", "--port", str(self.port)]
 
+    @property
+    def group(self) -> int:
+        """The process group of the server and its children."""
+        return self._process.pid
+
     def start(self, timeout_s: float = 300.0, on_wait: Callable[[float], None] | None = None) -> None:
         """Start and wait until /health answers 200; on_wait is called with the seconds waited so far.
 
@@ -111,7 +116,7 @@ class Server:
 
     def cpu_s(self) -> float:
         """Processor time that the server and its children have used so far, in steps of 10 ms."""
-        ticks = sum(int(fields[11]) + int(fields[12]) for fields in group_stats(self._process.pid))
+        ticks = sum(int(fields[11]) + int(fields[12]) for fields in group_stats(self.group))
         return ticks / os.sysconf("SC_CLK_TCK")
 
     def info(self) -> dict:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 
+from marconi_ext.policies.keeper import Keeper
 from marconi_ext.policies.records import row_of
 
 from .policy import kind_name
@@ -51,24 +52,36 @@ class TreeDumps:
 def dump_tree(cache: MarconiRadixCache, *, with_tokens: bool = False) -> dict[str, Any]:
     """All nodes, parents before children. Stops the scheduler while it walks: about 10 µs a node without tokens."""
     root = cache.tree_core.root_node
+    scores = scores_by_row(cache.mamba.keeper)
     nodes = []
     pending = [(root, 0)]
     while pending:
         node, depth_tokens = pending.pop()
-        nodes.append(_describe(cache, node, depth_tokens, with_tokens))
+        nodes.append(_describe(cache, node, depth_tokens, scores, with_tokens))
         for child in node.children.values():
             pending.append((child, depth_tokens + len(child.key)))
     return {"tick": cache.mamba.keeper.tick, "page_tokens": cache.page_size, "nodes": nodes}
+
+
+def scores_by_row(keeper: Keeper) -> dict[int, float]:
+    """What the policy thinks of each state that is held, in its own unit: the lowest goes first."""
+    rows = keeper.book.live_rows()
+    if not len(rows):
+        return {}
+    return dict(
+        zip(rows.tolist(), keeper.eviction.scores(keeper.book, rows, keeper.tick).tolist(), strict=True)
+    )
 
 
 def _describe(
     cache: MarconiRadixCache,
     node: UnifiedTreeNode,
     depth_tokens: int,
+    scores: dict[int, float],
     with_tokens: bool,
 ) -> dict[str, Any]:
     """One node. kind, age_ticks (requests since it served), uses: of its record, which outlives the state;
-    access: larger is more recent."""
+    score: see `scores_by_row`; access: larger is more recent."""
     kv, mamba = node.component_data[ComponentType.FULL], node.component_data[ComponentType.MAMBA]
     row, keeper = row_of(node), cache.mamba.keeper
     described = {
@@ -81,6 +94,7 @@ def _describe(
         "kind": None if row < 0 else kind_name(keeper.book.kind[row]),
         "age_ticks": None if row < 0 else int(keeper.tick - keeper.book.last_use[row]),
         "uses": None if row < 0 else int(keeper.book.uses[row]),
+        "score": scores.get(row),
         "access": node.last_access_time,
         "kv_locks": kv.lock_ref,
         "state_locks": mamba.lock_ref,

@@ -61,6 +61,7 @@ def test_nodes_by_hand(cache: Any) -> None:
     assert root["parent"] is None and shared["parent"] == root["id"] and gone["parent"] == shared["id"]
     assert (shared["kind"], shared["state"], shared["age_ticks"]) == ("branch", "device", 2)
     assert (gone["kind"], gone["state"], gone["kv"]) == ("prompt-end", None, "device")
+    assert gone["score"] is root["score"] is None and shared["score"] == last["score"] is not None
     assert (last["kind"], last["state_locks"]) == ("last-token", 1)
 
 

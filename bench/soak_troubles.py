@@ -1,0 +1,72 @@
+"""What `soak.py` does to a server from outside: kills its tuner, holds one rank, and reads its memory."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from marconi_ext.policies import tuner_process
+from marconi_ext.server import Server
+
+KILL_EVERY_S = 8.0
+SECOND_RANK = "sglang::scheduler_TP1"
+
+
+def processes(server: Server) -> Iterator[Path]:
+    """The folders in /proc of a server's processes."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if int((folder / "stat").read_text().rsplit(")", 1)[1].split()[2]) == server.group:
+                yield folder
+
+
+def named(server: Server, word: str) -> list[int]:
+    """Ids of the server's processes whose command line has `word` in it."""
+    found = []
+    for folder in processes(server):
+        with contextlib.suppress(OSError):
+            if word.encode() in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+    return found
+
+
+def memory_mb(server: Server) -> float:
+    """Resident memory of the server's process group."""
+    total = 0
+    for folder in processes(server):
+        with contextlib.suppress(OSError):
+            text = (folder / "status").read_text()
+            total += int(text.split("VmRSS:")[1].split()[0]) if "VmRSS:" in text else 0
+    return total / 1024
+
+
+async def kill_tuners(live: Server, counts: Counter) -> None:
+    """Kill a rank's tuner process as soon as it is seen, then leave the next ones alone for a while."""
+    while True:
+        for pid in named(live, tuner_process.__name__)[:1]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                counts["tuners_killed"] += 1
+            await asyncio.sleep(KILL_EVERY_S)
+        await asyncio.sleep(0.02)
+
+
+async def slow_down_rank(live: Server, counts: Counter, seed: int) -> None:
+    """Hold the second rank's scheduler for 20 to 300 ms, again and again."""
+    rng = np.random.default_rng(seed)
+    (pid,) = named(live, SECOND_RANK)
+    while True:
+        await asyncio.sleep(float(rng.uniform(0.2, 1.5)))
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            await asyncio.sleep(float(rng.uniform(0.02, 0.3)))
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        counts["rank_held"] += 1
