@@ -29,6 +29,7 @@ from marconi_ext.policies.records import TreeRecords, row_of
 from marconi_ext.policies.serving import Match, Plan, Serving
 from marconi_ext.policies.tuner import Marconi
 
+from .host_tier import bring_forward
 from .kv_eviction import DeadLeaves
 from .ledger import CheckpointLedger, PendingCheckpoint
 from .policy import kind_name, saved_kinds
@@ -470,6 +471,19 @@ class MarconiMambaComponent(MambaComponent):
         if node is not None:
             self._evict_device_cursor = node
         return super()._evict_device_next_node(tracker, device_frees, host_frees, cache_actions=cache_actions)
+
+    def drive_host_eviction(
+        self, num_tokens: int, tracker: dict[Any, int], *args: Any, **kwargs: Any
+    ) -> None:
+        """As stock, one state at a time, the least valuable first. With session references in stock's order."""
+        core, kind = self.tree_core, self.component_type
+        if core.enable_session_radix_cache:
+            super().drive_host_eviction(num_tokens, tracker, *args, **kwargs)
+            return
+        while (held := tracker[kind]) < num_tokens and bring_forward(self.keeper, core.host_lru_lists[kind]):
+            super().drive_host_eviction(held + 1, tracker, *args, **kwargs)
+            if tracker[kind] == held:
+                return
 
     def _victim(self) -> UnifiedTreeNode | None:
         row, self._chosen = self._chosen, -1

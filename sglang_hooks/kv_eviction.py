@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Any
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 from sglang.srt.mem_cache.unified_cache.components.full import FullComponent
 
+from .host_tier import Utility, utilities
+
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeCore, UnifiedTreeNode
 
     from .component import MarconiMambaComponent
@@ -57,7 +61,8 @@ class DeadLeaves:
 class MarconiFullComponent(FullComponent):
     """Stock's KV component with our order of leaves, where stock's would be plain LRU.
 
-    With a host tier, sessions or another `--radix-eviction-policy`, stock's order is kept.
+    With a host tier or session references stock's walk sorts the leaves by our key, referenced ones last; another
+    `--radix-eviction-policy` (priorities, say) keeps its own order.
     """
 
     @property
@@ -83,6 +88,7 @@ class MarconiFullComponent(FullComponent):
 
     def _evict_device_start(self, request_cnt: int) -> None:
         if not self._ours:
+            self._rank(self.tree_core.evictable_device_leaves)
             super()._evict_device_start(request_cnt)
             return
         self._evict_device_request_cnt = request_cnt
@@ -98,3 +104,21 @@ class MarconiFullComponent(FullComponent):
         if leaf is None:
             leaf = self._mamba.least_valuable_leaf()
         return None if leaf is None else leaf.id
+
+    def drive_host_eviction(self, *args: Any, **kwargs: Any) -> None:
+        """As stock, the least valuable leaf first."""
+        self._rank(self.tree_core.evictable_host_leaves)
+        super().drive_host_eviction(*args, **kwargs)
+
+    def _rank(self, leaves: Collection[UnifiedTreeNode]) -> None:
+        """Set the key by which stock's walk over `leaves`, and over parents that become leaves, sorts them."""
+        if self._mamba.keeps_stock_order:
+            return
+        keeper = self._mamba.keeper
+        ranked = utilities(keeper, leaves)
+
+        def key(node: UnifiedTreeNode) -> tuple[int, Utility]:
+            utility = ranked.get(node) or utilities(keeper, [node])[node]
+            return self.session_ref(node), utility
+
+        self.session_ref_eviction_strategy = key

@@ -1,0 +1,102 @@
+"""What a host tier demotes and drops first: KV without a state, then the state of the lowest score."""
+
+from __future__ import annotations
+
+from array import array
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from sglang.srt.mem_cache.radix_cache import RadixKey
+from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
+from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedLRUList, UnifiedTreeNode
+
+from marconi_ext.policies.checkpoints import CheckpointBook, Kind
+from marconi_ext.policies.eviction import Currency, Lru
+from marconi_ext.policies.keeper import Keeper
+from marconi_ext.policies.records import TreeRecords
+from sglang_hooks import host_tier
+from sglang_hooks.host_tier import bring_forward, utilities
+
+TYPES = (ComponentType.FULL, ComponentType.MAMBA)
+
+
+class ByDepth(Lru):
+    """A short prefix is worth the least."""
+
+    def scores(self, book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray:
+        return book.depth[rows].astype(float)
+
+
+class Tree:
+    """Leaves below one root, each with a state on the device, on the host, or none."""
+
+    def __init__(self) -> None:
+        self.keeper = Keeper(None, ByDepth(), Currency())
+        self.records = TreeRecords(self.keeper, lambda node: len(node.key))
+        self.root = self._node(None, [])
+
+    def leaf(self, tokens: int, tier: str | None) -> UnifiedTreeNode:
+        made = self._node(self.root, [7] * tokens)
+        if tier is not None:
+            self.keeper.saved(self.records.record(made, tokens, Kind.LAST_TOKEN))
+            data = made.component_data[ComponentType.MAMBA]
+            data.value, data.host_value = (1, None) if tier == "device" else (None, 1)
+            if tier == "host":
+                self.keeper.evicted(made.record)
+        return made
+
+    def _node(self, parent: UnifiedTreeNode | None, tokens: list[int]) -> UnifiedTreeNode:
+        made = UnifiedTreeNode(TYPES)
+        made.parent, made.key = parent, RadixKey(array("q", tokens))
+        if parent is not None:
+            parent.children[made.id] = made
+        return made
+
+
+def test_kv_without_a_state_goes_first_then_the_lowest_score() -> None:
+    tree = Tree()
+    wanted = [
+        tree.leaf(90, None),
+        tree.leaf(10, None),
+        tree.leaf(20, "host"),
+        tree.leaf(30, "device"),
+        tree.leaf(40, "host"),
+    ]
+    found = utilities(tree.keeper, wanted[::-1])
+    assert sorted(wanted[::-1], key=found.__getitem__) == wanted
+    assert all(found[a] < found[b] for a, b in pairwise(wanted)), "no two are alike"
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_the_chosen_state_is_where_stock_takes_one(locked: bool) -> None:
+    tree = Tree()
+    states = UnifiedLRUList(ComponentType.MAMBA, TYPES, use_host_ptr=True)
+    deep, short, middle = (tree.leaf(tokens, "host") for tokens in (50, 5, 20))
+    for node in (deep, short, middle):
+        states.insert_mru(node)
+    short.component_data[ComponentType.MAMBA].host_lock_ref = int(locked)
+    assert bring_forward(tree.keeper, states)
+    assert states.get_lru_no_host_lock() is (middle if locked else short)
+    assert {node.id for node in (deep, short, middle)} == set(states.cache)
+
+
+def test_nothing_to_take() -> None:
+    tree = Tree()
+    states = UnifiedLRUList(ComponentType.MAMBA, TYPES, use_host_ptr=True)
+    assert not bring_forward(tree.keeper, states)
+    only = tree.leaf(3, "host")
+    states.insert_mru(only)
+    only.component_data[ComponentType.MAMBA].host_lock_ref = 1
+    assert not bring_forward(tree.keeper, states)
+
+
+def test_a_choice_looks_at_the_oldest_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_tier, "WINDOW", 2)
+    tree = Tree()
+    states = UnifiedLRUList(ComponentType.MAMBA, TYPES, use_host_ptr=True)
+    old, older_short, recent_shorter = (tree.leaf(tokens, "host") for tokens in (50, 20, 5))
+    for node in (old, older_short, recent_shorter):
+        states.insert_mru(node)
+    assert bring_forward(tree.keeper, states)
+    assert states.get_lru_no_host_lock() is older_short
