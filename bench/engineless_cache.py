@@ -19,11 +19,13 @@ from sglang.srt.configs.mamba_utils import Mamba2CacheParams, Mamba2StateShape
 from sglang.srt.managers.schedule_batch import FINISH_LENGTH, Req, ScheduleBatch
 from sglang.srt.mem_cache.allocation import alloc_req_slots, alloc_token_slots
 from sglang.srt.mem_cache.allocator import TokenToKVPoolAllocator
+from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams
 from sglang.srt.mem_cache.common import checkpoint_kv_cache, release_kv_cache
 from sglang.srt.mem_cache.memory_pool import HybridLinearKVPool, HybridReqToTokenPool
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
+from sglang.srt.runtime_context import mamba_cache_chunk_size
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.server_args import ServerArgs, set_global_server_args_for_scheduler
 
@@ -36,14 +38,15 @@ from sglang_hooks.stats import CacheStats
 
 CONTESTANTS = ("stock-rust", "stock-python", "marconi")
 PHASES = ("match", "plan", "insert", "finish", "evict")
-CHUNK_TOKENS = 256  # of the model and of stock's decode tracking: Nemotron-H's and SGLang's default
-LAYERS = 2
 
 
-def publish_settings() -> None:
-    """What SGLang's caches read of a server's arguments, for this process."""
+def publish_settings(chunk_tokens: int = 256) -> None:
+    """What SGLang's caches read of a server's arguments, for this process.
+
+    chunk_tokens: of the model, and of stock's tracking during decode; 256 is Nemotron-H's, and SGLang's default
+    """
     args = ServerArgs(model_path="dummy", page_size=1)
-    args._mamba_cache_chunk_size = CHUNK_TOKENS
+    args._mamba_cache_chunk_size = chunk_tokens
     set_global_server_args_for_scheduler(args)
     torch.set_num_threads(1)
 
@@ -111,26 +114,28 @@ def build(
 
 
 class Driver:
-    """Takes requests through one cache; `spent` has the ns of the last one by phase, `evictions` of each call."""
+    """Takes requests through one cache; `spent` has the ns of the last one by phase, `evictions` of each call,
+    by what was wanted."""
 
     def __init__(self, contestant: str, **sizes: int) -> None:
         self.contestant = contestant
         self.cache = build(contestant, **sizes)
         self.spent = dict.fromkeys(PHASES, 0)
-        self.evictions: list[int] = []
+        self.evictions: dict[str, list[int]] = {"KV": [], "state": []}
         self.hit_tokens = 0
+        self._chunk_tokens = mamba_cache_chunk_size()
         self._plan = self._planner()
         self._evicting = 0
         original = self.cache.evict_for_alloc
 
-        def timed(*args: Any, **kwargs: Any) -> Any:
+        def timed(params: EvictParams, **kwargs: Any) -> Any:
             started = time.thread_time_ns()
             try:
-                return original(*args, **kwargs)
+                return original(params, **kwargs)
             finally:
                 took = time.thread_time_ns() - started
                 self._evicting += took
-                self.evictions.append(took)
+                self.evictions["state" if params.mamba_num else "KV"].append(took)
 
         self.cache.evict_for_alloc = timed
 
@@ -138,7 +143,7 @@ class Driver:
         if self.contestant == "marconi":
             return self.cache.mamba.plan_request
         batch = SimpleNamespace(
-            model_config=SimpleNamespace(hf_text_config=SimpleNamespace(mamba_chunk_size=CHUNK_TOKENS)),
+            model_config=SimpleNamespace(hf_text_config=SimpleNamespace(mamba_chunk_size=self._chunk_tokens)),
             tree_cache=self.cache,
             req_to_token_pool=self.cache.req_to_token_pool,
         )
@@ -200,7 +205,8 @@ class Driver:
         req.kv.kv_allocated_len = req.kv.kv_committed_len = end
         req.output_ids.extend(output)
         req.finished_reason = FINISH_LENGTH(length=len(output))
-        if self.contestant != "marconi" and end // CHUNK_TOKENS > begin // CHUNK_TOKENS:
-            req.kv.mamba_last_track_seqlen = end // CHUNK_TOKENS * CHUNK_TOKENS  # tracked during decode
+        tracked = end - end % self._chunk_tokens
+        if self.contestant != "marconi" and tracked > begin:
+            req.kv.mamba_last_track_seqlen = tracked
         with self._timed("finish"):
             release_kv_cache(req, self.cache, checkpoint=keep)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.environ import envs
-from sglang.srt.mem_cache.base_prefix_cache import InsertParams
+from sglang.srt.mem_cache.allocator import TokenToKVPoolAllocator
+from sglang.srt.mem_cache.base_prefix_cache import EvictParams, EvictResult, InsertParams
 from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
+from sglang.srt.mem_cache.unified_cache.unified_tree_core_interface import BaseEvictionResult
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
+from sglang.srt.utils.rank_consensus_checker import rank_consensus
 
 from marconi_ext import __version__
 from marconi_ext.config import MarconiConfig
@@ -115,6 +119,24 @@ class MarconiRadixCache(UnifiedRadixCache):
             return None
         node = core.node_by_id(lock.node)
         return node if depth_of(node) == req.kv.cache_protected_len else None
+
+    @rank_consensus(same_params=["params", "allocation_reclaim_satisfied is not None"], same_results=True)
+    def evict_for_alloc(
+        self, params: EvictParams, *, allocation_reclaim_satisfied: Callable[[], bool] | None = None
+    ) -> EvictResult:
+        """As stock, without its machinery for several tiers: the same victims, freed together at the end."""
+        simple = type(self.token_to_kv_pool_allocator) is TokenToKVPoolAllocator and self.tree_core.plain
+        if not simple or self.disable or self.linker is not None or allocation_reclaim_satisfied is not None:
+            return super().evict_for_alloc(params, allocation_reclaim_satisfied=allocation_reclaim_satisfied)
+        started = time.perf_counter()
+        freed = BaseEvictionResult()
+        try:
+            self.mamba.evict(params.num_tokens, params.mamba_num, freed)
+        finally:
+            self._apply_eviction_result(freed)
+        tokens = freed.tracker[ComponentType.FULL]
+        self.update_eviction_metrics(tokens, started)
+        return EvictResult(num_tokens_evicted=tokens, mamba_num_evicted=freed.tracker[ComponentType.MAMBA])
 
     def slot_census(self) -> dict[str, int]:
         """State slots by owner. While no request runs, `unaccounted` is 0: free + cached + held = pool."""

@@ -16,6 +16,7 @@ import torch
 from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams, InsertParams, InsertResult, MatchResult
 from sglang.srt.mem_cache.radix_cache import RadixKey
+from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 from sglang.srt.mem_cache.unified_cache.components.base import CacheTransferPhase, EvictLayer
 from sglang.srt.mem_cache.unified_cache.components.mamba import MambaComponent
 from sglang.srt.utils import rank_consensus_checker
@@ -38,6 +39,7 @@ from .stats import CacheStats
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
     from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode
+    from sglang.srt.mem_cache.unified_cache.unified_tree_core_interface import BaseEvictionResult
 
 
 class MarconiMambaComponent(MambaComponent):
@@ -64,6 +66,7 @@ class MarconiMambaComponent(MambaComponent):
         self._plans: dict[Req, Plan] = {}
         self._pending: dict[int, PendingCheckpoint] = {}  # by row
         self._chosen = -1  # row that `_take_slot` decided to evict
+        self._evicts_states = False  # this eviction is for want of a slot
         self._passed_over: set[int] = set()  # rows that this eviction walk offered already
         stats.states_by_kind = self.states_by_kind
         self.tuner = None
@@ -159,8 +162,9 @@ class MarconiMambaComponent(MambaComponent):
         if self.cache.page_size == 1 and depth == len(ids) - 1:
             key = RadixKey(ids[-1:], req.extra_key, cache_salt=req.cache_salt)
             ahead = last.children.get(key.child_key(1))
-        # A copy: SGLang appends to this array, which Python refuses while somebody has a view of it.
-        plan = self.serving.begin(Match(path, served, len(ids), req.prefix_len, ahead, np.array(ids)))
+        # A view for the call alone: SGLang appends to this array, which Python refuses while somebody has one.
+        tokens = np.frombuffer(ids, np.int64)
+        plan = self.serving.begin(Match(path, served, len(ids), req.prefix_len, ahead, tokens))
         if self.tuner is not None:
             self.tuner.step(self.keeper.tick)
         if not req.retracted_stain:
@@ -422,6 +426,29 @@ class MarconiMambaComponent(MambaComponent):
 
     # ---- eviction ----
 
+    def evict(self, tokens: int, states: int, freed: BaseEvictionResult) -> None:
+        """Take leaves out of the tree until `tokens` of KV are free, then states until `states` are."""
+        core = self.tree_core
+        frees = freed.device_frees, freed.host_frees, freed.cache_actions
+        while freed.tracker[ComponentType.FULL] < tokens:
+            leaf = self.dead_leaves.pop(core) or self.least_valuable_leaf()
+            if leaf is None:
+                break
+            core._delete_unbacked_device_leaf(leaf, freed.tracker, *frees)
+        self._evicts_states = True
+        try:
+            while freed.tracker[self.component_type] < states:
+                node = self._victim()
+                if node is None:
+                    break
+                core._evict_component_and_detach_lru(node, self, *frees, tracker=freed.tracker)
+                core._update_evictable_leaf_sets(node)
+                if not node.children:
+                    self.dead_leaves.add(node)
+        finally:
+            self._evicts_states = False
+            self._passed_over.clear()
+
     def evict_component(
         self, node: UnifiedTreeNode, *args: Any, target: EvictLayer = EvictLayer.DEVICE, **kwargs: Any
     ) -> tuple[int, int]:
@@ -430,7 +457,7 @@ class MarconiMambaComponent(MambaComponent):
         freed = super().evict_component(node, *args, target=target, **kwargs)
         row = row_of(node)
         if held and row >= 0 and self.keeper.book.live[row]:
-            reason = "pool-full" if self.is_evict_device_ongoing else "kv-evicted"
+            reason = "pool-full" if self.is_evict_device_ongoing or self._evicts_states else "kv-evicted"
             self.stats.evicted(kind_name(self.keeper.book.kind[row]), reason)
             self.keeper.evicted(row)
         return freed

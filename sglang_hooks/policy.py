@@ -31,7 +31,8 @@ _NAMES = {
 
 def kind_name(kind: int) -> str:
     """What operators call a kind of checkpoint."""
-    return _NAMES.get(Kind(kind), Kind(kind).name.lower())
+    name = _NAMES.get(kind)
+    return Kind(kind).name.lower() if name is None else name
 
 
 def saved_kinds(config: MarconiConfig) -> set[Kind]:

@@ -34,6 +34,8 @@ class Currency:
 
     def whole_cost_bytes(self, book: CheckpointBook, rows: np.ndarray) -> np.ndarray:
         """Bytes that each row holds in place: with a leaf's state go all its KV up to the next live state."""
+        if self.kv_bytes_per_token == 0:
+            return np.full(len(rows), self.state_bytes)
         alone = np.where(book.leaf_tokens[rows] > 0, book.depth[rows] - book.above[rows], 0)
         return self.state_bytes + self.kv_bytes_per_token * alone
 

@@ -65,8 +65,12 @@ class Keeper:
     ) -> PromptFacts:
         """What admission plans from, before the request is inserted. `path` as in `use`."""
         book = self.book
-        ghosts = [row for row in path if not book.live[row] and book.depth[row] > hit_tokens]
-        forks = [row for row in ghosts if book.fanout[row] > 1 and book.fate[row] != Fate.NEVER]
+        depths, fanouts = book.depth[path].tolist(), book.fanout[path].tolist()
+        forks = [
+            depth
+            for row, depth, fanout in zip(path, depths, fanouts, strict=True)
+            if fanout > 1 and depth > hit_tokens and not book.live[row] and book.fate[row] != Fate.NEVER
+        ]
         return PromptFacts(
             prompt_tokens=prompt_tokens,
             sequence_tokens=sequence_tokens,
@@ -74,9 +78,11 @@ class Keeper:
             kv_tokens=kv_tokens,
             diverges=diverges,
             boundaries=boundaries,
-            proven_forks=tuple(int(book.depth[row]) for row in forks),
-            records=tuple(zip(book.depth[path].tolist(), book.kind[path].tolist(), strict=True)),
-            parted_tokens=max((int(book.depth[row]) for row in path if book.fanout[row] > 1), default=0),
+            proven_forks=tuple(forks),
+            records=tuple(zip(depths, book.kind[path].tolist(), strict=True)),
+            parted_tokens=max(
+                (d for d, fanout in zip(depths, fanouts, strict=True) if fanout > 1), default=0
+            ),
             tokens=tokens,
         )
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from marconi_ext.policies.checkpoints import CheckpointBook, Kind
 from marconi_ext.policies.eviction import Currency
-from marconi_ext.policies.reuse_index import ReuseIndex, age_bucket
+from marconi_ext.policies.reuse_index import ReuseIndex
 
 REFRESH_REQUESTS = 64
 DEMAND_REQUESTS = 8  # ghosts' demand is recounted this often, and kept up by events in between
@@ -68,9 +68,8 @@ class LearnedIndex:
     def request(self, book: CheckpointBook, path: list[int], served: int, tick: int) -> None:
         self._fit(len(book.live))
         self._from_chain, self._tick = 0, tick
-        path = [row for row in path if self._known[row]]
-        if path:
-            deepest = path[-1]
+        deepest = next((row for row in reversed(path) if self._known[row]), -1)
+        if deepest >= 0:
             self._credit(book, deepest, tick)
             # a conversation that begins at a fork has no uses yet, however often the fork had
             self._from_chain = int(self._chain[deepest]) if book.fanout[deepest] < 2 else 0
@@ -114,7 +113,7 @@ class LearnedIndex:
         if not self._known[row]:
             return
         self._account(row, tick)
-        self.index.used(int(self._label[row]), tick - self._use[row])
+        self.index.used(int(self._label[row]), tick - int(self._use[row]))
         if not book.children[row] and self._chain[row] == 0:
             fork = self._fork(book, row)
             if fork >= 0:
@@ -128,8 +127,8 @@ class LearnedIndex:
 
     def _account(self, row: int, tick: int) -> None:
         if tick > self._counted[row]:
-            ages = np.array([self._counted[row] - self._use[row]]), np.array([tick - self._use[row]])
-            self.index.expose(self._label[row : row + 1], *ages)
+            use = int(self._use[row])
+            self.index.expose_one(int(self._label[row]), int(self._counted[row]) - use, tick - use)
             self._counted[row] = tick
 
     def _relabel(self, book: CheckpointBook, row: int, tick: int) -> None:
@@ -156,9 +155,9 @@ class LearnedIndex:
 
     def _fork(self, book: CheckpointBook, row: int) -> int:
         """The nearest record above that has forked, or -1."""
-        row = int(book.parent[row])
-        while row >= 0 and book.fanout[row] < 2:
-            row = int(book.parent[row])
+        row = book.parent.item(row)
+        while row >= 0 and book.fanout.item(row) < 2:
+            row = book.parent.item(row)
         return row
 
     def _kind(self, book: CheckpointBook, row: int) -> int:
@@ -168,12 +167,12 @@ class LearnedIndex:
         )  # a boundary from which requests parted is a branch
 
     def _classify(self, book: CheckpointBook, row: int) -> int:
-        if book.children[row] or book.kind[row] in _INSIDE:
+        if book.children[row] or book.kind.item(row) in _INSIDE:
             # one that served again and again lies just above a fork, if not at one
-            forks = max(int(book.fanout[row]) - 1, int(self._again[row]) - 1, 0)
+            forks = max(book.fanout.item(row) - 1, self._again.item(row) - 1, 0)
             group = 0 if forks == 0 else 1 if forks == 1 else 2 if forks < 4 else 3
             return TAIL_CLASSES + 4 * group + min(self._kind(book, row), 3)
-        chain = int(self._chain[row])
+        chain = self._chain.item(row)
         if chain:
             return 5 if chain == 1 else 6 if chain < 5 else 7
         fork = self._fork(book, row)
@@ -196,20 +195,26 @@ class LearnedIndex:
     def _above(self, book: CheckpointBook, rows: np.ndarray) -> np.ndarray:
         """Depth of the nearest live state above that will last: a superseded one that only a running request
         holds gives its slot to the next newcomer, so what follows it isn't worth less for it."""
-        owners = book.owner[rows]
-        passing = (owners >= 0) & (book.pins[owners] > 0) & (book.fanout[owners] < 2)
-        passing &= book.kind[owners] != Kind.BRANCH
-        return np.where(passing, book.above[owners], book.above[rows])
+        owners, above = book.owner[rows], book.above[rows]
+        passing = np.flatnonzero((book.pins[owners] > 0) & (owners >= 0))
+        if len(passing):  # few states are held at a time
+            held = owners[passing]
+            passes = (book.fanout[held] < 2) & (book.kind[held] != Kind.BRANCH)
+            above[passing[passes]] = book.above[held[passes]]
+        return above
 
     def _indices(self, rows: np.ndarray, tick: int) -> np.ndarray:
-        return self.index.value[self._label[rows], age_bucket(tick - self._use[rows])]
+        return self.index.at(self._label[rows], tick - self._use[rows])
 
     def _demand(self, book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray:
         """Index of the best ghost known below each row; 0 where it is gone, live again or served by another."""
-        heirs = self._heir[rows]
-        valid = (heirs >= 0) & self._known[heirs] & ~book.live[heirs]
+        demand, all_heirs = np.zeros(len(rows)), self._heir[rows]
+        having = np.flatnonzero(all_heirs >= 0)
+        heirs, rows = all_heirs[having], rows[having]
+        valid = self._known[heirs] & ~book.live[heirs]
         valid &= (book.owner[heirs] == rows) | ~book.live[rows]
-        return np.where(valid, self._indices(heirs, tick), 0.0)
+        demand[having[valid]] = self._indices(heirs[valid], tick)
+        return demand
 
     def _recount_demand(self, book: CheckpointBook, tick: int) -> None:
         """Look whether other ghosts are better now than those followed, which have aged."""

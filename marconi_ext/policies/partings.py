@@ -145,6 +145,8 @@ class Partings:
             added: dict[Place, float] = {}
             seen: dict[Place, int] = {}
             for (_, gains), weight, already in zip(self._gains, weights, had, strict=True):
+                if gains and max(gains.values()) <= already:
+                    continue
                 for place, gain in gains.items():
                     if gain > already:
                         added[place] = added.get(place, 0.0) + weight * (gain - already)

@@ -11,6 +11,8 @@ to a tail): hazard = pooled hazard at this age × the class's factor, each belie
 
 from __future__ import annotations
 
+from bisect import bisect_right
+
 import numpy as np
 
 BUCKETS = 33
@@ -18,6 +20,9 @@ _EDGES = np.concatenate([[0.0], 2.0 ** (np.arange(BUCKETS) / 2)])  # bucket k: a
 _WIDTHS = np.diff(_EDGES)
 _LOWER = np.maximum(_EDGES[:-1], 1.0)
 _UPPER_TRIANGLE = np.triu(np.ones((BUCKETS, BUCKETS)))  # [from, to], to >= from
+_EDGES_LIST = _EDGES.tolist()
+# of ages in whole requests, up to the last bucket's first: looking one up costs less than a search
+_BUCKET_OF = (_EDGES.searchsorted(np.arange(int(_EDGES[BUCKETS - 1]) + 1), side="right") - 1).astype(np.int8)
 PRIOR_USES = 2.0  # expected uses after which a class is believed as much as its prior, a bucket as its class
 
 
@@ -43,9 +48,23 @@ class ReuseIndex:
         self.value = np.zeros((classes, BUCKETS))
         self.refresh(0)
 
-    def used(self, label: int, age: float) -> None:
+    def at(self, labels: np.ndarray, ages: np.ndarray) -> np.ndarray:
+        """The index of records of these classes and ages (integers, >= 0)."""
+        return self.value.take(labels * BUCKETS + _BUCKET_OF.take(ages, mode="clip"))
+
+    def used(self, label: int, age: int) -> None:
         """A record of class `label` was used at this age."""
-        self.uses[label, int(age_bucket(np.float64(age)))] += 1
+        self.uses[label, min(bisect_right(_EDGES_LIST, age) - 1, BUCKETS - 1)] += 1
+
+    def expose_one(self, label: int, from_age: int, to_age: int) -> None:
+        """As `expose`, for one record."""
+        first = min(bisect_right(_EDGES_LIST, from_age) - 1, BUCKETS - 1)
+        last = min(bisect_right(_EDGES_LIST, max(to_age - 1e-9, from_age)) - 1, BUCKETS - 1)
+        low, exposure = float(from_age), self.exposure[label]
+        for bucket in range(first, last):
+            exposure[bucket] += _EDGES_LIST[bucket + 1] - low
+            low = _EDGES_LIST[bucket + 1]
+        exposure[last] += to_age - low
 
     def expose(self, labels: np.ndarray, from_age: np.ndarray, to_age: np.ndarray) -> None:
         """Records of these classes lived from one age to another without a use."""

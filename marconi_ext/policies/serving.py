@@ -7,8 +7,10 @@ component and the simulator that `marconi verify` compares it with both run this
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -74,11 +76,12 @@ class Serving:
         What was evicted since the match, to make room for the request itself, is left out.
         """
         keeper, alive = self.keeper, self.records.alive
-        path = [(depth, node) for depth, node in match.path if alive(node)]
+        path = [place for place in match.path if alive(place[1])]
         keeps_ahead = match.ahead is not None and len(path) == len(match.path) and alive(match.ahead)
-        match = replace(match, path=path, ahead=match.ahead if keeps_ahead else None)
+        tokens = match.tokens
+        match = replace(match, path=path, ahead=match.ahead if keeps_ahead else None, tokens=None)
         keeper.tick += 1
-        rows = [row_of(node) for _, node in path if row_of(node) >= 0]
+        rows = [row for _, node in path if (row := row_of(node)) >= 0]
         served = -1 if match.served is None else row_of(match.served)
         children = len(path[-1][1].children) if path else 0
         first_seen = children == 1 and row_of(path[-1][1]) < 0
@@ -94,9 +97,9 @@ class Serving:
             kv_tokens=match.kv_tokens,
             diverges=children > 0,
             boundaries=boundaries,
-            tokens=match.tokens,
+            tokens=tokens,
         )
-        plan = Plan(replace(match, tokens=None), lost, self._wanted(facts))
+        plan = Plan(match, lost, self._wanted(facts))
         self._expect_child(plan)
         return plan
 
@@ -143,7 +146,8 @@ class Serving:
         for offer in self.keeper.admission.plan(facts):
             depth = offer.depth_tokens // self.page_tokens * self.page_tokens
             if offer.kind in self.kinds and facts.hit_tokens < depth <= facts.prompt_tokens:
-                wanted.setdefault(depth, replace(offer, depth_tokens=depth))
+                exact = depth == offer.depth_tokens
+                wanted.setdefault(depth, offer if exact else replace(offer, depth_tokens=depth))
         return [wanted[depth] for depth in sorted(wanted)]
 
     def _expect_child(self, plan: Plan) -> None:
@@ -160,13 +164,17 @@ class Serving:
                 return None, None
             at_end = depth == match.kv_tokens + self.records.edge_tokens(match.ahead)
             return (match.ahead, None) if at_end else (None, match.ahead)
-        for end, node in match.path:
-            if end >= depth and alive(node):
+        begin = bisect_left(match.path, depth, key=itemgetter(0))
+        for end, node in match.path[begin:]:
+            if alive(node):
                 return (node, None) if end == depth else (None, node)
         return None, None
 
     def _row_above(self, plan: Plan, depth: int) -> int:
         path = plan.match.path
-        above = [(end, row_of(node)) for end, node in path if end < depth and row_of(node) >= 0]
-        above += [(end, row) for row, end in plan.homeless.items() if end < depth]
+        above = [(end, row) for row, end in plan.homeless.items() if end < depth]
+        for end, node in reversed(path):
+            if end < depth and (row := row_of(node)) >= 0:
+                above.append((end, row))
+                break
         return max(above)[1] if above else -1

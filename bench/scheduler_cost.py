@@ -1,0 +1,174 @@
+"""What a request costs the scheduler: its match, plan, inserts and evictions, beside stock SGLang's two tree cores.
+
+    python bench/scheduler_cost.py [--prompts 1000,4000,16000,64000] [--json FILE]
+
+Agent-like sessions, eight at a time, whose prompts grow over 16 turns from half of the length named to all of it, with
+a shared beginning. The same requests go through three caches in one process, request by request, the order rotating;
+ratios are taken within a request. No model runs. Times are processor time; the garbage collector runs between requests.
+"""
+
+from __future__ import annotations
+
+import gc
+from array import array
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from engineless_cache import CONTESTANTS, PHASES, Driver, publish_settings
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from marconi_ext.output import check_writable, write_json
+from marconi_ext.provenance import provenance
+
+TURNS, SESSIONS, ANSWER_TOKENS = 16, 8, 64
+LIMIT = 1.2  # times the Rust core's
+LIMIT_EVICTION_US = 200.0
+
+
+def agents(length: int, requests: int, rng: np.random.Generator) -> Iterator[tuple[array, array]]:
+    """(prompt, answer): each session's prompt goes on where its last answer ended."""
+    shared = draw(rng, length // 4)
+    histories = [array("q")] * SESSIONS
+    turns = [TURNS] * SESSIONS
+    step = max(length // 2 // TURNS - ANSWER_TOKENS, 8)
+    for _ in range(requests):
+        which = int(rng.integers(SESSIONS))
+        if turns[which] == TURNS:
+            histories[which], turns[which] = shared + draw(rng, length // 4), 0
+        prompt, answer = histories[which] + draw(rng, step), draw(rng, ANSWER_TOKENS)
+        histories[which], turns[which] = prompt + answer, turns[which] + 1
+        yield prompt, answer
+
+
+def draw(rng: np.random.Generator, tokens: int) -> array:
+    return array("q", rng.integers(0, 100_000, tokens).tobytes())
+
+
+def requests_cost(length: int, tight: bool, requests: int, seed: int) -> dict[str, Any]:
+    """µs by contestant, phase and request, after a first part that fills the pools."""
+    publish_settings()
+    states, kv = (
+        (SESSIONS * 4, SESSIONS * length) if tight else (8 * requests, 2 * requests * length // TURNS)
+    )
+    sizes = {"slots": states, "tokens": max(kv, 4 * length), "context_tokens": 2 * length + 1_000}
+    drivers = [Driver(name, **sizes) for name in CONTESTANTS]
+    spent: dict[str, list[dict[str, int]]] = {name: [] for name in CONTESTANTS}
+    hits = dict.fromkeys(CONTESTANTS, 0)
+    label = f"{length:,} tokens, {'tight' if tight else 'ample'} pools"
+    script = agents(length, requests, np.random.default_rng(seed))
+    for number, (prompt, answer) in enumerate(track(script, label, total=requests, console=stderr())):
+        gc.collect(0)
+        for turn in range(3):
+            driver = drivers[(number + turn) % 3]
+            spent[driver.contestant].append(driver.serve(number, prompt, answer))
+            hits[driver.contestant] += driver.hit_tokens
+    skipped = requests // 4
+    matrix = {
+        name: np.array([[one[phase] for phase in PHASES] for one in found[skipped:]]) / 1e3
+        for name, found in spent.items()
+    }
+    return {"case": label, "hits": hits, "us": matrix}
+
+
+def eviction_cost(states: int, calls: int, seed: int) -> dict[str, dict[str, np.ndarray]]:
+    """µs of each eviction call by contestant and by what is wanted, in a tree that holds `states`."""
+    publish_settings(chunk_tokens=16)
+    rng = np.random.default_rng(seed)
+    found: dict[str, dict[str, np.ndarray]] = {name: {} for name in CONTESTANTS}
+    for wanted in ("state", "KV"):
+        slots, tokens = (states, 100 * states) if wanted == "state" else (2 * states, 24 * states)
+        drivers = [Driver(name, slots=slots, tokens=tokens, context_tokens=512) for name in CONTESTANTS]
+        for driver in drivers:
+            number = 0
+            label = f"{driver.contestant}: {states:,} states, {wanted} wanted"
+            for _ in track(range(calls), label, console=stderr()):
+                before = len(driver.evictions[wanted])
+                while len(driver.evictions[wanted]) == before:
+                    number += 1
+                    driver.serve(number, draw(rng, 33), draw(rng, 17))
+            gc.collect()
+            found[driver.contestant][wanted] = np.array(driver.evictions[wanted]) / 1e3
+    return found
+
+
+def ratio(ours: np.ndarray, theirs: np.ndarray, rng: np.random.Generator) -> list[float]:
+    """The median of the ratios within requests, and its 95 % bootstrap interval."""
+    ratios = ours / theirs
+    drawn = np.median(ratios[rng.integers(len(ratios), size=(2_000, len(ratios)))], axis=1)
+    return [float(np.median(ratios)), *np.percentile(drawn, (2.5, 97.5)).tolist()]
+
+
+def stderr() -> Console:
+    return Console(stderr=True)
+
+
+def quantiles(values: np.ndarray) -> tuple[float, float]:
+    return float(np.percentile(values, 50)), float(np.percentile(values, 99))
+
+
+def show_case(case: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    """Print one table; returns it as plain data."""
+    totals = {name: matrix.sum(axis=1) for name, matrix in case["us"].items()}
+    table = Table("µs, P50 / P99", *CONTESTANTS, title=case["case"])
+    cells = {}
+    for column, phase in enumerate(PHASES):
+        cells[phase] = {name: quantiles(matrix[:, column]) for name, matrix in case["us"].items()}
+    cells["request"] = {name: quantiles(total) for name, total in totals.items()}
+    for phase, row in cells.items():
+        table.add_row(phase, *(f"{row[name][0]:.0f} / {row[name][1]:.0f}" for name in CONTESTANTS))
+    ratios = {name: ratio(totals["marconi"], totals[name], rng) for name in CONTESTANTS[:2]}
+    texts = [f"{r:.2f} ({low:.2f} – {high:.2f})" for r, low, high in ratios.values()]
+    table.add_row("marconi / this", *texts, "")
+    table.add_row("tokens reused", *(f"{case['hits'][name]:,}" for name in CONTESTANTS))
+    Console().print(table)
+    return {"case": case["case"], "hit_tokens": case["hits"], "us_p50_p99": cells, "marconi_over": ratios}
+
+
+def show_evictions(found: dict[int, dict[str, dict[str, np.ndarray]]]) -> list[dict[str, Any]]:
+    table = Table("µs a call, P50 / P99", *CONTESTANTS, title="Eviction")
+    rows = []
+    for states, by_name in found.items():
+        for wanted in ("state", "KV"):
+            row = {name: quantiles(by_name[name][wanted]) for name in CONTESTANTS}
+            cells = (f"{row[name][0]:.0f} / {row[name][1]:.0f}" for name in CONTESTANTS)
+            table.add_row(f"{states:,} states, {wanted} wanted", *cells)
+            rows.append({"states": states, "wanted": wanted, "us_p50_p99": row})
+    Console().print(table)
+    return rows
+
+
+def numbers(text: str) -> Sequence[int]:
+    return [int(part) for part in text.split(",") if part]
+
+
+def main(
+    prompts: Annotated[str, typer.Option(help="Prompt lengths in tokens.")] = "1000,4000,16000,64000",
+    requests: Annotated[int, typer.Option(min=64, help="Requests a case.")] = 400,
+    states: Annotated[str, typer.Option(help="States held while evictions are timed.")] = "1000,10000",
+    calls: Annotated[int, typer.Option(min=10, help="Eviction calls timed a case.")] = 1_000,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the figures as JSON.")] = None,
+) -> None:
+    """Exit code 0 where a request costs at most 1.2 times the Rust core's, and evictions at most 200 µs at P99."""
+    check_writable(json)
+    rng = np.random.default_rng(seed)
+    cases = [
+        show_case(requests_cost(length, tight, requests, seed), rng)
+        for length in numbers(prompts)
+        for tight in (False, True)
+    ]
+    evictions = show_evictions({count: eviction_cost(count, calls, seed) for count in numbers(states)})
+    if json is not None:
+        write_json(json, {"requests": cases, "evictions": evictions, **provenance(seed)})
+    dear = [case for case in cases if case["marconi_over"]["stock-rust"][0] > LIMIT]
+    slow = [row for row in evictions if row["us_p50_p99"]["marconi"][1] > LIMIT_EVICTION_US]
+    raise typer.Exit(1 if dear or slow else 0)
+
+
+if __name__ == "__main__":
+    typer.run(main)
