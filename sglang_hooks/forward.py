@@ -69,10 +69,14 @@ class ForwardCheckpoints:
             return
         slots = torch.cat([checkpoint.slot for checkpoint in self._checkpoints])
         slots = backend.req_to_token_pool.translate_mamba_indices(slots)
+        on_host = slots.device.type == "cpu"  # nothing to wait for there, so read them once for all layers
         self._plan = CheckpointPlan(
             seq=torch.tensor(self._rows, dtype=torch.int32).to(slots.device, non_blocking=True),
             end=torch.tensor(self._flat_ends, dtype=torch.int64).to(slots.device, non_blocking=True),
             slot=slots.to(torch.int64),
+            host_rows=tuple(zip(self._rows, self._flat_ends, slots.tolist(), strict=True))
+            if on_host
+            else None,
         )
 
     def run_layer(

@@ -16,6 +16,7 @@ adds as much again, are used while they pay.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -29,9 +30,19 @@ GUESS: Place = ("before the end", 181)
 GUESSED_REQUESTS = 64
 KEPT_PARTINGS = 64
 REVIEW_REQUESTS = 32  # without a parting, until the places are judged again
+KEPT_PLACES = 1024  # that have a number
 KEPT_TOKENS = 48  # candidates for separators
 LOOK_BACK = 8  # tokens before a parting that become candidates
 DISTANCES = tuple(int(2 ** (k / 2)) for k in range(6, 25))  # 8 to 4096, by half octaves
+
+
+@dataclass(frozen=True, slots=True)
+class _Gains:
+    """What one parting would have gained: by place, and the places' numbers in the same order."""
+
+    at: int  # request
+    gains: dict[Place, int]
+    numbers: np.ndarray
 
 
 class Partings:
@@ -40,7 +51,8 @@ class Partings:
     def __init__(self) -> None:
         self.places: tuple[Place, ...] = ()
         self._candidates: OrderedDict[int, None] = OrderedDict()  # token -> nothing, least recent first
-        self._gains: deque[tuple[int, dict[Place, int]]] = deque(maxlen=KEPT_PARTINGS)
+        self._gains: deque[_Gains] = deque(maxlen=KEPT_PARTINGS)
+        self._numbers: dict[Place, int] = {}  # of the places in `_gains`, and of some that were
         self._prompt_tokens = 0.0  # decayed
         self._requests = 0
 
@@ -64,7 +76,10 @@ class Partings:
             return
         found = self._fixed_places(boundaries, prompt_tokens, base) | self._token_places(tokens, base)
         gains = {place: position - base for place, position in found.items() if base < position <= parted}
-        self._gains.append((self._requests, gains))
+        if len(self._numbers) > KEPT_PLACES:
+            self._number_anew()
+        numbers = [self._numbers.setdefault(place, len(self._numbers)) for place in gains]
+        self._gains.append(_Gains(self._requests, gains, np.array(numbers, np.int64)))
         if tokens is not None:
             for token in tokens[max(parted - LOOK_BACK, base) : parted].tolist():
                 self._candidates[token] = None
@@ -138,25 +153,33 @@ class Partings:
 
     def _choose(self) -> None:
         """Greedy: the best place, then the one that adds most to it; each must gain enough of all prompt tokens."""
-        weights = [0.5 ** ((self._requests - at) / HALF_LIFE_REQUESTS) for at, _ in self._gains]
-        had = [0] * len(weights)
+        kept, places = self._gains, list(self._numbers)
+        lengths = [len(one.gains) for one in kept]
+        weights = np.repeat(
+            [0.5 ** ((self._requests - one.at) / HALF_LIFE_REQUESTS) for one in kept], lengths
+        )
+        numbers = np.concatenate([one.numbers for one in kept]) if kept else np.empty(0, np.int64)
+        gains = np.array([gain for one in kept for gain in one.gains.values()])
+        had = [0] * len(kept)
         chosen: list[Place] = []
         while len(chosen) < 2:
-            added: dict[Place, float] = {}
-            seen: dict[Place, int] = {}
-            for (_, gains), weight, already in zip(self._gains, weights, had, strict=True):
-                if gains and max(gains.values()) <= already:
-                    continue
-                for place, gain in gains.items():
-                    if gain > already:
-                        added[place] = added.get(place, 0.0) + weight * (gain - already)
-                        seen[place] = seen.get(place, 0) + 1
+            more = gains - np.repeat(had, lengths)
+            adds = np.flatnonzero(more > 0)
+            added = np.bincount(numbers[adds], (weights * more)[adds], minlength=len(places))
+            seen = np.bincount(numbers[adds], minlength=len(places))
             least = MIN_GAIN * (0.5 if set(self.places) - set(chosen) else 1.0)  # some inertia
             least *= self._prompt_tokens + PRIOR_TOKENS
-            good = [p for p in added if added[p] >= least and seen[p] >= MIN_PARTINGS]
+            good = np.flatnonzero((added >= least) & (seen >= MIN_PARTINGS)).tolist()
             if not good:
                 break
-            best = max(good, key=lambda place: (added[place], place))
+            best = places[max(good, key=lambda number: (added[number], places[number]))]
             chosen.append(best)
-            had = [max(h, gains.get(best, 0)) for h, (_, gains) in zip(had, self._gains, strict=True)]
+            had = [max(before, one.gains.get(best, 0)) for before, one in zip(had, kept, strict=True)]
         self.places = tuple(chosen)
+
+    def _number_anew(self) -> None:
+        """Forget the numbers of places that no kept parting names."""
+        self._numbers.clear()
+        for one in self._gains:
+            for i, place in enumerate(one.gains):
+                one.numbers[i] = self._numbers.setdefault(place, len(self._numbers))
