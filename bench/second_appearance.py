@@ -30,7 +30,7 @@ from marconi_ext.traces import Request, read_trace
 
 TRACES = {"bbh_fewshot": "bbh_fewshot", "tau_bench": "tau_bench"}
 POLICIES = {"stock's grid": "sglang", "the paper's rule": "judicious+lru", "ours": "ours"}
-SHARED_AT_LEAST = 64  # tokens; two prompts agree on a few words by chance
+SHARED_AT_LEAST = 256  # tokens; below a known branch, two questions alike agree on a hundred by chance
 AMPLE_SLOTS = 1_000_000
 
 
