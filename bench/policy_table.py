@@ -1,10 +1,12 @@
 """Policies × slots on real traces: token hit rate, and how far from LRU to the clairvoyant yardstick.
 
-    python bench/policy_table.py --traces FOLDER [--limit 3000] [--held-out] [--policies lru,ours] [--json FILE]
+    python bench/policy_table.py --traces FOLDER [--limit 3000] [--held-out] [--policies lru,ours] [--bound]
+        [--json FILE]
 
 FOLDER holds the traces by their folder names. A trace's sessions are split by a hash of their id: policies were
 tuned with an eye on the even half only; `--held-out` runs the odd half. `--limit 0` reads whole traces. `mix` takes
 turns between four of them. KV is unlimited: only slots are tight. Each cell: token hit rate / FLOPs saved, in %.
+`--bound` adds what no policy can pass (tokens; `simulator/upper_bound.py`).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from marconi_ext.policies.registry import parse_policy
 from marconi_ext.profiles import load_profile
 from marconi_ext.simulator.capacity import Capacity
 from marconi_ext.simulator.cell import Options, run_cell
+from marconi_ext.simulator.upper_bound import intervals, upper_bound
 from marconi_ext.simulator.workload import load_workload
 from marconi_ext.traces import Request, read_trace
 
@@ -45,22 +48,32 @@ def main() -> None:
     parser.add_argument("--policies", default=",".join(POLICIES))
     parser.add_argument("--held-out", action="store_true")
     parser.add_argument("--objective", default="tokens")
+    parser.add_argument("--bound", action="store_true", help="add an upper bound for any policy")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     profile, options = load_profile("nemotron-h-8b"), Options(objective=args.objective)
     policies = args.policies.split(",")
     way = {"lru", "ours", "clairvoyant"} <= set(policies)
-    header = ("trace", "slots", *policies, *(["of the way"] if way else []))
+    header = (
+        "trace",
+        "slots",
+        *policies,
+        *(["bound"] if args.bound else []),
+        *(["of the way"] if way else []),
+    )
     print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
     cells = []
     for name in args.only.split(","):
         workload = load_workload(name, 0, requests_of(name, args))
+        ways = intervals(workload.requests) if args.bound else None
         for size in TRACES[name][1]:
             row = [
                 run_cell(workload, parse_policy(p), Capacity(slots=size), profile, options) for p in policies
             ]
             cells += row
             shown = [f"{100 * c['token_hit_rate']:.1f} / {100 * c['flops_saved_fraction']:.1f}" for c in row]
+            if ways is not None:
+                shown.append(f"{100 * upper_bound(ways, size) / int(workload.prompt_tokens.sum()):.1f}")
             if way:
                 rates = {c["policy"]: 100 * c["token_hit_rate"] for c in row}
                 gap = rates["clairvoyant"] - rates["lru"]

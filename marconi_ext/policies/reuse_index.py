@@ -6,7 +6,8 @@ horizons, of the chance of a use before the horizon to the slot-steps held until
 hazard would undervalue a state used a moment ago, whose next use is near but not due yet.
 
 Where little has been seen, a bucket leans on its class, and a class on what is expected of it (`prior`, relative
-to a tail): hazard = pooled hazard at this age × the class's factor, each believed as far as it was observed.
+to a tail): hazard = pooled hazard at this age × the class's factor, each believed as far as it was observed. The
+pooled hazard itself leans on a curve that falls with age as 1/age, at the level of all uses.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ _EDGES_LIST = _EDGES.tolist()
 # of ages in whole requests, up to the last bucket's first: looking one up costs less than a search
 _BUCKET_OF = (_EDGES.searchsorted(np.arange(int(_EDGES[BUCKETS - 1]) + 1), side="right") - 1).astype(np.int8)
 PRIOR_USES = 2.0  # expected uses after which a class is believed as much as its prior, a bucket as its class
+POOLED_USES = 0.5  # the same, of all classes together at one age
 
 
 def age_bucket(age: np.ndarray) -> np.ndarray:
@@ -104,7 +106,10 @@ class ReuseIndex:
             return (self.uses.sum(0) + 0.25) / (self.exposure.sum(0) + 2 * _LOWER)
         factor = self.prior
         for _ in range(3):  # pooled hazard given the classes' factors, and those given the pooled hazard
-            pooled = (self.uses.sum(0) + 0.25) / (factor @ self.exposure + 2 * _LOWER)
+            exposure = factor @ self.exposure
+            level = (self.uses.sum() + 0.25) / ((exposure / _LOWER).sum() + PRIOR_USES)
+            weight = POOLED_USES / level * _LOWER  # an age without uses leans on hazard = level / age
+            pooled = (self.uses.sum(0) + POOLED_USES) / (exposure + weight)
             expected_uses = self.exposure @ pooled
             factor = (self.uses.sum(1) + PRIOR_USES * self.prior) / (expected_uses + PRIOR_USES)
         return factor[:, None] * pooled
