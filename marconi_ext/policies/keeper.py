@@ -175,14 +175,14 @@ class Keeper:
 
     def candidates(self, *, leaves: bool = False, max_fanout: int | None = None) -> np.ndarray:
         """Unpinned rows with a state, ascending; `leaves`: of leaves only; `max_fanout`: with no more children."""
-        book = self.book
-        rows = book.live_rows()
-        rows = rows[book.pins[rows] == 0]
+        book, size = self.book, self.book.size
+        wanted = book.pins[:size] == 0
+        wanted &= book.live[:size]
         if leaves:
-            rows = rows[book.leaf_tokens[rows] > 0]
+            wanted &= book.leaf_tokens[:size] > 0
         elif max_fanout is not None:
-            rows = rows[book.fanout[rows] <= max_fanout]
-        return rows
+            wanted &= book.fanout[:size] <= max_fanout
+        return np.flatnonzero(wanted)
 
     def victim(self, rows: np.ndarray, newcomer: int = -1) -> int | None:
         """The row to evict out of `rows`, or `newcomer` where the policy would rather refuse it; None: no row."""

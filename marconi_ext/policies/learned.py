@@ -206,6 +206,9 @@ class LearnedIndex:
     def _indices(self, rows: np.ndarray, tick: int) -> np.ndarray:
         return self.index.at(self._label[rows], tick - self._use[rows])
 
+    def _index(self, row: int, tick: int) -> float:
+        return self.index.at_one(self._label.item(row), tick - self._use.item(row))
+
     def _demand(self, book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray:
         """Index of the best ghost known below each row; 0 where it is gone, live again or served by another."""
         demand, all_heirs = np.zeros(len(rows)), self._heir[rows]
@@ -231,8 +234,11 @@ class LearnedIndex:
         owner = int(book.owner[ghost])
         if owner < 0 or not self._known[ghost] or book.live[ghost]:
             return
-        pair = np.array([owner])
-        if self._indices(np.array([ghost]), tick)[0] > self._demand(book, pair, tick)[0]:
+        heir, demand = self._heir.item(owner), 0.0
+        lives_on = heir >= 0 and self._known[heir] and not book.live[heir]
+        if lives_on and (book.owner[heir] == owner or not book.live[owner]):
+            demand = self._index(heir, tick)
+        if self._index(ghost, tick) > demand:
             self._heir[owner] = ghost
 
     def gone(self, book: CheckpointBook, row: int, tick: int) -> None:

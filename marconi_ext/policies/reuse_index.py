@@ -54,6 +54,10 @@ class ReuseIndex:
         """The index of records of these classes and ages (integers, >= 0)."""
         return self.value.take(labels * BUCKETS + _BUCKET_OF.take(ages, mode="clip"))
 
+    def at_one(self, label: int, age: int) -> float:
+        """As `at`, for one record."""
+        return self.value.item(label, min(bisect_right(_EDGES_LIST, age) - 1, BUCKETS - 1))
+
     def used(self, label: int, age: int) -> None:
         """A record of class `label` was used at this age."""
         self.uses[label, min(bisect_right(_EDGES_LIST, age) - 1, BUCKETS - 1)] += 1
