@@ -42,6 +42,8 @@ class VictimSearch:
         start = int(rows.searchsorted(self._next))
         window = rows[start : start + WINDOW]
         self._next = int(window[-1]) + 1 if start + WINDOW < len(rows) else 0
-        known = np.unique(np.concatenate([self._lowest, self._eviction.changed(), window]))
+        known = np.concatenate([self._lowest, self._eviction.changed(), window])
+        known.sort()
+        known = known[np.flatnonzero(np.diff(known, prepend=-1))]  # np.unique takes four times as long
         at = np.minimum(rows.searchsorted(known), len(rows) - 1)
         return known[rows[at] == known]
