@@ -83,15 +83,17 @@ def eviction_cost(states: int, calls: int, seed: int) -> dict[str, dict[str, np.
     for wanted in ("state", "KV"):
         slots, tokens = (states, 100 * states) if wanted == "state" else (2 * states, 24 * states)
         drivers = [Driver(name, slots=slots, tokens=tokens, context_tokens=512) for name in CONTESTANTS]
-        for driver in drivers:
-            number = 0
-            label = f"{driver.contestant}: {states:,} states, {wanted} wanted"
-            for _ in track(range(calls), label, console=stderr()):
+        numbers = dict.fromkeys(CONTESTANTS, 0)
+        label = f"{states:,} states, {wanted} wanted"
+        for call in track(range(calls), label, console=stderr()):
+            gc.collect(0)
+            for turn in range(3):
+                driver = drivers[(call + turn) % 3]
                 before = len(driver.evictions[wanted])
-                while len(driver.evictions[wanted]) == before:
-                    number += 1
-                    driver.serve(number, draw(rng, 33), draw(rng, 17))
-            gc.collect()
+                while len(driver.evictions[wanted]) == before:  # at first, until the pool is full
+                    numbers[driver.contestant] += 1
+                    driver.serve(numbers[driver.contestant], draw(rng, 33), draw(rng, 17))
+        for driver in drivers:
             found[driver.contestant][wanted] = np.array(driver.evictions[wanted]) / 1e3
     return found
 
