@@ -103,7 +103,9 @@ async def soak(
     troubles = [asyncio.create_task(kill_tuners(live, counts))] if killing else []
     if slowing:
         troubles.append(asyncio.create_task(slow_down_rank(live, counts, seed)))
-    async with aiohttp.ClientSession(timeout=timeout) as http:
+    # Idle connections go before the server closes them (after 5 s), or a busy machine loses that race.
+    connector = aiohttp.TCPConnector(keepalive_timeout=1)
+    async with aiohttp.ClientSession(timeout=timeout, connector=connector) as http:
         with Progress(console=Console(stderr=True)) as progress:
             task = progress.add_task("requests", total=requests)
 
