@@ -17,6 +17,7 @@ GIVE_UP_AFTER = 5  # failures in a row: the server is gone or can't serve this
 RETRIED = {"connection"}
 RETRIED_HTTP = {429, 502, 503, 504}  # "later": the server did nothing yet
 LAG_S = 0.05
+TIMER_STEP_S = 0.001  # epoll counts in milliseconds, rounded up
 
 
 @dataclass(frozen=True)
@@ -207,9 +208,12 @@ class Replay:
         self._wake.set()
 
     async def _sleep(self, pause_s: float | None) -> None:
-        """Until something ends, or until the pause is over."""
+        """Until something ends, or until the pause is nearly over: the last millisecond is spent in the loop,
+        which does other work then, because a timer may be as much too late."""
         loop = asyncio.get_running_loop()
-        timer = None if pause_s is None else loop.call_later(pause_s, self._wake.set)
+        timer = None
+        if pause_s is not None:
+            timer = loop.call_later(max(pause_s - TIMER_STEP_S, 0.0), self._wake.set)
         await self._wake.wait()
         self._wake.clear()
         if timer:
