@@ -149,7 +149,12 @@ def mamba_chunk_scan_combined(
         scan = (x0, B0, dt0, dA0, states0, cu_seqlens)
         if checkpoint_plan is not None:
             save_ssm_checkpoints(
-                *scan, checkpoint_plan, checkpoint_pool, initial_states=initial_states, tile=tile
+                *scan,
+                checkpoint_plan,
+                checkpoint_pool,
+                initial_states=initial_states,
+                final_states=varlen_states,
+                tile=tile,
             )
         if track_seq_idx is not None and track_end_locs is not None and track_end_locs.numel() > 0:
             tracked = CheckpointPlan(

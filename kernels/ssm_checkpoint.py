@@ -69,6 +69,7 @@ def save_ssm_checkpoints_torch(
     pool: torch.Tensor,
     *,
     initial_states: torch.Tensor | None = None,
+    final_states: torch.Tensor | None = None,
 ) -> None:
     """The same result in vectorised torch: the engine's CPU path. Arguments as `save_ssm_checkpoints`."""
     _, nheads, headdim = x.shape
@@ -81,6 +82,9 @@ def save_ssm_checkpoints_torch(
         start = cu[seq]
         if end == start:  # nothing ran yet: the state the extend began with
             pool[slot] = 0 if initial_states is None else initial_states[seq]
+            continue
+        if final_states is not None and end == cu[seq + 1]:
+            pool[slot] = final_states[seq]
             continue
         c = (end - 1) // chunk_size
         lo, hi = max(start - c * chunk_size, 0), end - c * chunk_size
@@ -286,6 +290,7 @@ def save_ssm_checkpoints(
     pool: torch.Tensor,
     *,
     initial_states: torch.Tensor | None = None,
+    final_states: torch.Tensor | None = None,
     tile: Mapping[str, int] | None = None,
 ) -> None:
     """Save the SSM state of every live row of `plan` into its slot of `pool`.
@@ -297,6 +302,8 @@ def save_ssm_checkpoints(
     cu_seqlens: int[S+1] - flat offsets (tokens)
     pool: [num_slots, nheads, headdim, dstate] - float32, bfloat16 or float16, any strides; one layer
     initial_states: [S, nheads, headdim, dstate] or None - what each sequence began with
+    final_states: [S, nheads, headdim, dstate] or None - each sequence's state at its end, where the scan has made
+        it already: the torch path copies it; the kernel makes its own in the same launch
     tile: BLOCK_M, BLOCK_N, BLOCK_K, num_warps, num_stages; None: `launch_config`
 
     Mutates: the live rows' slots of pool, and nothing else.
@@ -310,4 +317,4 @@ def save_ssm_checkpoints(
     if runs_triton(x):
         save_ssm_checkpoints_triton(*arguments, initial_states=initial_states, tile=tile)
     else:
-        save_ssm_checkpoints_torch(*arguments, initial_states=initial_states)
+        save_ssm_checkpoints_torch(*arguments, initial_states=initial_states, final_states=final_states)

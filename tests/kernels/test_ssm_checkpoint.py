@@ -138,3 +138,16 @@ def test_a_zero_token_checkpoint_at_flat_token_0_is_the_initial_state(save):
     args = (batch.x, batch.B, dt, dA, batch.chunk_states(), batch.cu_seqlens, plan_for([0], [0]), pool)
     save(*args, initial_states=batch.init)
     assert torch.equal(pool[1], batch.init[0])
+
+
+def test_a_state_that_the_scan_has_made_is_copied():
+    """The rows at their sequence's end take the scan's bits; all others are made as ever."""
+    batch = make_batch(LENGTHS)
+    dt, dA = batch.chunked()
+    states, seq, end = batch.chunk_states(), [0, 0, 1, 1, 2], [33, 45, 46, 96, 136]
+    finals = torch.randn(3, *states.shape[1:])
+    pool = nan_pool(len(seq) + 3, tuple(states.shape[1:]))
+    arguments = (batch.x, batch.B, dt, dA, states, batch.cu_seqlens, plan_for(seq, end), pool)
+    save_ssm_checkpoints_torch(*arguments, initial_states=batch.init, final_states=finals)
+    assert torch.equal(pool[[2, 4, 5]], finals)
+    assert relative_error(pool[[1, 3]], batch.reference([0, 1], [33, 46])) < 2e-5
