@@ -3,6 +3,11 @@
 SGLang only logs a plugin's exception and serves on as stock, so `install` checks that each hook really took.
 Remove a hook when upstream offers the same as an API; the signatures are compared with the installed SGLang
 before anything is patched.
+
+Not patched but subclassed, and handed to SGLang through its own registries and arguments: UnifiedRadixCache
+(`cache.py`, to publish several states a request), MambaComponent (`component.py`, exact states and the policy's
+eviction), FullComponent (`kv_eviction.py`, the order in which KV goes), UnifiedTreeCore (`tree_core.py`, shorter
+walks).
 """
 
 from __future__ import annotations
