@@ -7,30 +7,20 @@ import contextlib
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
 from marconi_ext.policies import tuner_process
-from marconi_ext.server import Server
+from marconi_ext.server import Server, group_members
 
 KILL_EVERY_S = 8.0
 SECOND_RANK = "sglang::scheduler_TP1"
 
 
-def processes(server: Server) -> Iterator[Path]:
-    """The folders in /proc of a server's processes."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if int((folder / "stat").read_text().rsplit(")", 1)[1].split()[2]) == server.group:
-                yield folder
-
-
 def named(server: Server, word: str) -> list[int]:
     """Ids of the server's processes whose command line has `word` in it."""
     found = []
-    for folder in processes(server):
+    for folder, _ in group_members(server.group):
         with contextlib.suppress(OSError):
             if word.encode() in (folder / "cmdline").read_bytes():
                 found.append(int(folder.name))
@@ -40,7 +30,7 @@ def named(server: Server, word: str) -> list[int]:
 def memory_mb(server: Server) -> float:
     """Resident memory of the server's process group."""
     total = 0
-    for folder in processes(server):
+    for folder, _ in group_members(server.group):
         with contextlib.suppress(OSError):
             text = (folder / "status").read_text()
             total += int(text.split("VmRSS:")[1].split()[0]) if "VmRSS:" in text else 0

@@ -193,10 +193,15 @@ def group_lives(leader: int) -> bool:
 
 def group_stats(leader: int) -> Iterator[list[str]]:
     """For each process of a group, the fields of its /proc stat line from the state on."""
+    return (fields for _, fields in group_members(leader))
+
+
+def group_members(leader: int) -> Iterator[tuple[Path, list[str]]]:
+    """For each process of a group, its folder in /proc and the fields of its stat line from the state on."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rsplit(")", 1)[1].split()
         except (OSError, IndexError):
             continue
         if int(fields[2]) == leader:
-            yield fields
+            yield stat.parent, fields

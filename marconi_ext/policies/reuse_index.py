@@ -33,6 +33,11 @@ def age_bucket(age: np.ndarray) -> np.ndarray:
     return np.minimum(_EDGES.searchsorted(age, side="right") - 1, BUCKETS - 1)
 
 
+def _bucket(age: float) -> int:
+    """As `age_bucket`, for one age."""
+    return min(bisect_right(_EDGES_LIST, age) - 1, BUCKETS - 1)
+
+
 class ReuseIndex:
     """Tables of [classes, BUCKETS]. `value` is the index, recomputed by `refresh`.
 
@@ -56,16 +61,16 @@ class ReuseIndex:
 
     def at_one(self, label: int, age: int) -> float:
         """As `at`, for one record."""
-        return self.value.item(label, min(bisect_right(_EDGES_LIST, age) - 1, BUCKETS - 1))
+        return self.value.item(label, _bucket(age))
 
     def used(self, label: int, age: int) -> None:
         """A record of class `label` was used at this age."""
-        self.uses[label, min(bisect_right(_EDGES_LIST, age) - 1, BUCKETS - 1)] += 1
+        self.uses[label, _bucket(age)] += 1
 
     def expose_one(self, label: int, from_age: int, to_age: int) -> None:
         """As `expose`, for one record."""
-        first = min(bisect_right(_EDGES_LIST, from_age) - 1, BUCKETS - 1)
-        last = min(bisect_right(_EDGES_LIST, max(to_age - 1e-9, from_age)) - 1, BUCKETS - 1)
+        first = _bucket(from_age)
+        last = _bucket(max(to_age - 1e-9, from_age))
         low, exposure = float(from_age), self.exposure[label]
         for bucket in range(first, last):
             exposure[bucket] += _EDGES_LIST[bucket + 1] - low
