@@ -35,6 +35,7 @@ from .kv_eviction import DeadLeaves
 from .ledger import CheckpointLedger, PendingCheckpoint
 from .policy import kind_name, saved_kinds
 from .stats import CacheStats
+from .tree_core import depth_of
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
@@ -364,7 +365,7 @@ class MarconiMambaComponent(MambaComponent):
 
     def _boundary(self, last: UnifiedTreeNode, depth_tokens: int) -> UnifiedTreeNode | None:
         """The node at `depth_tokens` on the path to `last`, split off if need be; None: the path is shorter."""
-        end = sum(len(node.key) for node in self.records.path(last))
+        end = depth_of(last)
         if not 0 < depth_tokens <= end:
             return None
         node = last
@@ -413,9 +414,8 @@ class MarconiMambaComponent(MambaComponent):
             phase == CacheTransferPhase.LOAD_BACK
             and node.component_data[self.component_type].value is not None
         ):
-            depth = sum(len(above.key) for above in self.records.path(node))
             publishing, self.publishing = self.publishing, None
-            self._enter(node, depth, inserted=False)
+            self._enter(node, depth_of(node), inserted=False)
             self.publishing = publishing
 
     def _sync_pins(self, node: UnifiedTreeNode) -> None:
@@ -431,7 +431,7 @@ class MarconiMambaComponent(MambaComponent):
         core = self.tree_core
         frees = freed.device_frees, freed.host_frees, freed.cache_actions
         while freed.tracker[ComponentType.FULL] < tokens:
-            leaf = self.dead_leaves.pop(core) or self.least_valuable_leaf()
+            leaf = self.next_leaf()
             if leaf is None:
                 break
             core._delete_unbacked_device_leaf(leaf, freed.tracker, *frees)
@@ -441,10 +441,7 @@ class MarconiMambaComponent(MambaComponent):
                 node = self._victim()
                 if node is None:
                     break
-                core._evict_component_and_detach_lru(node, self, *frees, tracker=freed.tracker)
-                core._update_evictable_leaf_sets(node)
-                if not node.children:
-                    self.dead_leaves.add(node)
+                self._drop_state(node, freed.tracker, *frees)
         finally:
             self._evicts_states = False
             self._passed_over.clear()
@@ -482,22 +479,33 @@ class MarconiMambaComponent(MambaComponent):
         done = tracker[self.component_type] >= self._evict_device_request_cnt
         node = None if done or core.enable_session_radix_cache else self._victim()
         if node is not None and not core.enable_hicache:
-            core._evict_component_and_detach_lru(
-                node,
-                self,
-                target=EvictLayer.DEVICE,
-                tracker=tracker,
-                device_frees=device_frees,
-                host_frees=host_frees,
-                cache_actions=cache_actions,
-            )
-            core._update_evictable_leaf_sets(node)
-            if not node.children:
-                self.dead_leaves.add(node)
+            self._drop_state(node, tracker, device_frees, host_frees, cache_actions)
             return None
         if node is not None:
             self._evict_device_cursor = node
         return super()._evict_device_next_node(tracker, device_frees, host_frees, cache_actions=cache_actions)
+
+    def _drop_state(
+        self,
+        node: UnifiedTreeNode,
+        tracker: dict[Any, int],
+        device_frees: dict[Any, list[torch.Tensor]],
+        host_frees: dict[Any, list[torch.Tensor]],
+        cache_actions: list[Any],
+    ) -> None:
+        """The node's state leaves the device; its KV stays."""
+        self.tree_core._evict_component_and_detach_lru(
+            node,
+            self,
+            target=EvictLayer.DEVICE,
+            tracker=tracker,
+            device_frees=device_frees,
+            host_frees=host_frees,
+            cache_actions=cache_actions,
+        )
+        self.tree_core._update_evictable_leaf_sets(node)
+        if not node.children:
+            self.dead_leaves.add(node)
 
     def drive_host_eviction(
         self, num_tokens: int, tracker: dict[Any, int], *args: Any, **kwargs: Any
@@ -524,7 +532,11 @@ class MarconiMambaComponent(MambaComponent):
         self._passed_over.add(row)
         return self.records.node(row)
 
-    def least_valuable_leaf(self) -> UnifiedTreeNode | None:
+    def next_leaf(self) -> UnifiedTreeNode | None:
+        """The leaf whose KV should go first: the oldest without a state, else the least valuable; None: none may."""
+        return self.dead_leaves.pop(self.tree_core) or self._least_valuable_leaf()
+
+    def _least_valuable_leaf(self) -> UnifiedTreeNode | None:
         """The leaf with a state whose KV should go first; None: none may go."""
         evictable = self.tree_core.evictable_device_leaves
         rows = self.keeper.candidates(leaves=True)

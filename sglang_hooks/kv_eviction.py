@@ -100,9 +100,7 @@ class MarconiFullComponent(FullComponent):
             return super()._evict_device_next_node(tracker, *args, **kwargs)
         if tracker[self.component_type] >= self._evict_device_request_cnt:
             return None
-        leaf = self._mamba.dead_leaves.pop(self.tree_core)
-        if leaf is None:
-            leaf = self._mamba.least_valuable_leaf()
+        leaf = self._mamba.next_leaf()
         return None if leaf is None else leaf.id
 
     def drive_host_eviction(self, *args: Any, **kwargs: Any) -> None:
