@@ -13,7 +13,7 @@ import numpy as np
 
 
 class Kind(IntEnum):
-    """Where in a sequence a state was taken."""
+    """Where in a sequence a state was taken. Compare with `column.item(row)`: numpy's scalars take 9 µs for it."""
 
     BRANCH = 0  # where a prompt leaves an earlier sequence
     LAST_TOKEN = 1  # after the last decoded token with KV

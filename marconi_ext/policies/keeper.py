@@ -69,7 +69,7 @@ class Keeper:
         forks = [
             depth
             for row, depth, fanout in zip(path, depths, fanouts, strict=True)
-            if fanout > 1 and depth > hit_tokens and not book.live[row] and book.fate[row] != Fate.NEVER
+            if fanout > 1 and depth > hit_tokens and not book.live[row] and book.fate.item(row) != Fate.NEVER
         ]
         return PromptFacts(
             prompt_tokens=prompt_tokens,
@@ -122,7 +122,7 @@ class Keeper:
 
     def offer(self, row: int, offer: Offer) -> bool:
         """`offer` is for `row`, which holds no state. False: there is nothing to save (it is displaced)."""
-        if self.book.fate[row] == Fate.NEVER:
+        if self.book.fate.item(row) == Fate.NEVER:
             self.book.kind[row] = offer.kind  # the record may have been made for another kind
         if offer.displaced:
             self.book.set_gone(row, Fate.DISPLACED)

@@ -32,6 +32,7 @@ _INSIDE = (
     Kind.PROMPT_END,
     Kind.BOUNDARY,
 )  # the same sequence goes on below, though it isn't saved yet
+_BRANCH = int(Kind.BRANCH)  # numpy takes microseconds to compare with an enum's member
 _MIN_BORN = 4  # tails under a fork before their share that went on is believed
 
 
@@ -161,7 +162,7 @@ class LearnedIndex:
         return row
 
     def _kind(self, book: CheckpointBook, row: int) -> int:
-        forked = book.kind[row] == Kind.BOUNDARY and book.fanout[row] > 1
+        forked = book.kind.item(row) == Kind.BOUNDARY and book.fanout[row] > 1
         return int(
             Kind.BRANCH if forked else book.kind[row]
         )  # a boundary from which requests parted is a branch
@@ -199,7 +200,7 @@ class LearnedIndex:
         passing = np.flatnonzero((book.pins[owners] > 0) & (owners >= 0))
         if len(passing):  # few states are held at a time
             held = owners[passing]
-            passes = (book.fanout[held] < 2) & (book.kind[held] != Kind.BRANCH)
+            passes = (book.fanout[held] < 2) & (book.kind[held] != _BRANCH)
             above[passing[passes]] = book.above[held[passes]]
         return above
 

@@ -73,13 +73,13 @@ class Ours(LearnedIndex):
 
     def _kind(self, book: CheckpointBook, row: int) -> int:
         """A boundary that requests came back to is a branch, though they part from it a few tokens below."""
-        if book.kind[row] == Kind.BOUNDARY and self._again[row]:
+        if book.kind.item(row) == Kind.BOUNDARY and self._again[row]:
             return int(Kind.BRANCH)
         return super()._kind(book, row)
 
     def offered(self, book: CheckpointBook, row: int, tick: int) -> None:
         super().offered(book, row, tick)
-        if book.kind[row] in _SHADOWED:
+        if book.kind.item(row) in _SHADOWED:
             self._shadow[row] = None
             self._shadow.move_to_end(row)
             while len(self._shadow) > max(book.num_live, 1):
