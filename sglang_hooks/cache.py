@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sglang.srt.environ import envs
 from sglang.srt.mem_cache.allocator import TokenToKVPoolAllocator
-from sglang.srt.mem_cache.base_prefix_cache import EvictParams, EvictResult, InsertParams
+from sglang.srt.mem_cache.base_prefix_cache import (
+    EvictParams,
+    EvictResult,
+    InsertParams,
+    InsertResult,
+)
 from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
-from sglang.srt.mem_cache.unified_cache.unified_tree_core_interface import BaseEvictionResult
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 from sglang.srt.utils.rank_consensus_checker import rank_consensus
 
@@ -50,6 +54,10 @@ class MarconiRadixCache(UnifiedRadixCache):
         """The component that owns the recurrent states."""
         return self.components[ComponentType.MAMBA]
 
+    def __init__(self, params: CacheInitParams) -> None:
+        super().__init__(params)
+        self._skips_state_locks = envs.SGLANG_OPT_MAMBA_SKIP_DECODE_LOCK.get()
+
     def reset(self) -> None:
         """As stock; SGLang clears the pools in the same step, so pending slots are forgotten, not freed."""
         super().reset()
@@ -69,9 +77,8 @@ class MarconiRadixCache(UnifiedRadixCache):
     def publish(self, req: Req, up_to: int, **kwargs: Any) -> None:
         """Insert the request's first `up_to` tokens: free the KV that the tree already has, point the request's
         row at the tree's, and move its lock down. As stock's `checkpoint_into_tree`, from the locked node on."""
-        core, held = self.tree_core, req.kv.cache_protected_len
-        start = self._locked_node(req)
-        if start is None or not held <= up_to:
+        held, start = req.kv.cache_protected_len, self._locked_node(req)
+        if start is None or up_to < held:
             super().checkpoint_into_tree(req, up_to=up_to, **kwargs)
             return
         params = InsertParams(
@@ -87,56 +94,83 @@ class MarconiRadixCache(UnifiedRadixCache):
         if end <= 0:
             self.mamba.cleanup_after_caching_req(req, finished, insert_params=params)
             return
-        if end < held:
-            super().checkpoint_into_tree(req, up_to=up_to, **kwargs)
-            return
+        assert end >= held, f"a state at {end} tokens, above the {held} that are published"
         row = self.req_to_token_pool.req_to_token[req.kv.req_pool_idx]
         tokens = req.full_untruncated_fill_ids[held:end]
         params.key = RadixKey(tokens, req.extra_key, cache_salt=req.cache_salt)
         params.value = row[held:end].to(dtype=torch.int64, copy=True)
-        core.insert_from, self.mamba.key_begins_at = (start, held), held
-        try:
-            result = self.insert(params)
-        finally:
-            core.insert_from, self.mamba.key_begins_at = None, 0
-        last = core.node_by_id(result.last_device_node)
+        result = self._insert_below(start, held, params)
+        core, last = self.tree_core, self.tree_core.node_by_id(result.last_device_node)
         if result.prefix_len > held:
             row_part = (req.kv.req_pool_idx, slice(held, end))
             self.req_to_token_pool.write(row_part, core.collect_full_device_indices(last.id, start.id))
         req.kv.cache_inserted_len = max(req.kv.cache_inserted_len, end)
-        req.kv.cache_protected_len = end
-        req.lock, req.last_node = core.move_lock(req.lock, last), last.id
+        req.kv.cache_protected_len, req.last_node = end, last.id
+        if not finished:  # the end of a finished request lets go of its lock anyway, with no eviction before
+            req.lock = core.move_lock(req.lock, last)
         self.mamba.cleanup_after_caching_req(req, finished, result, params)
+
+    def _insert_below(self, start: UnifiedTreeNode, held: int, params: InsertParams) -> InsertResult:
+        """Insert what follows the `held` tokens that end at `start`."""
+        core, self.mamba.key_begins_at = self.tree_core, held
+        try:
+            if not len(params.key) or params.key.child_key(self.page_size) in start.children:
+                core.insert_from = (start, held)
+                return self.insert(params)
+            leaf = core.add_leaf(start, params)
+            result, actions = InsertResult(prefix_len=held, last_device_node=leaf.id), []
+            self.mamba.commit_insert_component_data(leaf, True, params, result, actions)
+            if actions:
+                self._apply_cache_actions(actions)
+            return result
+        finally:
+            core.insert_from, self.mamba.key_begins_at = None, 0
 
     def _locked_node(self, req: Req) -> UnifiedTreeNode | None:
         """The node down to which the request locks its path, if an insert may begin there; else None."""
         core, lock = self.tree_core, req.lock
-        if self.disable or not core.plain or lock is None or self.linker is not None:
+        if self.disable or not core.plain or lock is None or self._skips_state_locks:
             return None
-        if lock.receipt.skipped_lock_components or envs.SGLANG_OPT_MAMBA_SKIP_DECODE_LOCK.get():
-            return None
-        if req.session is not None or req.kv_rotation_base is not None:
+        if (
+            lock.receipt.skipped_lock_components
+            or req.session is not None
+            or req.kv_rotation_base is not None
+        ):
             return None
         node = core.node_by_id(lock.node)
         return node if depth_of(node) == req.kv.cache_protected_len else None
+
+    @property
+    def simple(self) -> bool:
+        """Device memory alone, and a pool each for KV and states: what leaves the tree is freed at once."""
+        allocator = self.token_to_kv_pool_allocator
+        return (
+            self.tree_core.plain
+            and type(allocator) is TokenToKVPoolAllocator
+            and self.mamba.int8_ckpt_pool is None
+            and not self.disable
+        )
 
     @rank_consensus(same_params=["params", "allocation_reclaim_satisfied is not None"], same_results=True)
     def evict_for_alloc(
         self, params: EvictParams, *, allocation_reclaim_satisfied: Callable[[], bool] | None = None
     ) -> EvictResult:
         """As stock, without its machinery for several tiers: the same victims, freed together at the end."""
-        simple = type(self.token_to_kv_pool_allocator) is TokenToKVPoolAllocator and self.tree_core.plain
-        if not simple or self.disable or self.linker is not None or allocation_reclaim_satisfied is not None:
+        if allocation_reclaim_satisfied is not None or not self.simple:
             return super().evict_for_alloc(params, allocation_reclaim_satisfied=allocation_reclaim_satisfied)
         started = time.perf_counter()
-        freed = BaseEvictionResult()
+        kv: list[torch.Tensor] = []
+        slots: list[torch.Tensor] = []
         try:
-            self.mamba.evict(params.num_tokens, params.mamba_num, freed)
+            tokens = self.mamba.evict(params.num_tokens, params.mamba_num, kv, slots)
         finally:
-            self._apply_eviction_result(freed)
-        tokens = freed.tracker[ComponentType.FULL]
+            if kv:
+                self.token_to_kv_pool_allocator.free(kv[0] if len(kv) == 1 else torch.cat(kv))
+            if slots:
+                free = self.req_to_token_pool.mamba_allocator.free
+                free(slots[0] if len(slots) == 1 else torch.cat(slots))
         self.update_eviction_metrics(tokens, started)
-        return EvictResult(num_tokens_evicted=tokens, mamba_num_evicted=freed.tracker[ComponentType.MAMBA])
+        return EvictResult(num_tokens_evicted=tokens, mamba_num_evicted=len(slots))
 
     def slot_census(self) -> dict[str, int]:
         """State slots by owner. While no request runs, `unaccounted` is 0: free + cached + held = pool."""

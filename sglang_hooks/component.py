@@ -14,11 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
-from sglang.srt.mem_cache.base_prefix_cache import EvictParams, InsertParams, InsertResult, MatchResult
+from sglang.srt.mem_cache.base_prefix_cache import InsertParams, InsertResult, MatchResult
 from sglang.srt.mem_cache.radix_cache import RadixKey
-from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
-from sglang.srt.mem_cache.unified_cache.components.base import CacheTransferPhase, EvictLayer
-from sglang.srt.mem_cache.unified_cache.components.mamba import MambaComponent
+from sglang.srt.mem_cache.unified_cache.components.base import CacheTransferPhase
 from sglang.srt.utils import rank_consensus_checker
 
 from marconi_ext.config import CheckpointKind, MarconiConfig
@@ -30,20 +28,18 @@ from marconi_ext.policies.records import TreeRecords, row_of
 from marconi_ext.policies.serving import Match, Plan, Serving
 from marconi_ext.policies.tuner import Marconi
 
-from .host_tier import bring_forward
-from .kv_eviction import DeadLeaves
 from .ledger import CheckpointLedger, PendingCheckpoint
 from .policy import kind_name, saved_kinds
+from .state_eviction import StateEviction
 from .stats import CacheStats
 from .tree_core import depth_of
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
     from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode
-    from sglang.srt.mem_cache.unified_cache.unified_tree_core_interface import BaseEvictionResult
 
 
-class MarconiMambaComponent(MambaComponent):
+class MarconiMambaComponent(StateEviction):
     """Exact checkpoints, slots with one owner at a time, the least valuable state evicted first."""
 
     config: MarconiConfig
@@ -63,12 +59,8 @@ class MarconiMambaComponent(MambaComponent):
         self.config, self.keeper, self.ledger, self.stats = config, keeper, ledger, stats
         self.records = TreeRecords(keeper, lambda node: len(node.key), self._is_alive)
         self.serving = Serving(keeper, self.records, saved_kinds(config), self.cache.page_size)
-        self.dead_leaves = DeadLeaves()
         self._plans: dict[Req, Plan] = {}
         self._pending: dict[int, PendingCheckpoint] = {}  # by row
-        self._chosen = -1  # row that `_take_slot` decided to evict
-        self._evicts_states = False  # this eviction is for want of a slot
-        self._passed_over: set[int] = set()  # rows that this eviction walk offered already
         stats.states_by_kind = self.states_by_kind
         self.tuner = None
         if isinstance(keeper.eviction, Marconi):
@@ -209,14 +201,10 @@ class MarconiMambaComponent(MambaComponent):
         slot = allocator.alloc(1)
         if slot is not None:
             return slot
-        victim = self.keeper.victim(self.keeper.candidates(), row)
-        if victim is None or victim == row:
+        slot = self.take_slot_of_lesser(row)
+        if slot is None:
             self.ledger.counters["refused"] += 1
-            return None
-        self._chosen = victim
-        self.cache.evict_for_alloc(EvictParams(num_tokens=0, mamba_num=1))
-        self._chosen = -1
-        return allocator.alloc(1)
+        return slot
 
     # ---- publishing: checkpoint_into_tree calls prepare, inserts, then calls cleanup ----
 
@@ -287,7 +275,7 @@ class MarconiMambaComponent(MambaComponent):
             keeper.touch(row)
         if inserted:
             self.stats.saved(kind_name(kind))
-        self._sync_pins(node)
+        self.locks_changed(node)
 
     def cleanup_after_caching_req(
         self,
@@ -361,7 +349,7 @@ class MarconiMambaComponent(MambaComponent):
                 self.serving.drop(plan, row)
             else:
                 self.serving.settle(plan, row, node)
-                self._sync_pins(node)
+                self.locks_changed(node)
 
     def _boundary(self, last: UnifiedTreeNode, depth_tokens: int) -> UnifiedTreeNode | None:
         """The node at `depth_tokens` on the path to `last`, split off if need be; None: the path is shorter."""
@@ -384,28 +372,22 @@ class MarconiMambaComponent(MambaComponent):
         super().redistribute_on_node_split(new_parent, child)
         self.records.tend(child)
 
-    def discard_deleted_session_leaf(self, node: UnifiedTreeNode) -> None:
-        """As stock; called just before any node leaves the tree."""
-        super().discard_deleted_session_leaf(node)
-        row, parent = row_of(node), node.parent
+    def _forget_leaf(self, node: UnifiedTreeNode) -> None:
+        row = row_of(node)
         if row in self._pending:
             self._unpend(self._pending[row])
-        self.records.forget(node)
-        left = len(parent.children) - 1
-        self.records.tend(parent, children=left)
-        if left == 0 and parent.component_data[self.component_type].value is None:
-            self.dead_leaves.add(parent)
+        super()._forget_leaf(node)
 
     def acquire_component_lock(self, node: UnifiedTreeNode, *args: Any, **kwargs: Any) -> Any:
         """As stock; a locked state is pinned in the book."""
         result = super().acquire_component_lock(node, *args, **kwargs)
-        self._sync_pins(node)
+        self.locks_changed(node)
         return result
 
     def release_component_lock(self, node: UnifiedTreeNode, *args: Any, **kwargs: Any) -> None:
         """As stock; see `acquire_component_lock`."""
         super().release_component_lock(node, *args, **kwargs)
-        self._sync_pins(node)
+        self.locks_changed(node)
 
     def commit_hicache_transfer(self, node: UnifiedTreeNode, phase: Any, *args: Any, **kwargs: Any) -> None:
         """As stock; a state that comes back from the host is held again."""
@@ -418,136 +400,12 @@ class MarconiMambaComponent(MambaComponent):
             self._enter(node, depth_of(node), inserted=False)
             self.publishing = publishing
 
-    def _sync_pins(self, node: UnifiedTreeNode) -> None:
+    def locks_changed(self, node: UnifiedTreeNode) -> None:
+        """Bring the book's pins of the node's state up to date."""
         row = row_of(node)
         if row >= 0:
             locks = node.component_data[self.component_type].lock_ref
             self.keeper.book.pins[row] = locks + (row in self._pending)
-
-    # ---- eviction ----
-
-    def evict(self, tokens: int, states: int, freed: BaseEvictionResult) -> None:
-        """Take leaves out of the tree until `tokens` of KV are free, then states until `states` are."""
-        core = self.tree_core
-        frees = freed.device_frees, freed.host_frees, freed.cache_actions
-        while freed.tracker[ComponentType.FULL] < tokens:
-            leaf = self.next_leaf()
-            if leaf is None:
-                break
-            core._delete_unbacked_device_leaf(leaf, freed.tracker, *frees)
-        self._evicts_states = True
-        try:
-            while freed.tracker[self.component_type] < states:
-                node = self._victim()
-                if node is None:
-                    break
-                self._drop_state(node, freed.tracker, *frees)
-        finally:
-            self._evicts_states = False
-            self._passed_over.clear()
-
-    def evict_component(
-        self, node: UnifiedTreeNode, *args: Any, target: EvictLayer = EvictLayer.DEVICE, **kwargs: Any
-    ) -> tuple[int, int]:
-        """As stock; the record stays as a ghost while its KV does."""
-        held = EvictLayer.DEVICE in target and node.component_data[self.component_type].value is not None
-        freed = super().evict_component(node, *args, target=target, **kwargs)
-        row = row_of(node)
-        if held and row >= 0 and self.keeper.book.live[row]:
-            reason = "pool-full" if self.is_evict_device_ongoing or self._evicts_states else "kv-evicted"
-            self.stats.evicted(kind_name(self.keeper.book.kind[row]), reason)
-            self.keeper.evicted(row)
-        return freed
-
-    def _evict_device_start(self, request_cnt: int) -> None:
-        self._passed_over.clear()
-        super()._evict_device_start(request_cnt)
-
-    def _evict_device_next_node(
-        self,
-        tracker: dict[Any, int],
-        device_frees: dict[Any, list[torch.Tensor]],
-        host_frees: dict[Any, list[torch.Tensor]],
-        cache_actions: list[Any],
-    ) -> Any:
-        """One step: the state that the policy values least goes; a leaf's KV stays until KV is wanted.
-
-        With a host tier the step is stock's, which demotes leaves with their KV, on the policy's choice. With
-        session references the list is partitioned and stays in stock's order.
-        """
-        core = self.tree_core
-        done = tracker[self.component_type] >= self._evict_device_request_cnt
-        node = None if done or core.enable_session_radix_cache else self._victim()
-        if node is not None and not core.enable_hicache:
-            self._drop_state(node, tracker, device_frees, host_frees, cache_actions)
-            return None
-        if node is not None:
-            self._evict_device_cursor = node
-        return super()._evict_device_next_node(tracker, device_frees, host_frees, cache_actions=cache_actions)
-
-    def _drop_state(
-        self,
-        node: UnifiedTreeNode,
-        tracker: dict[Any, int],
-        device_frees: dict[Any, list[torch.Tensor]],
-        host_frees: dict[Any, list[torch.Tensor]],
-        cache_actions: list[Any],
-    ) -> None:
-        """The node's state leaves the device; its KV stays."""
-        self.tree_core._evict_component_and_detach_lru(
-            node,
-            self,
-            target=EvictLayer.DEVICE,
-            tracker=tracker,
-            device_frees=device_frees,
-            host_frees=host_frees,
-            cache_actions=cache_actions,
-        )
-        self.tree_core._update_evictable_leaf_sets(node)
-        if not node.children:
-            self.dead_leaves.add(node)
-
-    def drive_host_eviction(
-        self, num_tokens: int, tracker: dict[Any, int], *args: Any, **kwargs: Any
-    ) -> None:
-        """As stock, one state at a time, the least valuable first. With session references in stock's order."""
-        core, kind = self.tree_core, self.component_type
-        if core.enable_session_radix_cache:
-            super().drive_host_eviction(num_tokens, tracker, *args, **kwargs)
-            return
-        while (held := tracker[kind]) < num_tokens and bring_forward(self.keeper, core.host_lru_lists[kind]):
-            super().drive_host_eviction(held + 1, tracker, *args, **kwargs)
-            if tracker[kind] == held:
-                return
-
-    def _victim(self) -> UnifiedTreeNode | None:
-        row, self._chosen = self._chosen, -1
-        if row < 0:
-            rows = self.keeper.candidates()
-            if self._passed_over:
-                rows = rows[[row not in self._passed_over for row in rows.tolist()]]
-            row = self.keeper.victim(rows)
-        if row is None:
-            return None
-        self._passed_over.add(row)
-        return self.records.node(row)
-
-    def next_leaf(self) -> UnifiedTreeNode | None:
-        """The leaf whose KV should go first: the oldest without a state, else the least valuable; None: none may."""
-        return self.dead_leaves.pop(self.tree_core) or self._least_valuable_leaf()
-
-    def _least_valuable_leaf(self) -> UnifiedTreeNode | None:
-        """The leaf with a state whose KV should go first; None: none may go."""
-        evictable = self.tree_core.evictable_device_leaves
-        rows = self.keeper.candidates(leaves=True)
-        while True:
-            row = self.keeper.victim(rows)
-            if row is None:
-                return None
-            node = self.records.node(row)
-            if node in evictable:
-                return node
-            rows = rows[rows != row]
 
 
 def _is_probe(req: Req) -> bool:

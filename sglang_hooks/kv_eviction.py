@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from .component import MarconiMambaComponent
 
+_MAMBA = ComponentType.MAMBA
+
 
 class DeadLeaves:
     """Leaves without a state, oldest first. Entries are checked when they are taken, so adding one is cheap."""
@@ -39,15 +41,13 @@ class DeadLeaves:
         """The oldest that may be evicted now, which leaves the list; None: there is none."""
         in_use, found = [], None
         while self._heap and found is None:
-            entry = heapq.heappop(self._heap)
-            node = entry[1]
-            dead = not node.children and node.component_data[ComponentType.MAMBA].value is None
-            if dead and node in core.evictable_device_leaves:
-                found = node
-            elif dead and core._node_arena.get(node.id) is node:
+            number, node = entry = heapq.heappop(self._heap)
+            is_dead = not node.children and node.component_data[_MAMBA].value is None
+            if is_dead and node not in core.evictable_device_leaves and core._node_arena.get(number) is node:
                 in_use.append(entry)
                 continue
-            self._listed.discard(node.id)
+            self._listed.discard(number)
+            found = node if is_dead and node in core.evictable_device_leaves else None
         for entry in in_use:
             heapq.heappush(self._heap, entry)
         return found
@@ -67,24 +67,12 @@ class MarconiFullComponent(FullComponent):
 
     @property
     def _mamba(self) -> MarconiMambaComponent:
-        return self.tree_core.components_by_type[ComponentType.MAMBA]
+        return self.tree_core.components_by_type[_MAMBA]
 
     @property
     def _ours(self) -> bool:
         core = self.tree_core
         return not (core.enable_hicache or core.enable_session_radix_cache or self._mamba.keeps_stock_order)
-
-    def acquire_component_lock(self, node: UnifiedTreeNode, result: Any, lock_host: bool = False) -> Any:
-        if lock_host or not self.tree_core.plain:
-            return super().acquire_component_lock(node, result, lock_host)
-        self.tree_core.lock_path(node)
-        return result
-
-    def release_component_lock(self, node: UnifiedTreeNode, params: Any, lock_host: bool = False) -> None:
-        if lock_host or not self.tree_core.plain:
-            super().release_component_lock(node, params, lock_host)
-        else:
-            self.tree_core.unlock_path(node)
 
     def _evict_device_start(self, request_cnt: int) -> None:
         if not self._ours:

@@ -2,7 +2,9 @@
 
 Stock walks a request's whole path at each match, insert, lock and unlock, and compares or copies its tokens at every
 node on it. An edge is compared at once here; and as a running request locks its path, an insert and the lock that
-moves with it begin at the node that is locked already. What a tree holds after each step is what stock's steps leave.
+moves with it begin at the node that is locked already. A new leaf, a state or a leaf that goes, and a lock are one
+step each here, without what they would mean to other components and tiers. What a tree holds after each step is what
+stock's steps leave.
 Source of the replaced behaviour: SGLang 0.5.23, mem_cache/unified_cache/unified_tree_core.py, components/full.py.
 """
 
@@ -10,7 +12,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sglang.srt.mem_cache.base_prefix_cache import DecLockRefParams, InsertResult, MatchResult, TreeLock
+import torch
+from sglang.srt.disaggregation.kv_events import StorageMedium
+from sglang.srt.mem_cache.base_prefix_cache import (
+    DecLockRefParams,
+    DecLockRefResult,
+    IncLockRefResult,
+    InsertResult,
+    MatchResult,
+    TreeLock,
+)
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 from sglang.srt.mem_cache.unified_cache.components.base import get_and_increase_time_counter
 from sglang.srt.mem_cache.unified_cache.tree_core_registry import (
@@ -25,9 +36,12 @@ from sglang.srt.mem_cache.unified_cache.unified_tree_core import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sglang.srt.mem_cache.base_prefix_cache import InsertParams, MatchPrefixParams
     from sglang.srt.mem_cache.cache_init_params import CacheInitParams
     from sglang.srt.mem_cache.radix_cache import RadixKey
+    from sglang.srt.mem_cache.unified_cache.unified_tree_core_interface import NodeId
 
 NAME = "marconi"
 _FULL, _MAMBA = ComponentType.FULL, ComponentType.MAMBA
@@ -116,26 +130,70 @@ class MarconiTreeCore(UnifiedTreeCore):
         )
         return self._advance_insert()
 
+    # ---- steps of a plain tree ----
+
+    def add_leaf(self, parent: UnifiedTreeNode, params: InsertParams) -> UnifiedTreeNode:
+        """A leaf below `parent`, none of whose children begins like the key. It keeps the value, not a copy."""
+        key = params.key
+        leaf = self._new_node(priority=params.priority)
+        leaf.parent, leaf.key = parent, key
+        leaf.component_data[_FULL].value = params.value
+        parent.children[key.child_key(self.page_size)] = leaf
+        self.component_evictable_size_[_FULL] += len(key.token_ids)
+        self._update_evictable_leaf_sets(leaf)
+        self.evictable_device_leaves.discard(parent)
+        self.kv_events.record_store(leaf, session_id=params.session_id)
+        return leaf
+
+    def take_leaf(self, leaf: UnifiedTreeNode) -> torch.Tensor:
+        """The leaf leaves the tree, its state has left it already. Returns its KV indices, the caller's to free."""
+        self.kv_events.record_remove(leaf, medium=StorageMedium.GPU)
+        self.component_evictable_size_[_FULL] -= len(leaf.key.token_ids)
+        self.evictable_device_leaves.discard(leaf)
+        parent = leaf.parent
+        del parent.children[leaf.key.child_key(self.page_size)]
+        self._unregister_node(leaf)
+        self._update_evictable_leaf_sets(parent)
+        return leaf.component_data[_FULL].value
+
+    def take_state(self, node: UnifiedTreeNode) -> torch.Tensor:
+        """The node's state, which nobody locks, leaves the tree. Returns its slot, the caller's to free."""
+        data = node.component_data[_MAMBA]
+        slot, data.value = data.value, None
+        self.lru_lists[_MAMBA].remove_node(node)
+        self.component_evictable_size_[_MAMBA] -= 1
+        return slot
+
+    def inc_lock_ref(
+        self, node_id: NodeId, skip_lock_components: Sequence[ComponentType] = ()
+    ) -> IncLockRefResult:
+        if skip_lock_components or not self.plain:
+            return super().inc_lock_ref(node_id, skip_lock_components)
+        node = self.node_by_id(node_id)
+        self._lock_kv(node, self.root_node)
+        self._lock_state(node)
+        return IncLockRefResult(node_id=node_id)
+
+    def dec_lock_ref(self, node_id: NodeId, params: DecLockRefParams, skip_swa: bool = False) -> Any:
+        if params.skipped_lock_components or not self.plain:
+            return super().dec_lock_ref(node_id, params, skip_swa)
+        node = self.node_by_id(node_id)
+        self._assert_receipt_anchor(node, params)
+        self._unlock_kv(node)
+        self._release_state(node)
+        self._update_evictable_leaf_sets(node)
+        return DecLockRefResult()
+
     def move_lock(self, lock: TreeLock, below: UnifiedTreeNode) -> TreeLock:
         """Trade a lock for one on a node at or below its node: KV is locked between the two, the state moves."""
         node = self.node_by_id(lock.node)
-        receipt = DecLockRefParams(node_id=below.id)
-        if node is below:
-            return TreeLock(below.id, receipt)
         self._lock_kv(below, node)
-        mamba = self.components_by_type[_MAMBA]
-        mamba.acquire_component_lock(below, None)
-        mamba.release_component_lock(node, lock.receipt)
-        self.evictable_device_leaves.discard(below)
-        return TreeLock(below.id, receipt)
+        self._lock_state(below)
+        self._release_state(node)
+        return TreeLock(below.id, DecLockRefParams(node_id=below.id))
 
-    def lock_path(self, node: UnifiedTreeNode) -> None:
-        """Lock the KV from a node up to the root."""
-        self._lock_kv(node, self.root_node)
-        self.evictable_device_leaves.discard(node)
-
-    def unlock_path(self, node: UnifiedTreeNode) -> None:
-        """Undo `lock_path`. Only its own node can be a leaf: those above have children on the way to it."""
+    def _unlock_kv(self, node: UnifiedTreeNode) -> None:
+        """Only the path's own end can be a leaf: those above have children on the way to it."""
         tokens, cursor, root = 0, node, self.root_node
         while cursor is not root:
             data = cursor.component_data[_FULL]
@@ -146,7 +204,6 @@ class MarconiTreeCore(UnifiedTreeCore):
             cursor = cursor.parent
         self.component_evictable_size_[_FULL] += tokens
         self.component_protected_size_[_FULL] -= tokens
-        self._update_evictable_leaf_sets(node)
 
     def _lock_kv(self, node: UnifiedTreeNode, until: UnifiedTreeNode) -> None:
         tokens = 0
@@ -158,6 +215,24 @@ class MarconiTreeCore(UnifiedTreeCore):
             node = node.parent
         self.component_evictable_size_[_FULL] -= tokens
         self.component_protected_size_[_FULL] += tokens
+
+    def _lock_state(self, node: UnifiedTreeNode) -> None:
+        if node is not self.root_node:
+            self._count_state_lock(node, 1)
+            self.evictable_device_leaves.discard(node)
+
+    def _release_state(self, node: UnifiedTreeNode) -> None:
+        if node is not self.root_node:
+            self._count_state_lock(node, -1)
+
+    def _count_state_lock(self, node: UnifiedTreeNode, more: int) -> None:
+        data = node.component_data[_MAMBA]
+        before, data.lock_ref = data.lock_ref, data.lock_ref + more
+        assert data.lock_ref >= 0, f"the state at node {node.id} is not locked"
+        if data.value is not None and 0 in (before, data.lock_ref):
+            self.component_evictable_size_[_MAMBA] -= more
+            self.component_protected_size_[_MAMBA] += more
+        self.components_by_type[_MAMBA].locks_changed(node)
 
     def _update_evictable_leaf_sets(self, node: UnifiedTreeNode) -> None:
         if not self.plain:
@@ -173,11 +248,14 @@ class MarconiTreeCore(UnifiedTreeCore):
 
 
 def depth_of(node: UnifiedTreeNode) -> int:
-    """Tokens from the root to the node's end."""
-    tokens = 0
-    while node is not None:
-        tokens += len(node.key.token_ids)
-        node = node.parent
+    """Tokens from the root to the node's end; kept at the node, whose end never moves."""
+    unknown, above = [], node
+    while above is not None and getattr(above, "depth_tokens", None) is None:
+        unknown.append(above)
+        above = above.parent
+    tokens = 0 if above is None else above.depth_tokens
+    for below in reversed(unknown):
+        tokens = below.depth_tokens = tokens + len(below.key.token_ids)
     return tokens
 
 

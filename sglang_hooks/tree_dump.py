@@ -91,7 +91,7 @@ def _describe(
         "edge_tokens": 0 if node.parent is None else len(node.key),
         "kv": _place(kv),
         "state": _place(mamba),
-        "kind": None if row < 0 else kind_name(keeper.book.kind[row]),
+        "kind": None if row < 0 else kind_name(keeper.book.kind.item(row)),
         "age_ticks": None if row < 0 else int(keeper.tick - keeper.book.last_use[row]),
         "uses": None if row < 0 else int(keeper.book.uses[row]),
         "score": scores.get(row),

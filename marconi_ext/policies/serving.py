@@ -75,13 +75,15 @@ class Serving:
 
         What was evicted since the match, to make room for the request itself, is left out.
         """
-        keeper, alive = self.keeper, self.records.alive
-        path = [place for place in match.path if alive(place[1])]
-        keeps_ahead = match.ahead is not None and len(path) == len(match.path) and alive(match.ahead)
+        keeper, alive, path, ahead = self.keeper, self.records.alive, match.path, match.ahead
+        if path and not alive(path[-1][1]):  # leaves go first: what is gone is the path's end
+            path, ahead = [place for place in path if alive(place[1])], None
+        if ahead is not None and not alive(ahead):
+            ahead = None
         tokens = match.tokens
-        match = replace(match, path=path, ahead=match.ahead if keeps_ahead else None, tokens=None)
+        match = Match(path, match.served, match.prompt_tokens, match.hit_tokens, ahead)
         keeper.tick += 1
-        rows = [row for _, node in path if (row := row_of(node)) >= 0]
+        rows = [row for _, node in path if (row := getattr(node, "record", None)) is not None]
         served = -1 if match.served is None else row_of(match.served)
         children = len(path[-1][1].children) if path else 0
         first_seen = children == 1 and row_of(path[-1][1]) < 0

@@ -1,0 +1,205 @@
+"""Which recurrent states go, and what that means to the policy's book.
+
+In a plain tree a state or a leaf leaves in one step. With several tiers, session references or another order of
+eviction SGLang's own walk carries the choice out.
+Source of the replaced behaviour: SGLang 0.5.23, mem_cache/unified_cache/components/mamba.py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sglang.srt.mem_cache.base_prefix_cache import EvictParams
+from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
+from sglang.srt.mem_cache.unified_cache.components.base import EvictLayer
+from sglang.srt.mem_cache.unified_cache.components.mamba import MambaComponent
+
+from marconi_ext.policies.keeper import Keeper
+from marconi_ext.policies.records import TreeRecords, row_of
+
+from .host_tier import bring_forward
+from .kv_eviction import DeadLeaves
+from .policy import kind_name
+from .stats import CacheStats
+
+if TYPE_CHECKING:
+    from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode
+
+    from .cache import MarconiRadixCache
+
+_MAMBA = ComponentType.MAMBA
+
+
+class StateEviction(MambaComponent):
+    """The evicting half of the Mamba component: the least valuable state first."""
+
+    cache: MarconiRadixCache
+    stats: CacheStats
+    keeper: Keeper
+    records: TreeRecords
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.dead_leaves = DeadLeaves()
+        self._chosen = -1  # row that `take_slot_of_lesser` decided to evict
+        self._passed_over: set[int] = set()  # rows that this walk of stock's was offered already
+
+    # ---- a plain tree ----
+
+    def evict(self, tokens: int, states: int, kv: list[torch.Tensor], slots: list[torch.Tensor]) -> int:
+        """Take leaves out of the tree until `tokens` of KV are free, then states until `states` slots are.
+
+        kv, slots: get what the caller is to free, whatever happens here
+        Returns: tokens in `kv`.
+        """
+        core, freed = self.tree_core, 0
+        while freed < tokens:
+            leaf = self.next_leaf()
+            if leaf is None:
+                break
+            if leaf.component_data[_MAMBA].value is not None:
+                slots.append(self._take_state(leaf, "kv-evicted"))
+            self._forget_leaf(leaf)
+            kv.append(core.take_leaf(leaf))
+            freed += len(leaf.key.token_ids)
+        while len(slots) < states:
+            row = self.keeper.victim(self.keeper.candidates())
+            if row is None:
+                break
+            slots.append(self._take_victim(row))
+        return freed
+
+    def take_slot_of_lesser(self, newcomer: int) -> torch.Tensor | None:
+        """The slot of a state that is worth less than the one offered at row `newcomer`; None: there is none."""
+        row = self.keeper.victim(self.keeper.candidates(), newcomer)
+        if row is None or row == newcomer:
+            return None
+        if self.cache.simple:
+            return self._take_victim(row)
+        self._chosen = row
+        self.cache.evict_for_alloc(EvictParams(num_tokens=0, mamba_num=1))
+        self._chosen = -1
+        return self.cache.req_to_token_pool.mamba_allocator.alloc(1)
+
+    def _take_victim(self, row: int) -> torch.Tensor:
+        node = self.records.node(row)
+        slot = self._take_state(node, "pool-full")
+        if not node.children:
+            self.dead_leaves.add(node)
+        return slot
+
+    def _take_state(self, node: UnifiedTreeNode, reason: str) -> torch.Tensor:
+        slot = self.tree_core.take_state(node)
+        self._state_gone(node, reason)
+        return slot
+
+    # ---- leaves ----
+
+    def next_leaf(self) -> UnifiedTreeNode | None:
+        """The leaf whose KV should go first: the oldest without a state, else the least valuable; None: none may."""
+        return self.dead_leaves.pop(self.tree_core) or self._least_valuable_leaf()
+
+    def _least_valuable_leaf(self) -> UnifiedTreeNode | None:
+        """The leaf with a state whose KV should go first; None: none may go."""
+        evictable = self.tree_core.evictable_device_leaves
+        rows = self.keeper.candidates(leaves=True)
+        while True:
+            row = self.keeper.victim(rows)
+            if row is None:
+                return None
+            node = self.records.node(row)
+            if node in evictable:
+                return node
+            rows = rows[rows != row]
+
+    def discard_deleted_session_leaf(self, node: UnifiedTreeNode) -> None:
+        """As stock; called just before any node leaves the tree."""
+        super().discard_deleted_session_leaf(node)
+        self._forget_leaf(node)
+
+    def _forget_leaf(self, node: UnifiedTreeNode) -> None:
+        """The node is about to leave the tree, and its record with it."""
+        parent = node.parent
+        self.records.forget(node)
+        left = len(parent.children) - 1
+        self.records.tend(parent, children=left)
+        if left == 0 and parent.component_data[_MAMBA].value is None:
+            self.dead_leaves.add(parent)
+
+    # ---- SGLang's walks ----
+
+    def evict_component(
+        self, node: UnifiedTreeNode, *args: Any, target: EvictLayer = EvictLayer.DEVICE, **kwargs: Any
+    ) -> tuple[int, int]:
+        """As stock; the record stays as a ghost while its KV does."""
+        held = EvictLayer.DEVICE in target and node.component_data[_MAMBA].value is not None
+        freed = super().evict_component(node, *args, target=target, **kwargs)
+        if held:
+            self._state_gone(node, "pool-full" if self.is_evict_device_ongoing else "kv-evicted")
+        return freed
+
+    def _state_gone(self, node: UnifiedTreeNode, reason: str) -> None:
+        row, keeper = row_of(node), self.keeper
+        if row >= 0 and keeper.book.live[row]:
+            self.stats.evicted(kind_name(keeper.book.kind.item(row)), reason)
+            keeper.evicted(row)
+
+    def _evict_device_start(self, request_cnt: int) -> None:
+        self._passed_over.clear()
+        super()._evict_device_start(request_cnt)
+
+    def _evict_device_next_node(
+        self,
+        tracker: dict[Any, int],
+        device_frees: dict[Any, list[torch.Tensor]],
+        host_frees: dict[Any, list[torch.Tensor]],
+        cache_actions: list[Any],
+    ) -> Any:
+        """One step: the state that the policy values least goes; a leaf's KV stays until KV is wanted.
+
+        With a host tier the step is stock's, which demotes leaves with their KV, on the policy's choice. With
+        session references the list is partitioned and stays in stock's order.
+        """
+        frees = {"device_frees": device_frees, "host_frees": host_frees, "cache_actions": cache_actions}
+        done = tracker[_MAMBA] >= self._evict_device_request_cnt
+        node = None if done or self.tree_core.enable_session_radix_cache else self._victim()
+        if node is not None and not self.tree_core.enable_hicache:
+            self._drop_state(node, tracker, **frees)
+            return None
+        if node is not None:
+            self._evict_device_cursor = node
+        return super()._evict_device_next_node(tracker, **frees)
+
+    def _drop_state(self, node: UnifiedTreeNode, tracker: dict[Any, int], **frees: Any) -> None:
+        """The node's state leaves the device; its KV stays."""
+        core = self.tree_core
+        core._evict_component_and_detach_lru(node, self, target=EvictLayer.DEVICE, tracker=tracker, **frees)
+        core._update_evictable_leaf_sets(node)
+        if not node.children:
+            self.dead_leaves.add(node)
+
+    def drive_host_eviction(
+        self, num_tokens: int, tracker: dict[Any, int], *args: Any, **kwargs: Any
+    ) -> None:
+        """As stock, one state at a time, the least valuable first. With session references in stock's order."""
+        if self.tree_core.enable_session_radix_cache:
+            super().drive_host_eviction(num_tokens, tracker, *args, **kwargs)
+            return
+        states = self.tree_core.host_lru_lists[_MAMBA]
+        while (held := tracker[_MAMBA]) < num_tokens and bring_forward(self.keeper, states):
+            super().drive_host_eviction(held + 1, tracker, *args, **kwargs)
+            if tracker[_MAMBA] == held:
+                return
+
+    def _victim(self) -> UnifiedTreeNode | None:
+        row, self._chosen = self._chosen, -1
+        if row < 0:
+            rows = self.keeper.candidates()
+            if self._passed_over:
+                rows = rows[[row not in self._passed_over for row in rows.tolist()]]
+            row = self.keeper.victim(rows)
+        if row is None:
+            return None
+        self._passed_over.add(row)
+        return self.records.node(row)
