@@ -52,10 +52,10 @@ def publish_settings(chunk_tokens: int = 256) -> None:
 
 
 def build(
-    contestant: str, *, slots: int, tokens: int, context_tokens: int, requests: int = 4
+    contestant: str, *, slots: int, tokens: int, context_tokens: int, requests: int = 4, **settings: Any
 ) -> UnifiedRadixCache:
     """A cache with pools of its own: `slots` states, `tokens` of KV, `requests` at a time of up to
-    `context_tokens`."""
+    `context_tokens`. settings: further fields of SGLang's CacheInitParams"""
     shape = Mamba2StateShape.create(
         tp_world_size=1,
         intermediate_size=8,
@@ -97,6 +97,7 @@ def build(
         page_size=1,
         tree_components=(ComponentType.FULL, ComponentType.MAMBA),
         enable_mamba_extra_buffer=True,
+        **settings,
     )
     if contestant != "marconi":
         params.tree_core_backend = contestant.removeprefix("stock-")
@@ -117,9 +118,9 @@ class Driver:
     """Takes requests through one cache; `spent` has the ns of the last one by phase, `evictions` of each call,
     by what was wanted."""
 
-    def __init__(self, contestant: str, **sizes: int) -> None:
+    def __init__(self, contestant: str, **options: Any) -> None:
         self.contestant = contestant
-        self.cache = build(contestant, **sizes)
+        self.cache = build(contestant, **options)
         self.spent = dict.fromkeys(PHASES, 0)
         self.evictions: dict[str, list[int]] = {"KV": [], "state": []}
         self.hit_tokens = 0

@@ -43,14 +43,23 @@ def has_state(node: UnifiedTreeNode) -> bool:
     return data.value is not None or data.host_value is not None
 
 
+def is_referenced(node: UnifiedTreeNode) -> bool:
+    """Whether an open session refers to the state at the node."""
+    return node.component_data[ComponentType.MAMBA].session_ref > 0
+
+
 def bring_forward(keeper: Keeper, host_list: UnifiedLRUList) -> bool:
-    """Put the state that should leave the host first where stock takes one from. False: none may leave."""
+    """Put the state that should leave the host first where stock takes one from. False: none may leave.
+
+    Those that open sessions refer to come last in the list, as stock has it, and stay behind the others.
+    """
     nodes = list(islice(unlocked(host_list), WINDOW))
     if not nodes:
         return False
+    oldest = nodes[0]
+    nodes = [node for node in nodes if is_referenced(node) == is_referenced(oldest)]
     utility = utilities(keeper, nodes)
     chosen = min(nodes, key=utility.__getitem__)
-    oldest = nodes[0]
     if chosen is not oldest:
         host_list.remove_node(chosen)
         host_list.insert_after(oldest, chosen)

@@ -1,7 +1,8 @@
 """Which recurrent states go, and what that means to the policy's book.
 
 In a plain tree a state or a leaf leaves in one step. With several tiers, session references or another order of
-eviction SGLang's own walk carries the choice out.
+eviction SGLang's own walk carries the choice out. States that an open session refers to go after all others, as in
+stock; among either the policy chooses.
 Source of the replaced behaviour: SGLang 0.5.23, mem_cache/unified_cache/components/mamba.py.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
@@ -44,6 +46,7 @@ class StateEviction(MambaComponent):
         self.dead_leaves = DeadLeaves()
         self._chosen = -1  # row that `take_slot_of_lesser` decided to evict
         self._passed_over: set[int] = set()  # rows that this walk of stock's was offered already
+        self._referenced: set[UnifiedTreeNode] = set()  # by open sessions
 
     # ---- a plain tree ----
 
@@ -72,7 +75,7 @@ class StateEviction(MambaComponent):
 
     def take_slot_of_lesser(self, newcomer: int) -> torch.Tensor | None:
         """The slot of a state that is worth less than the one offered at row `newcomer`; None: there is none."""
-        row = self.keeper.victim(self.keeper.candidates(), newcomer)
+        row = self.keeper.victim(self._candidates(), newcomer)
         if row is None or row == newcomer:
             return None
         if self.cache.simple:
@@ -158,12 +161,11 @@ class StateEviction(MambaComponent):
     ) -> Any:
         """One step: the state that the policy values least goes; a leaf's KV stays until KV is wanted.
 
-        With a host tier the step is stock's, which demotes leaves with their KV, on the policy's choice. With
-        session references the list is partitioned and stays in stock's order.
+        With a host tier the step is stock's, which demotes leaves with their KV, on the policy's choice.
         """
         frees = {"device_frees": device_frees, "host_frees": host_frees, "cache_actions": cache_actions}
         done = tracker[_MAMBA] >= self._evict_device_request_cnt
-        node = None if done or self.tree_core.enable_session_radix_cache else self._victim()
+        node = None if done else self._victim()
         if node is not None and not self.tree_core.enable_hicache:
             self._drop_state(node, tracker, **frees)
             return None
@@ -182,10 +184,7 @@ class StateEviction(MambaComponent):
     def drive_host_eviction(
         self, num_tokens: int, tracker: dict[Any, int], *args: Any, **kwargs: Any
     ) -> None:
-        """As stock, one state at a time, the least valuable first. With session references in stock's order."""
-        if self.tree_core.enable_session_radix_cache:
-            super().drive_host_eviction(num_tokens, tracker, *args, **kwargs)
-            return
+        """As stock, one state at a time, the least valuable first."""
         states = self.tree_core.host_lru_lists[_MAMBA]
         while (held := tracker[_MAMBA]) < num_tokens and bring_forward(self.keeper, states):
             super().drive_host_eviction(held + 1, tracker, *args, **kwargs)
@@ -195,7 +194,7 @@ class StateEviction(MambaComponent):
     def _victim(self) -> UnifiedTreeNode | None:
         row, self._chosen = self._chosen, -1
         if row < 0:
-            rows = self.keeper.candidates()
+            rows = self._candidates()
             if self._passed_over:
                 rows = rows[[row not in self._passed_over for row in rows.tolist()]]
             row = self.keeper.victim(rows)
@@ -203,3 +202,27 @@ class StateEviction(MambaComponent):
             return None
         self._passed_over.add(row)
         return self.records.node(row)
+
+    # ---- session references ----
+
+    def _candidates(self) -> np.ndarray:
+        """Rows of the states that may go: those that no open session refers to, if there are any."""
+        rows = self.keeper.candidates()
+        if not self._referenced:
+            return rows
+        kept = np.fromiter((row_of(node) for node in self._referenced), np.int64, len(self._referenced))
+        free = rows[~np.isin(rows, kept)]
+        return free if len(free) else rows
+
+    def reset_session_state(self) -> None:
+        """As stock: no session is open any more."""
+        super().reset_session_state()
+        self._referenced.clear()
+
+    def _refresh_session_partition(self, node: UnifiedTreeNode) -> None:
+        """As stock; called when the first session begins to refer to a node, and when the last one ends."""
+        super()._refresh_session_partition(node)
+        if node.component_data[_MAMBA].session_ref:
+            self._referenced.add(node)
+        else:
+            self._referenced.discard(node)

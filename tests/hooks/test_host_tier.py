@@ -100,3 +100,19 @@ def test_a_choice_looks_at_the_oldest_only(monkeypatch: pytest.MonkeyPatch) -> N
         states.insert_mru(node)
     assert bring_forward(tree.keeper, states)
     assert states.get_lru_no_host_lock() is older_short
+
+
+def test_what_a_session_refers_to_leaves_the_host_last() -> None:
+    tree = Tree()
+    states = UnifiedLRUList(
+        ComponentType.MAMBA, TYPES, use_host_ptr=True, is_referenced=host_tier.is_referenced
+    )
+    kept_deep, kept_short, middle, short = (tree.leaf(tokens, "host") for tokens in (50, 5, 20, 10))
+    for node in (kept_deep, kept_short):
+        node.component_data[ComponentType.MAMBA].session_ref = 1
+    for node in (kept_short, middle, kept_deep, short):
+        states.insert_mru(node)
+    for wanted in (short, middle, kept_short, kept_deep):
+        assert bring_forward(tree.keeper, states)
+        assert states.get_lru_no_host_lock() is wanted
+        states.remove_node(wanted)
