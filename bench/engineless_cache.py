@@ -19,7 +19,6 @@ from sglang.srt.configs.mamba_utils import Mamba2CacheParams, Mamba2StateShape
 from sglang.srt.managers.schedule_batch import FINISH_LENGTH, Req, ScheduleBatch
 from sglang.srt.mem_cache.allocation import alloc_req_slots, alloc_token_slots
 from sglang.srt.mem_cache.allocator import TokenToKVPoolAllocator
-from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams
 from sglang.srt.mem_cache.common import checkpoint_kv_cache, release_kv_cache
 from sglang.srt.mem_cache.memory_pool import HybridLinearKVPool, HybridReqToTokenPool
@@ -127,18 +126,26 @@ class Driver:
         self._chunk_tokens = mamba_cache_chunk_size()
         self._plan = self._planner()
         self._evicting = 0
-        original = self.cache.evict_for_alloc
+        self.cache.evict_for_alloc = self._timing(
+            self.cache.evict_for_alloc, lambda params, **_: "state" if params.mamba_num else "KV"
+        )
+        if contestant == "marconi":  # takes a new state's slot from its victim's in one step
+            mamba = self.cache.mamba
+            mamba.take_slot_of_lesser = self._timing(mamba.take_slot_of_lesser, lambda _row: "state")
 
-        def timed(params: EvictParams, **kwargs: Any) -> Any:
+    def _timing(self, evict: Callable[..., Any], wanted: Callable[..., str]) -> Callable[..., Any]:
+        """`evict`, timed; what evicts nothing, as it refuses a newcomer, isn't counted among the calls."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
             started = time.thread_time_ns()
-            try:
-                return original(params, **kwargs)
-            finally:
-                took = time.thread_time_ns() - started
-                self._evicting += took
-                self.evictions["state" if params.mamba_num else "KV"].append(took)
+            result = evict(*args, **kwargs)
+            took = time.thread_time_ns() - started
+            self._evicting += took
+            if result is not None:
+                self.evictions[wanted(*args, **kwargs)].append(took)
+            return result
 
-        self.cache.evict_for_alloc = timed
+        return timed
 
     def _planner(self) -> Callable[[Req], None]:
         if self.contestant == "marconi":
