@@ -33,6 +33,7 @@ from .policy import build_keeper, currency_of
 from .stages import scan_stages
 from .stats import CacheStats
 from .tree_core import depth_of, register
+from .tree_dump import TreeDumps
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -232,7 +233,7 @@ def build_cache(
     if cache.page_size == 1:
         pool.mamba_initial_tracking_slots = 0  # any length can be donated: nothing is tracked during decode
     forward = ForwardCheckpoints(ledger, scan_stages(), len(pool.mamba_map), stats)
-    go_live(Live(config, ledger, forward, cache, stats))
+    go_live(Live(config, ledger, forward, cache, stats, TreeDumps()))
     return cache
 
 

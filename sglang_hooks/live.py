@@ -1,20 +1,22 @@
-"""The extension's state in one scheduler process: None until a hybrid model's cache is built with it."""
+"""The extension's state in one scheduler process: None until a hybrid model's cache is built with it.
+
+Imports nothing at run time: every hook asks here, in processes that need nothing of it as well.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from marconi_ext.config import MarconiConfig
-
-from .forward import ForwardCheckpoints
-from .ledger import CheckpointLedger
-from .stats import CacheStats
-from .tree_dump import TreeDumps
-
 if TYPE_CHECKING:
+    from marconi_ext.config import MarconiConfig
+
     from .cache import MarconiRadixCache
+    from .forward import ForwardCheckpoints
+    from .ledger import CheckpointLedger
     from .metrics import MetricsPublisher
+    from .stats import CacheStats
+    from .tree_dump import TreeDumps
 
 
 @dataclass
@@ -28,9 +30,9 @@ class Live:
     ledger: CheckpointLedger
     forward: ForwardCheckpoints
     cache: MarconiRadixCache
-    stats: CacheStats = field(default_factory=CacheStats)
+    stats: CacheStats
+    tree_dumps: TreeDumps
     metrics: MetricsPublisher | None = None
-    tree_dumps: TreeDumps = field(default_factory=TreeDumps)
 
 
 _live: Live | None = None

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from .live import live
+
 
 @dataclass(frozen=True)
 class Hook:
@@ -107,7 +109,7 @@ def _create_cache(original: Callable[..., Any], ctx: Any, **kwargs: Any) -> Any:
 
 
 def _plan_extend(original: Callable[..., Any], batch: Any, req: Any) -> Any:
-    state = _live()
+    state = live()
     if state is None:
         return original(batch, req)
     from sglang.srt.managers.schedule_batch import _MambaRadixCacheV2TrackEntry
@@ -117,7 +119,7 @@ def _plan_extend(original: Callable[..., Any], batch: Any, req: Any) -> Any:
 
 
 def _run_batch(original: Callable[..., Any], scheduler: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
-    state = _live()
+    state = live()
     if state is None:
         return original(scheduler, batch, *args, **kwargs)
     state.forward.arm(batch)
@@ -129,36 +131,36 @@ def _run_batch(original: Callable[..., Any], scheduler: Any, batch: Any, *args: 
 
 
 def _publish_metrics(_result: Any, _scheduler: Any) -> None:
-    state = _live()
+    state = live()
     if state is not None and state.metrics is not None:
         state.metrics.publish_if_due(state)
 
 
 def _bind_plan(_result: None, backend: Any, forward_batch: Any) -> None:
-    state = _live()
+    state = live()
     if state is not None:
         state.forward.bind(backend)
 
 
 def _run_layer(original: Callable[..., Any], backend: Any, *args: Any, **kwargs: Any) -> Any:
-    state = _live()
+    state = live()
     if state is None:
         return original(backend, *args, **kwargs)
     return state.forward.run_layer(original, backend, *args, **kwargs)
 
 
 def _conv(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    state = _live()
+    state = live()
     return original(*args, **kwargs) if state is None else state.forward.conv(original, *args, **kwargs)
 
 
 def _scan(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    state = _live()
+    state = live()
     return original(*args, **kwargs) if state is None else state.forward.scan(original, *args, **kwargs)
 
 
 def _track_grid(original: Callable[..., int], tree_page: int) -> int:
-    state = _live()
+    state = live()
     if state is None:
         return original(tree_page)
     # At page 1 the running slot itself is donated; else the last page multiple is what a key can name.
@@ -166,7 +168,7 @@ def _track_grid(original: Callable[..., int], tree_page: int) -> int:
 
 
 def _internal_state(result: Any, _scheduler: Any, _recv_req: Any) -> None:
-    state = _live()
+    state = live()
     if state is not None:
         from .status import report
 
@@ -176,18 +178,12 @@ def _internal_state(result: Any, _scheduler: Any, _recv_req: Any) -> None:
 def _set_internal_state(original: Callable[..., Any], scheduler: Any, recv_req: Any) -> Any:
     from .tree_dump import ARGUMENT
 
-    state = _live()
+    state = live()
     if state is None or set(recv_req.server_args) != {ARGUMENT}:
         return original(scheduler, recv_req)
     from sglang.srt.managers.io_struct import SetInternalStateReqOutput
 
     return SetInternalStateReqOutput(updated=state.tree_dumps.ask(recv_req.server_args[ARGUMENT]))
-
-
-def _live() -> Any:
-    from .live import live
-
-    return live()
 
 
 _MIXER = "sglang.srt.layers.attention.mamba.mamba"
