@@ -5,11 +5,13 @@ taken within pairs, so a drifting machine cancels out. One idle server sleeps wh
 times on the clock stand the servers' processor times, which other work on the machine blurs far less.
 
     python bench/no_reuse_overhead.py [--pairs 60] [--json FILE]
+    python bench/no_reuse_overhead.py --model-path FOLDER --server-flags "--load-format dummy"   # on a GPU
 """
 
 from __future__ import annotations
 
 import asyncio
+import shlex
 import tempfile
 import time
 from dataclasses import dataclass
@@ -25,7 +27,7 @@ from rich.table import Table
 
 from marconi_ext.arms import choose_arms, require_status
 from marconi_ext.client import GenerateClient
-from marconi_ext.engine_options import CPU_OPTIONS, environment, to_flags
+from marconi_ext.engine_options import CPU_OPTIONS, ModelFacts, environment, to_flags
 from marconi_ext.output import check_writable, write_json
 from marconi_ext.provenance import provenance
 from marconi_ext.server import Server, ServerSpec
@@ -35,18 +37,13 @@ from marconi_ext.traces.script import draw_tokens
 LIMIT = 1.03
 
 
-def start(model: Path, flags: tuple[str, ...], logs: Path, name: str) -> Server:
-    """A server with ample pools, so that nothing is evicted in either arm."""
-    options = {
-        **CPU_OPTIONS,
-        "model_path": model,
-        "max_total_tokens": 500_000,
-        "max_mamba_cache_size": 4_000,
-        "sleep_on_idle": True,
-        "skip_tokenizer_init": True,
-    }
-    server = Server(ServerSpec((*to_flags(options), *flags), environment(cpu=True)), logs / name)
-    server.start()
+def start(model: Path, flags: tuple[str, ...], logs: Path, name: str, *, cpu: bool) -> Server:
+    """A server. On the CPU its pools are ample, so that nothing is evicted; two servers share a GPU's memory."""
+    options = {"model_path": model, "sleep_on_idle": True, "skip_tokenizer_init": True}
+    if cpu:
+        options |= {**CPU_OPTIONS, "max_total_tokens": 500_000, "max_mamba_cache_size": 4_000}
+    server = Server(ServerSpec((*to_flags(options), *flags), environment(cpu=cpu)), logs / name)
+    server.launch()
     return server
 
 
@@ -111,30 +108,37 @@ def main(
     answer_tokens: Annotated[int, typer.Option(help="Length of an answer.")] = 16,
     hidden: Annotated[int, typer.Option(help="Width of the model.")] = 256,
     pattern: Annotated[str, typer.Option(help="Layers: M Mamba2, * attention, - MLP.")] = "M-M*M-M-",
+    model_path: Annotated[Path | None, typer.Option(help="A model for the GPU, in place of these.")] = None,
+    server_flags: Annotated[str, typer.Option(help="More SGLang flags for both servers.")] = "",
     seed: Annotated[int, typer.Option()] = 0,
     json: Annotated[Path | None, typer.Option(help="Write the figures here.")] = None,
 ) -> None:
-    """Compare stock SGLang with the extension on the CPU platform; exit 1 where a ratio is beyond 3 %."""
+    """Compare stock SGLang with the extension, on the CPU platform if not told a model; exit 1 beyond 3 %."""
     check_writable(json)
     rng = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as folder:
-        model = ToyModel(hidden=hidden, pattern=pattern)
-        write_model(Path(folder) / "model", model)
-        draw = [draw_tokens(rng, prompt_tokens, model.vocab) for _ in range(pairs + 8 * rounds + 4)]
+        model = model_path or write_model(Path(folder) / "model", ToyModel(hidden=hidden, pattern=pattern))
+        facts = ModelFacts(model)
+        draw = [draw_tokens(rng, prompt_tokens, facts.vocabulary) for _ in range(pairs + 8 * rounds + 4)]
         servers = []
         try:
-            for arm in choose_arms("stock,marconi", model.chunk_size):
-                servers.append(start(Path(folder) / "model", arm.flags, Path(folder), arm.name))
-                require_status(arm, servers[-1].log_text())
+            arms = choose_arms("stock,marconi", facts.chunk_tokens)
+            for arm in arms:
+                flags = (*shlex.split(server_flags), *arm.flags)
+                servers.append(start(model, flags, Path(folder), arm.name, cpu=model_path is None))
+
+            for arm, server in zip(arms, servers, strict=True):
+                server.wait_until_healthy()
+                require_status(arm, server.log_text())
 
             async def run() -> tuple[np.ndarray, ...]:
                 async with GenerateClient(servers[0].url) as stock, GenerateClient(servers[1].url) as marconi:
-                    arms = [Arm(servers[0], stock), Arm(servers[1], marconi)]
-                    await ttft_pairs(arms, draw[:4], answer_tokens)  # warm up
-                    one_by_one = await ttft_pairs(arms, draw[4 : 4 + pairs], answer_tokens)
+                    asked = [Arm(servers[0], stock), Arm(servers[1], marconi)]
+                    await ttft_pairs(asked, draw[:4], answer_tokens)  # warm up
+                    one_by_one = await ttft_pairs(asked, draw[4 : 4 + pairs], answer_tokens)
                     rest = draw[4 + pairs :]
                     batches = [rest[i : i + 8] for i in range(0, len(rest), 8)]
-                    return *one_by_one, *await throughput_pairs(arms, batches, answer_tokens)
+                    return *one_by_one, *await throughput_pairs(asked, batches, answer_tokens)
 
             ttft, ttft_cpu, rates, rates_cpu = asyncio.run(run())
         finally:

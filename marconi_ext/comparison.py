@@ -115,7 +115,8 @@ def compare(folder: ResultsFolder, order: Sequence[str] | None = None, seed: int
     arms = [arm for arm in arms if records[arm.name]]
     names = [arm.name for arm in arms]
     baseline = names[0] if names else ""
-    common = _answered_by_all([repeat for name in names for repeat in records[name]])
+    paired = min((len(records[name]) for name in names), default=0)  # a run cut short may lack repeats
+    common = _answered_by_all([repeat for name in names for repeat in records[name][:paired]])
     sessions = {session for session, _ in common}
     drawn = "sessions" if len(sessions) >= MIN_SESSIONS else "requests"
     units = {key: key[0] if drawn == "sessions" else key for key in common}
@@ -123,7 +124,9 @@ def compare(folder: ResultsFolder, order: Sequence[str] | None = None, seed: int
         unit: number for number, unit in enumerate(dict.fromkeys(units[key] for key in sorted(common)))
     }
     samples = {
-        name: [_sample(repeat, {key: numbers[units[key]] for key in common}) for repeat in records[name]]
+        name: [
+            _sample(repeat, {key: numbers[units[key]] for key in common}) for repeat in records[name][:paired]
+        ]
         for name in names
     }
     differences = []
@@ -179,10 +182,7 @@ def _differences(
     found = []
     for figure, (kind, value) in FIGURES.items():
         low, high = np.nanpercentile(drawn[figure], [2.5, 97.5])
-        single = [
-            _against(kind, value(a), value(b))
-            for a, b in zip(base, other, strict=False)  # a run that was cut short may lack repeats
-        ]
+        single = [_against(kind, value(a), value(b)) for a, b in zip(base, other, strict=True)]
         found.append(
             Difference(
                 arm=name,

@@ -170,6 +170,15 @@ def test_an_arm_against_its_own_noise_is_no_difference(tmp_path: Path) -> None:
         assert difference.low <= (0 if difference.kind == "difference" else 1) <= difference.high
 
 
+def test_a_repeat_that_one_arm_lacks_is_left_out_of_differences(tmp_path: Path) -> None:
+    rows = [(f"s{i}", 40, 0.5) for i in range(10)]
+    cut_short = [(f"s{i}", 90, 0.1) for i in range(3)]
+    comparison = compare(results(tmp_path, {"a": [rows], "b": [rows, cut_short]}), ["a", "b"])
+    found = {d.figure: d.value for d in comparison.differences}
+    assert found["hit_rate"] == 0 and found["prefilled_tokens"] == found["ttft_mean_s"] == 1
+    assert comparison.n == 10  # and no session is dropped for it
+
+
 def test_few_sessions_draw_requests_and_say_so(tmp_path: Path) -> None:
     rows = [[("only", 40, 0.1 * (i + 1)) for i in range(10)]]
     comparison = compare(results(tmp_path, {"a": rows, "b": rows}), ["a", "b"])
