@@ -89,13 +89,13 @@ def save_times(run: Callable[[], object], watch: Stopwatch) -> float:
 
     import mixer_layer
 
-    originals = mixer_layer.save_conv_checkpoints, scan.save_ssm_checkpoints
+    originals = mixer_layer.save_conv_checkpoints, scan.save_checked
     mixer_layer.save_conv_checkpoints = timed(conv_checkpoint.save_conv_checkpoints)
-    scan.save_ssm_checkpoints = timed(originals[1])
+    scan.save_checked = timed(originals[1])
     try:
         run()
     finally:
-        mixer_layer.save_conv_checkpoints, scan.save_ssm_checkpoints = originals
+        mixer_layer.save_conv_checkpoints, scan.save_checked = originals
     return sum(spent)
 
 

@@ -17,8 +17,8 @@ import triton.language as tl
 
 from marconi_kernels.checks import check_conv_arguments
 from marconi_kernels.dispatch import runs_triton
+from marconi_kernels.launch import ceil_div, named_strides, next_power_of_2
 from marconi_kernels.plan import CheckpointPlan
-from marconi_kernels.strides import named_strides
 from marconi_kernels.tiles import load_row, load_tile, store_tile
 
 
@@ -102,7 +102,7 @@ def _conv_checkpoint_kernel(
 
 def launch_config(dim: int) -> dict[str, int]:
     """128 channels a program, one a thread: a copy has nothing to gain from more, and takes 32 registers so."""
-    return {"BLOCK_D": min(128, triton.next_power_of_2(dim)), "num_warps": 4, "num_stages": 1}
+    return {"BLOCK_D": min(128, next_power_of_2(dim)), "num_warps": 4, "num_stages": 1}
 
 
 def save_conv_checkpoints_triton(
@@ -118,7 +118,7 @@ def save_conv_checkpoints_triton(
     dim, num_tokens = x.shape
     num_slots, _, width = pool.shape
     config = launch_config(dim)
-    _conv_checkpoint_kernel[(triton.cdiv(dim, config["BLOCK_D"]), len(plan))](
+    _conv_checkpoint_kernel[(ceil_div(dim, config["BLOCK_D"]), len(plan))](
         x_ptr=x,
         pool_ptr=pool,
         cu_seqlens_ptr=cu_seqlens,
@@ -135,7 +135,7 @@ def save_conv_checkpoints_triton(
         **named_strides("x", x, "dim", "token"),
         **named_strides("pool", pool, "slot", "dim", "token"),
         HAS_CACHE=cache_indices is not None,
-        BLOCK_W=triton.next_power_of_2(width),
+        BLOCK_W=next_power_of_2(width),
         **config,
     )
 

@@ -25,8 +25,8 @@ import triton.language as tl
 
 from marconi_kernels.checks import check_gdn_arguments
 from marconi_kernels.dispatch import runs_triton
+from marconi_kernels.launch import ceil_div, named_strides, next_power_of_2
 from marconi_kernels.plan import CheckpointPlan
-from marconi_kernels.strides import named_strides
 from marconi_kernels.tiles import load_row, load_tile, store_tile
 
 CHUNK_SIZE = 64
@@ -177,7 +177,7 @@ def launch_config(value_dim: int, key_dim: int) -> dict[str, int]:
     """64×64 tiles over a whole 64-token chunk: one dot, no loop, so nothing to pipeline."""
 
     def fit(size: int) -> int:
-        return max(16, min(64, triton.next_power_of_2(size)))
+        return max(16, min(64, next_power_of_2(size)))
 
     return {"BLOCK_V": fit(value_dim), "BLOCK_K": fit(key_dim), "num_warps": 4, "num_stages": 1}
 
@@ -196,7 +196,7 @@ def save_gdn_checkpoints_triton(
     """Launch the kernel. Arguments as `save_gdn_checkpoints`; nothing is checked here."""
     num_slots, heads, value_dim, key_dim = pool.shape
     config = launch_config(value_dim, key_dim)
-    tiles = triton.cdiv(value_dim, config["BLOCK_V"]) * triton.cdiv(key_dim, config["BLOCK_K"])
+    tiles = ceil_div(value_dim, config["BLOCK_V"]) * ceil_div(key_dim, config["BLOCK_K"])
     _gdn_checkpoint_kernel[(tiles, len(plan), heads)](
         k_ptr=k,
         v_ptr=v_new,

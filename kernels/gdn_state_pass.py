@@ -24,7 +24,7 @@ import triton.language as tl
 from marconi_kernels.dispatch import runs_triton
 from marconi_kernels.gdn_checkpoint import CHUNK_SIZE, first_chunks
 from marconi_kernels.grouped_plan import GroupedPlan
-from marconi_kernels.strides import named_strides
+from marconi_kernels.launch import ceil_div, named_strides, next_power_of_2
 from marconi_kernels.tiles import load_tile, store_tile
 
 
@@ -216,7 +216,7 @@ def launch_config(value_dim: int, key_dim: int) -> dict[str, int]:
     """16 rows of the state a program, with all its keys: the largest tile that spills on no target at K = 128."""
     return {
         "BLOCK_V": 16,
-        "BLOCK_K": max(16, triton.next_power_of_2(key_dim)),
+        "BLOCK_K": max(16, next_power_of_2(key_dim)),
         "num_warps": 4,
         "num_stages": 1,
     }
@@ -239,7 +239,7 @@ def gdn_state_pass_triton(
     """Launch the kernel. Arguments as `gdn_state_pass`; nothing is checked here."""
     num_slots, heads, value_dim, key_dim = pool.shape
     config = launch_config(value_dim, key_dim)
-    _gdn_state_pass_kernel[(triton.cdiv(value_dim, config["BLOCK_V"]), cu_seqlens.numel() - 1, heads)](
+    _gdn_state_pass_kernel[(ceil_div(value_dim, config["BLOCK_V"]), cu_seqlens.numel() - 1, heads)](
         k_ptr=k,
         w_ptr=w,
         u_ptr=u,

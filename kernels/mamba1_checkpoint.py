@@ -20,7 +20,7 @@ import triton.language as tl
 
 from marconi_kernels.dispatch import runs_triton
 from marconi_kernels.grouped_plan import GroupedPlan
-from marconi_kernels.strides import named_strides
+from marconi_kernels.launch import ceil_div, named_strides, next_power_of_2
 
 
 def mamba1_states_reference(
@@ -144,8 +144,8 @@ def _mamba1_checkpoint_kernel(
 def launch_config(dim: int, dstate: int) -> dict[str, int]:
     """32 channels a program and one warp: the walk is a chain of loads, so many small programs hide it best."""
     return {
-        "BLOCK_D": min(32, triton.next_power_of_2(dim)),
-        "BLOCK_N": triton.next_power_of_2(dstate),
+        "BLOCK_D": min(32, next_power_of_2(dim)),
+        "BLOCK_N": next_power_of_2(dstate),
         "num_warps": 1,
         "num_stages": 2,
     }
@@ -165,7 +165,7 @@ def save_mamba1_checkpoints_triton(
     """Launch the kernel. Arguments as `save_mamba1_checkpoints`; nothing is checked here."""
     dim, dstate = A.shape
     config = launch_config(dim, dstate)
-    _mamba1_checkpoint_kernel[(triton.cdiv(dim, config["BLOCK_D"]), cu_seqlens.numel() - 1)](
+    _mamba1_checkpoint_kernel[(ceil_div(dim, config["BLOCK_D"]), cu_seqlens.numel() - 1)](
         x_ptr=x,
         dt_ptr=dt,
         a_ptr=A,

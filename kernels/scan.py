@@ -19,7 +19,7 @@ import torch
 
 from marconi_kernels.checks import check_destination
 from marconi_kernels.plan import CheckpointPlan
-from marconi_kernels.ssm_checkpoint import save_ssm_checkpoints
+from marconi_kernels.ssm_checkpoint import save_checked, save_ssm_checkpoints
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def mamba_chunk_scan_combined(
         tile = None if stages.varlen_tile is None else stages.varlen_tile()
         scan = (x0, B0, dt0, dA0, states0, cu_seqlens)
         if checkpoint_plan is not None:
-            save_ssm_checkpoints(
+            save_checked(
                 *scan,
                 checkpoint_plan,
                 checkpoint_pool,

@@ -26,8 +26,8 @@ import triton.language as tl
 
 from marconi_kernels.checks import check_ssm_arguments
 from marconi_kernels.dispatch import runs_triton
+from marconi_kernels.launch import ceil_div, named_strides, next_power_of_2
 from marconi_kernels.plan import CheckpointPlan
-from marconi_kernels.strides import named_strides
 from marconi_kernels.tiles import load_row, load_tile, store_tile
 
 
@@ -219,7 +219,7 @@ def launch_config(headdim: int, dstate: int, chunk_size: int) -> dict[str, int]:
     """
 
     def fit(size: int) -> int:
-        return max(16, min(64, triton.next_power_of_2(size)))
+        return max(16, min(64, next_power_of_2(size)))
 
     return {
         "BLOCK_M": fit(headdim),
@@ -247,7 +247,7 @@ def save_ssm_checkpoints_triton(
     num_tokens, nheads, headdim = x.shape
     _, ngroups, dstate = B.shape
     config = launch_config(headdim, dstate, dA_cumsum.shape[2]) if tile is None else dict(tile)
-    tiles = triton.cdiv(headdim, config["BLOCK_M"]) * triton.cdiv(dstate, config["BLOCK_N"])
+    tiles = ceil_div(headdim, config["BLOCK_M"]) * ceil_div(dstate, config["BLOCK_N"])
     _ssm_checkpoint_kernel[(tiles, len(plan), nheads)](
         x_ptr=x,
         b_ptr=B,
@@ -311,9 +311,31 @@ def save_ssm_checkpoints(
         validate it once on the host (`CheckpointPlan.validate`); the kernel skips rows that are out of range.
     """
     check_ssm_arguments(x, B, dt, dA_cumsum, states, cu_seqlens, plan, pool, initial_states)
+    save_checked(
+        x,
+        B,
+        dt,
+        dA_cumsum,
+        states,
+        cu_seqlens,
+        plan,
+        pool,
+        initial_states=initial_states,
+        final_states=final_states,
+        tile=tile,
+    )
+
+
+def save_checked(
+    *arguments: torch.Tensor | CheckpointPlan,
+    initial_states: torch.Tensor | None,
+    final_states: torch.Tensor | None,
+    tile: Mapping[str, int] | None,
+) -> None:
+    """`save_ssm_checkpoints` for the scan, whose stages make what fits and which has looked at the rest."""
+    x, *_, plan, _ = arguments
     if len(plan) == 0:
         return
-    arguments = (x, B, dt, dA_cumsum, states, cu_seqlens, plan, pool)
     if runs_triton(x):
         save_ssm_checkpoints_triton(*arguments, initial_states=initial_states, tile=tile)
     else:
