@@ -16,6 +16,7 @@ from marconi_ext.results import RepeatFolder, RequestRecord, ServerSnapshot, Sum
 from marconi_ext.server_watch import ServerWatch
 
 JOURNAL_S = 1.0
+JOURNAL_LINES = 8  # at a time: half a millisecond, in which no request can be sent
 FILES_BESIDES = 64  # open files that aren't connections
 
 
@@ -91,12 +92,14 @@ async def _play(
 
 @contextlib.asynccontextmanager
 async def _journal(folder: RepeatFolder, lines: list, ended: list[Record], replay: Replay):
-    """Writes lines now and then while the run goes on."""
+    """Writes lines now and then while the run goes on, a few at a time, so that no request is late for it."""
 
     async def now_and_then() -> None:
         while True:
             await asyncio.sleep(JOURNAL_S)
-            _write(folder, lines, ended, replay)
+            while lines or ended:
+                _write(folder, lines, ended, replay, JOURNAL_LINES)
+                await asyncio.sleep(0)
 
     task = asyncio.ensure_future(now_and_then())
     try:
@@ -107,9 +110,12 @@ async def _journal(folder: RepeatFolder, lines: list, ended: list[Record], repla
             await task
 
 
-def _write(folder: RepeatFolder, lines: list, ended: list[Record], replay: Replay) -> None:
-    lines += [as_record(record, replay.began_s) for record in ended]
-    ended.clear()
+def _write(
+    folder: RepeatFolder, lines: list, ended: list[Record], replay: Replay, most: int | None = None
+) -> None:
+    """Write what is there, or the oldest `most` of the requests, as lines."""
+    lines += [as_record(record, replay.began_s) for record in ended[:most]]
+    del ended[:most]
     folder.append(lines)
     lines.clear()
 
