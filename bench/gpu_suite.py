@@ -1,8 +1,9 @@
-"""Everything that needs a GPU, in one command: `python bench/gpu_suite.py [FILE.json]`, under 9 minutes.
+"""All of the kernels that needs a GPU, in one command: `python bench/gpu_suite.py [FILE.json]`, under 10 minutes.
 
-Runs the gpu-marked tests (correctness, bit equality with the engine's kernel, CUDA graph), then the overhead
-benchmark, then the tests under compute-sanitizer where it is installed; each with its share of the time. Writes
+Runs the gpu-marked tests (correctness, bit equality with the engine's kernel, CUDA graph), then the two overhead
+benchmarks, then the tests under compute-sanitizer where it is installed; each with its share of the time. Writes
 one JSON with the hardware's name. No benchmark is run if the tests fail. Exit code 1 if anything failed.
+The live engine on a GPU: `bench/gpu_live.py` for its answers, `bench/no_reuse_overhead.py --model-path` for its cost.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from records import git_revision, machine
 
 ROOT = Path(__file__).parent.parent
-LIMITS_S = {"tests": 200, "overhead": 180, "compute_sanitizer": 140}  # 520 s in all
+LIMITS_S = {"tests": 200, "device_time": 40, "overhead": 180, "compute_sanitizer": 140}  # 560 s in all
 
 
 def step(name: str, command: list[str], **environment: str) -> dict:
@@ -48,6 +49,7 @@ def main() -> int:
     steps = {"tests": step("tests", tests)}
     records = []
     if steps["tests"]["rc"] == 0:
+        steps["device_time"] = step("device_time", [sys.executable, "bench/device_time.py"])
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder, "overhead.json")
             bench = [
