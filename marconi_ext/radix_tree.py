@@ -9,8 +9,10 @@ hands in.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -108,34 +110,41 @@ class RadixTree:
         self.num_states = 0
         self.root = Node(-1, np.empty(0, np.int32), None, 0, 0)
 
-    def lookup(self, tokens: np.ndarray) -> Lookup:
-        """The longest held prefix of `tokens: int32[L]`. Doesn't change the tree."""
-        node, depth, state_node = self.root, 0, None
-        path: list[Node] = []
-        length = len(tokens)
-        while depth < length:
-            child = node.children.get(int(tokens[depth]))
-            if child is None:
-                break
-            matched = common_prefix_tokens(child.tokens, tokens[depth:])
-            depth += matched
-            if matched < len(child.tokens):
-                return Lookup(tuple(path), child, depth, state_node, True)
-            node = child
-            path.append(node)
-            if node.state is not None:
-                state_node = node
-        diverges = bool(node.children) and node is not self.root
-        return Lookup(tuple(path), None, depth, state_node, diverges)
+    def lookup(self, tokens: np.ndarray, start: Node | None = None) -> Lookup:
+        """The longest held prefix of `tokens: int32[L]`. Doesn't change the tree.
 
-    def insert(self, tokens: np.ndarray, tick: int) -> Insertion:
+        start: a node known to be on the way; the path and its states begin below it
+        """
+        node = start or self.root
+        depth, length = node.depth_tokens, len(tokens)
+        path: list[Node] = []  # followed by first tokens alone, so that many short edges are compared at once
+        while depth < length and (child := node.children.get(tokens.item(depth))) is not None:
+            path.append(child)
+            node, depth = child, child.depth_tokens
+        partial = None
+        if path:
+            first = path[0].depth_tokens - len(path[0].tokens)
+            edges = path[0].tokens if len(path) == 1 else np.concatenate([n.tokens for n in path])
+            matched = first + common_prefix_tokens(edges, tokens[first:])
+            whole = bisect_right(path, matched, key=attrgetter("depth_tokens"))
+            if whole < len(path):
+                depth, partial = matched, path[whole]
+                del path[whole:]
+        state_node = next((n for n in reversed(path) if n.state is not None), None)
+        last = path[-1] if path else start or self.root
+        diverges = partial is not None or (bool(last.children) and last is not self.root)
+        return Lookup(tuple(path), partial, depth, state_node, diverges)
+
+    def insert(self, tokens: np.ndarray, tick: int, start: Node | None = None) -> Insertion:
         """Hold KV for `tokens: int32[L]`, L > 0. New tokens are copied; old ticks and states stay.
 
         A split makes an upper node that takes the lower one's pins; new nodes are stamped `tick`.
+        start: a node known to be on the way
         """
         if len(tokens) == 0:
             raise ValueError("tokens: an empty sequence has no node")
-        node, depth, upper = self.root, 0, None
+        node, upper = start or self.root, None
+        depth = node.depth_tokens
         while depth < len(tokens):
             child = node.children.get(int(tokens[depth]))
             if child is None:

@@ -116,7 +116,8 @@ class TreeAgainstModel(RuleBasedStateMachine):
         self.tick += 1
         key = tuple(tokens)
         new = sum(key[:k] not in self.held for k in range(1, len(key) + 1))
-        done = self.tree.insert(arr(*tokens), self.tick)
+        path = self.tree.lookup(arr(*tokens)).path
+        done = self.tree.insert(arr(*tokens), self.tick, path[-1] if path and save else None)
         assert done.new_tokens == new and tuple(self.tree.sequence(done.node)) == key
         self.held |= {key[:k] for k in range(1, len(key) + 1)}
         if save and key not in self.states:
@@ -131,6 +132,10 @@ class TreeAgainstModel(RuleBasedStateMachine):
         fork = kv > 0 and any(len(h) == kv + 1 and h[:kv] == key[:kv] for h in self.held)
         hit = self.tree.lookup(arr(*tokens))
         assert (hit.kv_tokens, hit.state_tokens, hit.diverges) == (kv, state, fork)
+        for i, start in enumerate(hit.path):  # from there it finds the rest
+            rest = self.tree.lookup(arr(*tokens), start)
+            assert (rest.path, rest.partial) == (hit.path[i + 1 :], hit.partial)
+            assert (rest.kv_tokens, rest.diverges) == (kv, fork)
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())

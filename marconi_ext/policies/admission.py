@@ -9,6 +9,8 @@ import numpy as np
 from marconi_ext.policies.checkpoints import Kind
 from marconi_ext.policies.partings import Partings
 
+_BOUNDARY = Kind.BOUNDARY  # an enum's attribute costs more than what is done with it
+
 
 @dataclass(frozen=True, slots=True)
 class PromptFacts:
@@ -144,7 +146,7 @@ class LearnedPlacement(Selective):
         self.partings = Partings()
 
     def plan(self, facts: PromptFacts) -> list[Offer]:
-        elsewhere = (depth for depth, kind in facts.records if kind != Kind.BOUNDARY)
+        elsewhere = (depth for depth, kind in facts.records if kind != _BOUNDARY)
         self.partings.observe(
             facts.tokens,
             facts.boundaries,

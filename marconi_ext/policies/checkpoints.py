@@ -11,6 +11,8 @@ from enum import IntEnum
 
 import numpy as np
 
+from marconi_ext.policies.chains import Chains
+
 
 class Kind(IntEnum):
     """Where in a sequence a state was taken. Compare with `column.item(row)`: numpy's scalars take 9 µs for it."""
@@ -39,6 +41,8 @@ _COLUMNS = {
     "fate": np.int8,
     "depth": np.int64,  # tokens from the root
     "parent": np.int32,  # row of the nearest record above, -1: none
+    "branches": np.int32,  # records that have it for their parent
+    "chain": np.int32,  # see `chains.py`
     "owner": np.int32,  # row of the nearest live state above, -1: none
     "above": np.int64,  # its depth, 0: none (tokens)
     "born": np.int64,  # tick
@@ -49,6 +53,8 @@ _COLUMNS = {
     "leaf_tokens": np.int64,  # KV tokens that go with the state when it is evicted (a leaf's edge), else 0
     "pins": np.int32,
 }
+
+FEW_ROWS = 16  # that cost less one by one than a vectorised pass
 
 
 class CheckpointBook:
@@ -62,6 +68,7 @@ class CheckpointBook:
         for name, dtype in _COLUMNS.items():
             setattr(self, name, np.zeros(rows, dtype))
         self.in_use = np.zeros(rows, bool)
+        self._chains = Chains(self)
 
     def add(
         self, parent: int, depth: int, kind: Kind, tick: int, below: list[int] | tuple[int, ...] = ()
@@ -79,26 +86,29 @@ class CheckpointBook:
         self.above[row] = self.depth[above] if above >= 0 else 0
         self.born[row] = self.last_use[row] = self.last_path[row] = tick
         self.uses[row] = self.fanout[row] = self.leaf_tokens[row] = self.pins[row] = 0
-        self.children[row] = list(below)
+        self.children[row] = []
+        self.branches[row] = 0
+        for child in below:
+            if self.parent[child] != parent:
+                self._chains.cut(child)
+        self._chains.add(row, below)
         for child in below:
             self._leave(child)
-            self.parent[child] = row
-        if parent >= 0:
-            self.children[parent].append(row)
+            self._join(child, row)
+        self._join(row, parent)
         return row
 
     def place(self, row: int, parent: int, below: list[int]) -> None:
         """Hang a row, known before its place in the tree was, under `parent`, and `below` under it."""
         if parent != self.parent[row]:
+            self._chains.cut(row)
             self._leave(row)
-            self.parent[row] = parent
-            if parent >= 0:
-                self.children[parent].append(row)
+            self._join(row, parent)
         for child in below:
             if self.parent[child] != row:
+                self._chains.cut(child)
                 self._leave(child)
-                self.parent[child] = row
-                self.children[row].append(child)
+                self._join(child, row)
         owner = parent if parent < 0 or self.live[parent] else int(self.owner[parent])
         self.owner[row] = owner
         self.above[row] = self.depth[owner] if owner >= 0 else 0
@@ -125,12 +135,10 @@ class CheckpointBook:
         if self.live[row]:
             self.set_gone(row, Fate.EVICTED)
         parent = int(self.parent[row])
-        if parent >= 0:
-            self.children[parent].remove(row)
+        self._chains.remove(row)
+        self._leave(row)
         for child in self.children[row]:
-            self.parent[child] = parent
-            if parent >= 0:
-                self.children[parent].append(child)
+            self._join(child, parent)
         self.children[row] = []
         self.in_use[row] = False
         self._free.append(row)
@@ -146,6 +154,7 @@ class CheckpointBook:
     def check(self) -> None:
         """Recompute owners and counts from the parents."""
         rows = self.rows()
+        self._chains.check()
         assert self.num_live == int(self.live[rows].sum()), "live states miscounted"
         assert not self.live[: self.size][~self.in_use[: self.size]].any(), "a free row is live"
         for row in map(int, rows):
@@ -160,22 +169,35 @@ class CheckpointBook:
             if parent >= 0:
                 assert row in self.children[parent], f"row {row} is not among its parent's children"
                 assert self.depth[parent] < self.depth[row], f"row {row} is above its parent"
+            assert self.branches[row] == len(self.children[row]), f"row {row}: children miscounted"
 
     def _leave(self, row: int) -> None:
         parent = int(self.parent[row])
         if parent >= 0:
             self.children[parent].remove(row)
+            self.branches[parent] -= 1
+
+    def _join(self, row: int, parent: int) -> None:
+        self.parent[row] = parent
+        if parent >= 0:
+            self.children[parent].append(row)
+            self.branches[parent] += 1
 
     def _rehang(self, row: int, owner: int) -> None:
         """Give all rows below `row`, down to the next live ones, a new owner."""
         above = self.depth[owner] if owner >= 0 else 0
-        stack = list(self.children[row])
-        while stack:
+        few, stack = FEW_ROWS, list(self.children[row])
+        while stack and few:
+            few -= 1
             child = stack.pop()
             self.owner[child] = owner
             self.above[child] = above
             if not self.live[child]:
                 stack.extend(self.children[child])
+        if stack:
+            for rows in self._chains.down_to_live(row):
+                self.owner[rows] = owner
+                self.above[rows] = above
 
     def _grow(self) -> int:
         if self.size == len(self.live):

@@ -8,8 +8,10 @@ never fed back, so it has no KV. With concurrency c up to c requests hold their 
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 
@@ -90,8 +92,9 @@ class Simulator:
         )
         running = self._insert(request, look, served)
         if running is not None:
+            path = self.records.path(running.pinned)
             for offer in self.admission.plan(facts):
-                self._offer(running.pinned, offer)
+                self._offer(path, offer)
             self._running.append(running)
         return Served(hit, held, lost)
 
@@ -124,13 +127,14 @@ class Simulator:
 
     def _insert(self, request: Request, look: Lookup, served: int) -> _Running | None:
         sequence = np.concatenate([request.input_ids, request.output_ids[:-1]])
+        start = look.path[-1] if look.path else None
         if self._bounded_kv:
-            held = look.partial or (look.path[-1] if look.path else None)
+            held = look.partial or start
             if held is not None:
                 self.tree.pin(held)
             if served >= 0:
                 self.book.pins[served] += 1
-            new = len(sequence) - self.tree.lookup(sequence).kv_tokens
+            new = len(sequence) - self.tree.lookup(sequence, start).kv_tokens
             fits = self._make_room(0, new)
             if held is not None:
                 self.tree.unpin(held)
@@ -139,7 +143,7 @@ class Simulator:
             if not fits:
                 self.counts["requests_too_large"] += 1
                 return None
-        done = self.tree.insert(sequence, self.tick)
+        done = self.tree.insert(sequence, self.tick, start)
         self._tend(done.node)
         self._tend(done.node.parent)
         if done.upper is not None:
@@ -158,12 +162,14 @@ class Simulator:
 
     # --- states ------------------------------------------------------------------------------------------
 
-    def _offer(self, leaf: Node, offer) -> None:
-        if offer.depth_tokens > leaf.depth_tokens or offer.depth_tokens <= 0:
+    def _offer(self, path: list[Node], offer) -> None:
+        """path: the nodes of the whole sequence; edges may have been split since"""
+        if offer.depth_tokens > path[-1].depth_tokens or offer.depth_tokens <= 0:
             return
         if offer.spare and self._excess(1, 0):
             return
-        node = self.tree.boundary(leaf, offer.depth_tokens, self.tick)
+        at = bisect_left(path, offer.depth_tokens, key=attrgetter("depth_tokens"))
+        node = self.tree.boundary(path[at], offer.depth_tokens, self.tick)
         row = row_of(node)
         if row < 0:
             row = self.records.record(node, node.depth_tokens, offer.kind)

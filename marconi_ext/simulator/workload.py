@@ -27,6 +27,8 @@ def load_workload(name: str, seed: int, requests: Iterable[Request]) -> Workload
     kept = list(requests)
     tree, ideal = RadixTree(), 0
     for tick, request in enumerate(kept):
-        ideal += tree.lookup(request.input_ids[:-1]).kv_tokens
-        tree.insert(np.concatenate([request.input_ids, request.output_ids[:-1]]), tick)
+        look = tree.lookup(request.input_ids[:-1])
+        ideal += look.kv_tokens
+        start = look.path[-1] if look.path else None
+        tree.insert(np.concatenate([request.input_ids, request.output_ids[:-1]]), tick, start)
     return Workload(name, seed, kept, np.array([len(r.input_ids) for r in kept], np.int64), ideal)
