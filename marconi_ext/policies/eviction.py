@@ -25,6 +25,8 @@ class Currency:
 
     def worth(self, depth: np.ndarray, above: np.ndarray) -> np.ndarray:
         """Worth of having the state at `depth` where the nearest one above is at `above`."""
+        if self.quadratic == 0:
+            return self.linear * (depth - above)
         depth, above = depth.astype(np.float64), above.astype(np.float64)
         return self.linear * (depth - above) + self.quadratic * (depth * depth - above * above)
 

@@ -186,7 +186,8 @@ class LearnedIndex:
 
     def scores(self, book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray:
         self._fit(len(book.live))
-        for row in rows[~book.live[rows]].tolist():  # a newcomer: what it would serve if it were held
+        newcomers = (~book.live[rows]).nonzero()[0]
+        for row in rows[newcomers].tolist():  # what it would serve if it were held
             below = np.array(self._ghosts_below(book, row), np.int64)
             self._heir[row] = below[self._indices(below, tick).argmax()] if len(below) else -1
         total = self._indices(rows, tick) + self._demand(book, rows, tick)
@@ -197,7 +198,7 @@ class LearnedIndex:
         """Depth of the nearest live state above that will last: a superseded one that only a running request
         holds gives its slot to the next newcomer, so what follows it isn't worth less for it."""
         owners, above = book.owner[rows], book.above[rows]
-        passing = np.flatnonzero((book.pins[owners] > 0) & (owners >= 0))
+        passing = ((book.pins[owners] > 0) & (owners >= 0)).nonzero()[0]
         if len(passing):  # few states are held at a time
             held = owners[passing]
             passes = (book.fanout[held] < 2) & (book.kind[held] != _BRANCH)
@@ -212,12 +213,12 @@ class LearnedIndex:
 
     def _demand(self, book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray:
         """Index of the best ghost known below each row; 0 where it is gone, live again or served by another."""
-        demand, all_heirs = np.zeros(len(rows)), self._heir[rows]
-        having = np.flatnonzero(all_heirs >= 0)
-        heirs, rows = all_heirs[having], rows[having]
-        valid = self._known[heirs] & ~book.live[heirs]
-        valid &= (book.owner[heirs] == rows) | ~book.live[rows]
-        demand[having[valid]] = self._indices(heirs[valid], tick)
+        demand, heirs = np.zeros(len(rows)), self._heir[rows]
+        having = (heirs >= 0).nonzero()[0]
+        heirs, rows = heirs[having], rows[having]
+        valid = (book.owner[heirs] == rows) | ~book.live[rows]
+        valid &= self._known[heirs] & ~book.live[heirs]
+        demand[having] = self._indices(heirs, tick) * valid
         return demand
 
     def _recount_demand(self, book: CheckpointBook, tick: int) -> None:

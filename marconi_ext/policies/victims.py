@@ -39,11 +39,15 @@ class VictimSearch:
         return int(rows[int(scores.argmin())])
 
     def _narrowed(self, rows: np.ndarray) -> np.ndarray:
-        start = int(rows.searchsorted(self._next))
+        start = int(rows.searchsorted(self._next)) % len(rows)
         window = rows[start : start + WINDOW]
         self._next = int(window[-1]) + 1 if start + WINDOW < len(rows) else 0
-        known = np.concatenate([self._lowest, self._eviction.changed(), window])
-        known.sort()
-        known = known[np.flatnonzero(np.diff(known, prepend=-1))]  # np.unique takes four times as long
-        at = np.minimum(rows.searchsorted(known), len(rows) - 1)
-        return known[rows[at] == known]
+        others = np.concatenate([self._lowest, self._eviction.changed()])
+        others.sort()
+        at = np.minimum(rows.searchsorted(others), len(rows) - 1)
+        wanted = rows[at] == others
+        wanted[1:] &= others[1:] != others[:-1]
+        wanted &= (others < window[0]) | (others > window[-1])
+        others = others[wanted]
+        below = int(others.searchsorted(window[0]))
+        return np.concatenate([others[:below], window, others[below:]])
