@@ -32,7 +32,7 @@ _INSIDE = (
     Kind.PROMPT_END,
     Kind.BOUNDARY,
 )  # the same sequence goes on below, though it isn't saved yet
-_BRANCH = int(Kind.BRANCH)  # numpy takes microseconds to compare with an enum's member
+_BRANCH, _BOUNDARY = int(Kind.BRANCH), int(Kind.BOUNDARY)  # numpy takes microseconds to compare with a member
 _MIN_BORN = 4  # tails under a fork before their share that went on is believed
 
 
@@ -73,8 +73,8 @@ class LearnedIndex:
         if deepest >= 0:
             self._credit(book, deepest, tick)
             # a conversation that begins at a fork has no uses yet, however often the fork had
-            self._from_chain = int(self._chain[deepest]) if book.fanout[deepest] < 2 else 0
-            forked_before = served >= 0 and served != deepest and book.fanout[served] > 1
+            self._from_chain = int(self._chain[deepest]) if self._ways_on(book, deepest) < 2 else 0
+            forked_before = served >= 0 and served != deepest and self._ways_on(book, served) > 1
             if forked_before and self._kind(book, deepest) == Kind.BRANCH:
                 self._credit(book, served, tick)
         if tick - self._refreshed >= self._refresh_every(tick):
@@ -154,10 +154,14 @@ class LearnedIndex:
 
     # --- classes -----------------------------------------------------------------------------------------
 
+    def _ways_on(self, book: CheckpointBook, row: int) -> int:
+        """Continuations from a record: two or more make it a fork."""
+        return book.fanout.item(row)
+
     def _fork(self, book: CheckpointBook, row: int) -> int:
         """The nearest record above that has forked, or -1."""
         row = book.parent.item(row)
-        while row >= 0 and book.fanout.item(row) < 2:
+        while row >= 0 and self._ways_on(book, row) < 2:
             row = book.parent.item(row)
         return row
 
@@ -196,12 +200,15 @@ class LearnedIndex:
 
     def _above(self, book: CheckpointBook, rows: np.ndarray) -> np.ndarray:
         """Depth of the nearest live state above that will last: a superseded one that only a running request
-        holds gives its slot to the next newcomer, so what follows it isn't worth less for it."""
+        holds gives its slot to the next newcomer, so what follows it isn't worth less for it. A branch lasts, and
+        so does a boundary that requests came back to."""
         owners, above = book.owner[rows], book.above[rows]
         passing = ((book.pins[owners] > 0) & (owners >= 0)).nonzero()[0]
         if len(passing):  # few states are held at a time
             held = owners[passing]
-            passes = (book.fanout[held] < 2) & (book.kind[held] != _BRANCH)
+            kinds = book.kind[held]
+            lasts = (kinds == _BRANCH) | ((kinds == _BOUNDARY) & (self._again[held] > 0))
+            passes = (book.fanout[held] < 2) & ~lasts
             above[passing[passes]] = book.above[held[passes]]
         return above
 

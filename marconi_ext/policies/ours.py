@@ -71,6 +71,10 @@ class Ours(LearnedIndex):
             self._account(served, tick)
             self._use[served] = tick  # in demand, if only in place of a deeper one: it is in use again soon
 
+    def _ways_on(self, book: CheckpointBook, row: int) -> int:
+        """The KV below a boundary goes on in one piece for some tokens before it forks: count records too."""
+        return max(book.fanout.item(row), book.branches.item(row))
+
     def _kind(self, book: CheckpointBook, row: int) -> int:
         """A boundary that requests came back to is a branch, though they part from it a few tokens below."""
         if book.kind.item(row) == Kind.BOUNDARY and self._again[row]:

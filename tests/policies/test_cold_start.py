@@ -97,3 +97,38 @@ def test_a_boundary_that_was_come_back_to_counts_as_a_branch() -> None:
     assert rule._kind(book, boundary) == Kind.BOUNDARY
     rule.request(book, [boundary], boundary, 2)
     assert rule._kind(book, boundary) == Kind.BRANCH
+
+
+def test_what_follows_a_boundary_that_was_come_back_to_is_worth_what_lies_below_it() -> None:
+    """Conversations begin at a system prompt of 1000 tokens, saved as a boundary. It lasts: a new one's 200 tokens
+    are worth no more than the 300 that another conversation has below it, though the boundary serves just now."""
+    rule, book = Ours(Currency()), CheckpointBook(8)
+    system = book.add(-1, 1000, Kind.BOUNDARY, 1)
+    rule.offered(book, system, 1)
+    book.set_live(system, 1)
+    book.fanout[system] = 1  # its KV goes on in one piece for a few tokens more
+    other = book.add(system, 1300, Kind.LAST_TOKEN, 1)
+    rule.offered(book, other, 1)
+    book.set_live(other, 1)
+    for tick in (2, 3):
+        rule.request(book, [system], system, tick)
+    book.pins[system] = 1
+    new = book.add(system, 1200, Kind.LAST_TOKEN, 3)
+    rule.offered(book, new, 3)
+    rows = np.array([other, new])
+    assert rule._above(book, rows).tolist() == [1000, 1000]
+
+
+def test_a_conversation_that_begins_at_a_boundary_has_no_uses_yet() -> None:
+    rule, book = Ours(Currency()), CheckpointBook(8)
+    system = book.add(-1, 1000, Kind.BOUNDARY, 1)
+    rule.offered(book, system, 1)
+    book.set_live(system, 1)
+    book.fanout[system] = 1
+    rows = []
+    for tick in range(2, 7):
+        rule.request(book, [system], system, tick)
+        rows.append(book.add(system, 1000 + 10 * tick, Kind.LAST_TOKEN, tick))
+        rule.offered(book, rows[-1], tick)
+    assert rule._chain[rows[2:]].tolist() == [0, 0, 0]  # from when two records hang under it
+    assert rule._fork(book, rows[-1]) == system
