@@ -77,10 +77,10 @@ class MarconiTreeCore(UnifiedTreeCore):
                 return key.child_key_at(offset, page)
 
         node = best = self.root_node
-        depth = best_depth = best_nodes = 0
+        depth = best_depth = 0
         path: list[tuple[int, UnifiedTreeNode]] = []
-        action = None
-        while depth < end and action is None:
+        action, now = None, get_and_increase_time_counter()
+        while depth < end:
             child = node.children.get(child_key_at(depth))
             if child is None:
                 break
@@ -92,16 +92,14 @@ class MarconiTreeCore(UnifiedTreeCore):
                 child, action = self._split_node(child.key, child, matched)
                 below = depth + matched
             node, depth = child, below
+            node.last_access_time = now
             path.append((depth, node))
             if node.component_data[_MAMBA].value is not None:
-                best, best_depth, best_nodes = node, depth, len(path)
+                best, best_depth = node, depth
             if not whole:
                 break
-        if best_nodes:
+        if best_depth:
             self.lru_lists[_MAMBA].reset_node_mru(best)
-        now = get_and_increase_time_counter()
-        for _, seen in path[:best_nodes]:
-            seen.last_access_time = now
         self.components_by_type[_MAMBA].matched(params.req, path)
         return MatchResult(
             device_prefix_len=best_depth,
