@@ -53,6 +53,9 @@ class ReuseIndex:
         self.uses = np.zeros((classes, BUCKETS))
         self.exposure = np.zeros((classes, BUCKETS))
         self.value = np.zeros((classes, BUCKETS))
+        self._scratch = np.empty(
+            (3, classes, BUCKETS, BUCKETS)
+        )  # of `refresh`: fresh memory took longer than it
         self.refresh(0)
 
     def at(self, labels: np.ndarray, ages: np.ndarray) -> np.ndarray:
@@ -103,11 +106,17 @@ class ReuseIndex:
         held = np.where(rate > 1e-12, -np.expm1(-hazard) / np.maximum(rate, 1e-12), _WIDTHS)
         before = np.cumsum(hazard, axis=1) - hazard  # up to a bucket's start
         # [class, from, to]: chance to reach bucket `to` unused, and the slot-steps held up to its end
-        gap = np.maximum(before[:, None, :] - before[:, :, None], 0.0)
-        reached = np.exp(-gap) * _UPPER_TRIANGLE
-        cost = np.cumsum(reached * held[:, None, :], axis=2)
-        used = -np.expm1(-(gap + hazard[:, None, :])) * _UPPER_TRIANGLE
-        self.value = (used / np.maximum(cost, 1e-300)).max(axis=2)
+        gap, reached, cost = self._scratch
+        np.maximum(before[:, None, :] - before[:, :, None], 0.0, out=gap)
+        np.exp(np.negative(gap, out=reached), out=reached)
+        reached *= _UPPER_TRIANGLE
+        reached *= held[:, None, :]
+        np.maximum(reached.cumsum(axis=2, out=cost), 1e-300, out=cost)
+        gap += hazard[:, None, :]
+        used = np.negative(np.expm1(np.negative(gap, out=gap), out=gap), out=gap)
+        used *= _UPPER_TRIANGLE
+        used /= cost
+        self.value = used.max(axis=2)
 
     def _expected(self) -> np.ndarray:
         """Hazard that a bucket is believed to have before its own uses count."""
