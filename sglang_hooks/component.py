@@ -318,8 +318,7 @@ class MarconiMambaComponent(StateEviction):
 
     def _forget_running_slot(self, req: Req) -> None:
         """The tree owns the running slot now: free the request's tracking slots and clear its fields."""
-        nothing = req.kv.mamba_pool_idx.new_empty(0)  # so that free_mamba_cache frees no slot for it
-        req.kv.mamba_pool_idx = nothing
+        req.kv.mamba_pool_idx = self.tree_core._empty_device_indices  # so that no slot is freed for it
         self.cache.req_to_token_pool.free_mamba_cache(req)
 
     def _unpend(self, pending: PendingCheckpoint) -> None:
