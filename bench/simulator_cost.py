@@ -1,6 +1,6 @@
 """What the simulator costs: requests a second, µs an eviction by tree size, a tuning round against 21 replays.
 
-    python bench/simulator_cost.py [--trace FILE] [--limit N]
+    python bench/simulator_cost.py [--trace FILE] [--limit N] [--only speed,eviction,tuning]
 
 Times are CPU seconds of this process, so that a busy machine changes them little; compare ratios only.
 """
@@ -45,7 +45,10 @@ def speed(workload: Workload) -> None:
 
 
 def eviction() -> None:
-    """µs to choose a victim among n states while requests come: candidates, scores and the search together."""
+    """µs to choose a victim among n states while requests come: candidates, scores and the search together.
+
+    `ours, floor`: as many passes over the rows, with no policy, as take about as long: what the machine adds.
+    """
     print(
         "\n| policy | 1,000 states: P50 | P99 | 10,000: P50 | P99 | 100,000: P50 | P99 |\n|---|---|---|---|---|---|---|"
     )
@@ -53,9 +56,11 @@ def eviction() -> None:
     for name, make in rules.items():
         costs = []
         for n in (1_000, 10_000, 100_000):
-            times = 1e6 * np.array(choices(filled(n, make), 1000 if n < 100_000 else 300))
-            costs += [f"{np.percentile(times, p):.0f}" for p in (50, 99)]
-        print(f"| {name} | " + " | ".join(costs) + " |", flush=True)
+            times = choices(filled(n, make), 2000 if n < 100_000 else 300)
+            costs += [f"{1e6 * np.percentile(times[column], p):.0f}" for column in (0, 1) for p in (50, 99)]
+        for row, first in ((name, 0), *([("ours, floor", 2)] if name == "ours" else [])):
+            shown = [cost for i, cost in enumerate(costs) if i % 4 in (first, first + 1)]
+            print(f"| {row} | " + " | ".join(shown) + " |", flush=True)
 
 
 def filled(n: int, make) -> Keeper:
@@ -76,10 +81,12 @@ def add_state(keeper: Keeper, parent: int, depth_tokens: int) -> int:
     return row
 
 
-def choices(keeper: Keeper, count: int) -> list[float]:
-    """Seconds of each choice: conversations drawn at random go on, and each new state evicts one."""
-    rng, times = np.random.default_rng(0), []
-    for _ in range(count):
+def choices(keeper: Keeper, count: int) -> np.ndarray:
+    """Seconds of each choice, and of plain passes beside it: float64[2, count]. Conversations drawn at random go
+    on, and each new state evicts one."""
+    rng, times = np.random.default_rng(0), np.empty((2, count))
+    passes = 1
+    for i in range(count):
         keeper.tick += 1
         rows = keeper.book.live_rows()
         served = int(rows[rng.integers(len(rows))])
@@ -87,11 +94,15 @@ def choices(keeper: Keeper, count: int) -> list[float]:
         keeper.book.pins[served] += 1
         started = time.process_time()
         victim = keeper.victim(keeper.candidates())
-        times.append(time.process_time() - started)
+        chosen = time.process_time()
+        for _ in range(passes):
+            np.flatnonzero(keeper.book.live)
+        times[:, i] = chosen - started, time.process_time() - chosen
+        passes = max(1, round(passes * times[0, i] / times[1, i])) if i < 20 else passes
         keeper.evicted(victim)
         keeper.book.pins[served] -= 1
         add_state(keeper, served, int(keeper.book.depth[served]) + 100)
-    return times
+    return times[:, 20:]
 
 
 def tuning(workload: Workload) -> None:
@@ -137,11 +148,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trace", default="synthetic:swe-agent")
     parser.add_argument("--limit", type=int, default=None)
+    parser.add_argument("--only", default="eviction,speed,tuning")
     args = parser.parse_args()
-    eviction()
+    parts = args.only.split(",")
+    if "eviction" in parts:
+        eviction()
     workload = load_workload(args.trace, 0, open_source(args.trace, limit=args.limit))
-    speed(workload)
-    tuning(workload)
+    if "speed" in parts:
+        speed(workload)
+    if "tuning" in parts:
+        tuning(workload)
 
 
 if __name__ == "__main__":
