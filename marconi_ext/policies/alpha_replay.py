@@ -81,20 +81,20 @@ class _Pools:
         """The deepest live record of `path` for each α, -1: none; it is used now."""
         live = self._slot[:, path[::-1]] >= 0
         served = np.where(live.any(axis=1), path[::-1][live.argmax(axis=1)], -1)
-        at = np.flatnonzero(served >= 0)
+        at = (served >= 0).nonzero()[0]
         self._pinned[at] = self._slot[at, served[at]]
         self._use[at, self._slot[at, served[at]]] = tick
         return served
 
     def offer(self, record: int, tick: int) -> None:
         slots = self._slot[:, record]
-        held = np.flatnonzero(slots >= 0)
+        held = (slots >= 0).nonzero()[0]
         self._use[held, slots[held]] = tick
-        rows = np.flatnonzero(slots < 0)
+        rows = (slots < 0).nonzero()[0]
         if len(rows) == 0:
             return
         target = self._held[rows].copy()
-        full = np.flatnonzero(target == self._log.slots)
+        full = (target == self._log.slots).nonzero()[0]
         target[full] = self._evict(rows[full], tick)
         self._held[rows] = np.minimum(self._held[rows] + 1, self._log.slots)
         self._place(rows, target, record, tick)
@@ -105,16 +105,18 @@ class _Pools:
             return rows
         depth, record, above = self._log.depth, self._record[rows], self._above[rows]
         free = np.ones(record.shape, bool)  # states that no running request holds
-        pinned = np.flatnonzero((self._pinned[rows] >= 0) & (self._log.slots > 1))
+        pinned = ((self._pinned[rows] >= 0) & (self._log.slots > 1)).nonzero()[0]
         free[pinned, self._pinned[rows[pinned]]] = False
-        recency = _scaled(1.0 / (tick - self._use[rows] + 1), free)
-        efficiency = _scaled(self._log.currency.worth(depth[record], above), free)
+        scores = np.empty((2, *record.shape))
+        scores[0] = 1.0 / (tick - self._use[rows] + 1)
+        scores[1] = self._log.currency.worth(depth[record], above)
+        recency, efficiency = _scaled(scores, free)
         victim = np.where(free, recency + ALPHAS[rows, None] * efficiency, np.inf).argmin(axis=1)
         at = np.arange(len(rows))
         gone = record[at, victim]
         self._slot[rows, gone] = -1
-        below = self._inside(record, gone) & (above == depth[gone][:, None])
-        self._above[rows] = np.where(below, above[at, victim][:, None], above)
+        at_row, below = self._inside(record, gone, above == depth[gone][:, None]).nonzero()
+        self._above[rows[at_row], below] = above[at_row, victim[at_row]]
         return victim
 
     def _place(self, rows: np.ndarray, slots: np.ndarray, new: int, tick: int) -> None:
@@ -123,23 +125,23 @@ class _Pools:
         used[np.arange(len(rows)), slots] = False
         over = used & (self._first[record] <= self._first[new]) & (self._first[new] < self._last[record])
         above = np.where(over, depth[record], 0).max(axis=1)
-        below = used & self._inside(record, np.full(len(rows), new))
-        self._above[rows] = np.where(below, np.maximum(self._above[rows], depth[new]), self._above[rows])
+        at_row, below = self._inside(record, np.array([new]), used).nonzero()
+        self._above[rows[at_row], below] = np.maximum(self._above[rows[at_row], below], depth[new])
         self._record[rows, slots] = new
         self._use[rows, slots] = tick
         self._above[rows, slots] = above
         self._slot[rows, new] = slots
 
-    def _inside(self, record: np.ndarray, top: np.ndarray) -> np.ndarray:
-        """Whether each record [rows, slots] lies strictly below its row's `top`."""
+    def _inside(self, record: np.ndarray, top: np.ndarray, where: np.ndarray) -> np.ndarray:
+        """Whether each record [rows, slots], `where` asked for, lies strictly below its row's `top`."""
         first = self._first[record]
-        return (first > self._first[top][:, None]) & (first < self._last[top][:, None])
+        return where & (first > self._first[top][:, None]) & (first < self._last[top][:, None])
 
 
 def _scaled(values: np.ndarray, free: np.ndarray) -> np.ndarray:
     """Min-max scaled to [0, 1] over the free ones of each row; a row of equals: ones."""
-    low = np.where(free, values, np.inf).min(axis=1, keepdims=True)
-    high = np.where(free, values, -np.inf).max(axis=1, keepdims=True)
+    low = values.min(axis=-1, keepdims=True, initial=np.inf, where=free)
+    high = values.max(axis=-1, keepdims=True, initial=-np.inf, where=free)
     return np.where(high > low, (values - low) / np.maximum(high - low, 1e-300), 1.0)
 
 
