@@ -157,11 +157,10 @@ class CheckpointBook:
         self._chains.check()
         assert self.num_live == int(self.live[rows].sum()), "live states miscounted"
         assert not self.live[: self.size][~self.in_use[: self.size]].any(), "a free row is live"
-        for row in map(int, rows):
-            parent = int(self.parent[row])
-            owner = parent
-            while owner >= 0 and not self.live[owner]:
-                owner = int(self.parent[owner])
+        counted: dict[int, int] = {-1: -1}
+        for row in rows[self.depth[rows].argsort(kind="stable")].tolist():  # parents first
+            parent = self.parent.item(row)
+            owner = counted[row] = parent if parent >= 0 and self.live[parent] else counted.get(parent)
             assert owner == self.owner[row], f"row {row}: owner {self.owner[row]}, counted {owner}"
             assert self.above[row] == (self.depth[owner] if owner >= 0 else 0), (
                 f"row {row}: wrong depth above"
