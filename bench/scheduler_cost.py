@@ -14,6 +14,7 @@ from __future__ import annotations
 import gc
 from array import array
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,28 +79,30 @@ def requests_cost(length: int, tight: bool, requests: int, repeats: int, seed: i
     return {"case": label, "hits": hits, "us": least}
 
 
-def eviction_cost(states: int, calls: int, repeats: int, seed: int) -> dict[str, dict[str, np.ndarray]]:
+def eviction_cost(
+    states: int, calls: int, repeats: int, seed: int, *, alone: bool
+) -> dict[str, dict[str, np.ndarray]]:
     """µs of each eviction call by contestant and by what is wanted, in a tree that holds `states`."""
     publish_settings(chunk_tokens=16)
     found: dict[str, dict[str, np.ndarray]] = {name: {} for name in CONTESTANTS}
-    for wanted in ("state", "KV"):
+    groups = [(name,) for name in CONTESTANTS] if alone else [CONTESTANTS]
+    for wanted, repeat, group in product(("state", "KV"), range(repeats), groups):
         slots, tokens = (states, 100 * states) if wanted == "state" else (2 * states, 24 * states)
-        for repeat in range(repeats):
-            drivers = [Driver(name, slots=slots, tokens=tokens, context_tokens=512) for name in CONTESTANTS]
-            script = {name: np.random.default_rng(seed) for name in CONTESTANTS}
-            label = f"{states:,} states, {wanted} wanted"
-            for call in track(range(calls), label, console=stderr()):
-                gc.collect(0)
-                for turn in range(3):
-                    driver = drivers[(call + repeat + turn) % 3]
-                    rng, timed = script[driver.contestant], driver.evictions[wanted]
-                    before = len(timed)
-                    while len(timed) == before:  # at first, until the pool is full
-                        driver.serve(len(timed), draw(rng, 33), draw(rng, 17))
-            for driver in drivers:
-                us = np.array(driver.evictions[wanted][:calls]) / 1e3
-                of = found[driver.contestant]
-                of[wanted] = np.minimum(of.get(wanted, us), us)
+        drivers = [Driver(name, slots=slots, tokens=tokens, context_tokens=512) for name in group]
+        script = {name: np.random.default_rng(seed) for name in group}
+        label = f"{states:,} states, {wanted} wanted"
+        for call in track(range(calls), label, console=stderr()):
+            for turn in range(len(drivers)):
+                driver = drivers[(call + repeat + turn) % len(drivers)]
+                rng, timed = script[driver.contestant], driver.evictions[wanted]
+                before = len(timed)
+                while len(timed) == before:  # at first, until the pool is full
+                    gc.collect(0)
+                    driver.serve(len(timed), draw(rng, 33), draw(rng, 17))
+        for driver in drivers:
+            us = np.array(driver.evictions[wanted][:calls]) / 1e3
+            of = found[driver.contestant]
+            of[wanted] = np.minimum(of.get(wanted, us), us)
     return found
 
 
@@ -152,6 +155,9 @@ def main(
     states: Annotated[str, typer.Option(help="States held while evictions are timed.")] = "1000,10000",
     calls: Annotated[int, typer.Option(min=10, help="Eviction calls timed a case.")] = 1_000,
     repeats: Annotated[int, typer.Option(min=1, help="Of all of it; the least time counts.")] = 3,
+    alone: Annotated[
+        bool, typer.Option("--alone", help="Time evictions of one contestant at a time, with warm caches.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the figures as JSON.")] = None,
 ) -> None:
@@ -165,7 +171,7 @@ def main(
         for tight in (False, True)
     ]
     evictions = show_evictions(
-        {count: eviction_cost(count, calls, repeats, seed) for count in numbers(states)}
+        {count: eviction_cost(count, calls, repeats, seed, alone=alone) for count in numbers(states)}
     )
     if json is not None:
         write_json(json, {"requests": cases, "evictions": evictions, "provenance": provenance(seed)})
