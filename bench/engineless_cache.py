@@ -18,7 +18,7 @@ import torch
 from sglang.srt.configs.mamba_utils import Mamba2CacheParams, Mamba2StateShape
 from sglang.srt.managers.schedule_batch import FINISH_LENGTH, Req, ScheduleBatch
 from sglang.srt.mem_cache.allocation import alloc_req_slots, alloc_token_slots
-from sglang.srt.mem_cache.allocator import TokenToKVPoolAllocator
+from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator, TokenToKVPoolAllocator
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams
 from sglang.srt.mem_cache.common import checkpoint_kv_cache, release_kv_cache
 from sglang.srt.mem_cache.memory_pool import HybridLinearKVPool, HybridReqToTokenPool
@@ -51,9 +51,16 @@ def publish_settings(chunk_tokens: int = 256) -> None:
 
 
 def build(
-    contestant: str, *, slots: int, tokens: int, context_tokens: int, requests: int = 4, **settings: Any
+    contestant: str,
+    *,
+    slots: int,
+    tokens: int,
+    context_tokens: int,
+    requests: int = 4,
+    page_size: int = 1,
+    **settings: Any,
 ) -> UnifiedRadixCache:
-    """A cache with pools of its own: `slots` states, `tokens` of KV, `requests` at a time of up to
+    """A cache with pools of its own: `slots` states, `tokens` of KV in pages, `requests` at a time of up to
     `context_tokens`. settings: further fields of SGLang's CacheInitParams"""
     shape = Mamba2StateShape.create(
         tp_world_size=1,
@@ -78,7 +85,7 @@ def build(
     kv = HybridLinearKVPool(
         size=tokens,
         dtype=torch.bfloat16,
-        page_size=1,
+        page_size=page_size,
         head_num=1,
         head_dim=2,
         full_attention_layer_ids=[1],
@@ -86,14 +93,16 @@ def build(
         enable_memory_saver=False,
         mamba_pool=pool.mamba_pool,
     )
-    allocator = TokenToKVPoolAllocator(
-        size=tokens, dtype=torch.bfloat16, device="cpu", kvcache=kv, need_sort=False
-    )
+    options = {"size": tokens, "dtype": torch.bfloat16, "device": "cpu", "kvcache": kv, "need_sort": False}
+    if page_size == 1:
+        allocator = TokenToKVPoolAllocator(**options)
+    else:
+        allocator = PagedTokenToKVPoolAllocator(page_size=page_size, **options)
     params = CacheInitParams(
         disable=False,
         req_to_token_pool=pool,
         token_to_kv_pool_allocator=allocator,
-        page_size=1,
+        page_size=page_size,
         tree_components=(ComponentType.FULL, ComponentType.MAMBA),
         enable_mamba_extra_buffer=True,
         **settings,
@@ -109,7 +118,8 @@ def build(
     # worth and prices of Nemotron-H-8B; a slot each, so KV costs nothing here, as in separate pools
     currency = Currency(linear=1.6e10, quadratic=1.6e4)
     cache.mamba.adopt(config, build_keeper(config, currency), CheckpointLedger(), CacheStats())
-    pool.mamba_initial_tracking_slots = 0
+    if page_size == 1:
+        pool.mamba_initial_tracking_slots = 0
     return cache
 
 
@@ -190,10 +200,10 @@ class Driver:
         with self._timed("plan"):
             rows = alloc_req_slots(pool, [req], cache)
             prefix = cache.prefix_device_indices(req) if hit else None
-            fresh = alloc_token_slots(cache, req.extend_len)
+            fresh = self._pages(hit, req.extend_end)
         if hit:
             pool.write((rows[0], slice(0, hit)), prefix)
-        pool.write((rows[0], slice(hit, req.extend_end)), fresh)
+        pool.write((rows[0], slice(*self._in_pages(hit, req.extend_end))), fresh)
         req.kv.kv_allocated_len = req.kv.kv_committed_len = req.extend_end
         with self._timed("plan"):
             self._plan(req)
@@ -208,13 +218,27 @@ class Driver:
         begin = req.kv.kv_committed_len
         end = begin + len(output) - 1
         with self._timed("finish"):
-            fresh = alloc_token_slots(self.cache, len(output) - 1)
-        self.cache.req_to_token_pool.write((req.kv.req_pool_idx, slice(begin, end)), fresh)
+            fresh = self._pages(begin, end)
+        self.cache.req_to_token_pool.write((req.kv.req_pool_idx, slice(*self._in_pages(begin, end))), fresh)
         req.kv.kv_allocated_len = req.kv.kv_committed_len = end
         req.output_ids.extend(output)
         req.finished_reason = FINISH_LENGTH(length=len(output))
-        tracked = end - end % self._chunk_tokens
-        if self.contestant != "marconi" and tracked > begin:
+        page = self.cache.page_size
+        grid = page if self.contestant == "marconi" else self._chunk_tokens
+        tracked = end - end % grid
+        if grid > 1 and tracked > begin:
             req.kv.mamba_last_track_seqlen = tracked
+            if self.contestant == "marconi":
+                req.kv.mamba_last_track_idx = req.kv.mamba_next_track_idx
         with self._timed("finish"):
             release_kv_cache(req, self.cache, checkpoint=keep)
+
+    def _in_pages(self, begin: int, end: int) -> tuple[int, int]:
+        """What of the tokens from `begin` to `end` needs new pages."""
+        page = self.cache.page_size
+        return -(-begin // page) * page, -(-end // page) * page
+
+    def _pages(self, begin: int, end: int) -> torch.Tensor:
+        """New KV for these tokens. Raises RuntimeError where the pool has none, as SGLang's scheduler does."""
+        first, last = self._in_pages(begin, end)
+        return alloc_token_slots(self.cache, last - first).to(torch.int32)

@@ -349,6 +349,7 @@ class MarconiMambaComponent(StateEviction):
             else:
                 self.serving.settle(plan, row, node)
                 self.locks_changed(node)
+        self.serving.end(plan)
 
     def _boundary(self, last: UnifiedTreeNode, depth_tokens: int) -> UnifiedTreeNode | None:
         """The node at `depth_tokens` on the path to `last`, split off if need be; None: the path is shorter."""

@@ -104,13 +104,17 @@ class StateEviction(MambaComponent):
         return self.dead_leaves.pop(self.tree_core) or self._least_valuable_leaf()
 
     def _least_valuable_leaf(self) -> UnifiedTreeNode | None:
-        """The leaf with a state whose KV should go first; None: none may go."""
+        """The leaf with a state whose KV should go first; None: none may go.
+
+        SGLang admits requests against all KV that it counts as evictable, so none of that may be held back: leaves
+        that the book has no claim on come last.
+        """
         evictable = self.tree_core.evictable_device_leaves
         rows = self.keeper.candidates(leaves=True)
         while True:
             row = self.keeper.victim(rows)
             if row is None:
-                return None
+                return min(evictable, key=lambda node: node.id, default=None)
             node = self.records.node(row)
             if node in evictable:
                 return node

@@ -88,14 +88,18 @@ class CheckpointBook:
         self.uses[row] = self.fanout[row] = self.leaf_tokens[row] = self.pins[row] = 0
         self.children[row] = []
         self.branches[row] = 0
-        for child in below:
-            if self.parent[child] != parent:
-                self._chains.cut(child)
+        strangers = [
+            child for child in below if self.parent[child] != parent
+        ]  # they hung under a row without a node
+        for child in strangers:
+            self._chains.cut(child)
         self._chains.add(row, below)
         for child in below:
             self._leave(child)
             self._join(child, row)
         self._join(row, parent)
+        if strangers:
+            self._rehang(row, above)
         return row
 
     def place(self, row: int, parent: int, below: list[int]) -> None:

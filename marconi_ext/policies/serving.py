@@ -141,6 +141,15 @@ class Serving:
         if plan.homeless.pop(row, None) is not None:
             self.keeper.forget(row)
 
+    def end(self, plan: Plan) -> None:
+        """The request is over, whatever came of it: count the continuations that its match has now.
+
+        One that added none (its tokens end within a page, it was aborted) would leave a leaf that counts as none,
+        and whose KV could never go.
+        """
+        if plan.match.path and self.records.alive(last := plan.match.path[-1][1]):
+            self.records.tend(last)
+
     # -----------------------------------------------------------------------------------------------------
 
     def _wanted(self, facts: PromptFacts) -> list[Offer]:

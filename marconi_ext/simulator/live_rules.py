@@ -147,6 +147,7 @@ class LiveRules:
             for child in below.children.values():
                 self.records.tend(child)
             self.serving.settle(plan, homeless, below)
+        self.serving.end(plan)
 
     def _insert(self, sequence: np.ndarray) -> Node:
         done = self.tree.insert(sequence, self.keeper.tick)
