@@ -197,13 +197,14 @@ class Driver:
     def prefill(self, req: Req) -> None:
         """Its room, its plan, and what is published after its forward pass."""
         cache, pool, hit = self.cache, self.cache.req_to_token_pool, req.prefix_len
+        new = self._in_pages(hit, req.extend_end)
         with self._timed("plan"):
             rows = alloc_req_slots(pool, [req], cache)
             prefix = cache.prefix_device_indices(req) if hit else None
-            fresh = self._pages(hit, req.extend_end)
+            fresh = alloc_token_slots(cache, new.stop - new.start)
         if hit:
             pool.write((rows[0], slice(0, hit)), prefix)
-        pool.write((rows[0], slice(*self._in_pages(hit, req.extend_end))), fresh)
+        pool.write((rows[0], new), fresh)
         req.kv.kv_allocated_len = req.kv.kv_committed_len = req.extend_end
         with self._timed("plan"):
             self._plan(req)
@@ -217,9 +218,10 @@ class Driver:
         """Its answer, whose last token has no KV, and its end; without `keep` as after an abort."""
         begin = req.kv.kv_committed_len
         end = begin + len(output) - 1
+        new = self._in_pages(begin, end)
         with self._timed("finish"):
-            fresh = self._pages(begin, end)
-        self.cache.req_to_token_pool.write((req.kv.req_pool_idx, slice(*self._in_pages(begin, end))), fresh)
+            fresh = alloc_token_slots(self.cache, new.stop - new.start)
+        self.cache.req_to_token_pool.write((req.kv.req_pool_idx, new), fresh)
         req.kv.kv_allocated_len = req.kv.kv_committed_len = end
         req.output_ids.extend(output)
         req.finished_reason = FINISH_LENGTH(length=len(output))
@@ -233,12 +235,7 @@ class Driver:
         with self._timed("finish"):
             release_kv_cache(req, self.cache, checkpoint=keep)
 
-    def _in_pages(self, begin: int, end: int) -> tuple[int, int]:
+    def _in_pages(self, begin: int, end: int) -> slice:
         """What of the tokens from `begin` to `end` needs new pages."""
         page = self.cache.page_size
-        return -(-begin // page) * page, -(-end // page) * page
-
-    def _pages(self, begin: int, end: int) -> torch.Tensor:
-        """New KV for these tokens. Raises RuntimeError where the pool has none, as SGLang's scheduler does."""
-        first, last = self._in_pages(begin, end)
-        return alloc_token_slots(self.cache, last - first).to(torch.int32)
+        return slice(-(-begin // page) * page, -(-end // page) * page)

@@ -14,26 +14,32 @@ import typer
 
 from marconi_ext.toy_model import ToyModel, config_json
 
-NEMOTRON_H_8B = ToyModel(
-    hidden=4_096,
-    pattern="M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-",
-    heads=32,
-    kv_heads=8,
-    head_dim=128,
-    mamba_heads=128,
-    mamba_head_dim=64,
-    n_groups=8,
-    state_size=128,
-    chunk_size=128,
-    mlp=21_504,
-    vocab=131_072,
-)
+CONFIG = Path(__file__).parents[1] / "marconi_ext/profiles/configs/nemotron-h-8b.json"
+
+
+def shape(config: dict) -> ToyModel:
+    """The sizes of a NemotronH model's config.json."""
+    return ToyModel(
+        hidden=config["hidden_size"],
+        pattern=config["hybrid_override_pattern"],
+        heads=config["num_attention_heads"],
+        kv_heads=config["num_key_value_heads"],
+        head_dim=config["attention_head_dim"],
+        mamba_heads=config["mamba_num_heads"],
+        mamba_head_dim=config["mamba_head_dim"],
+        n_groups=config["n_groups"],
+        state_size=config["ssm_state_size"],
+        chunk_size=config["chunk_size"],
+        mlp=config["intermediate_size"],
+        vocab=config["vocab_size"],
+    )
 
 
 def main(folder: Path) -> None:
     """Write config.json there."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = config_json(NEMOTRON_H_8B) | {"torch_dtype": "bfloat16"}
+    sizes = shape(json.loads(CONFIG.read_text(encoding="utf-8")))
+    config = config_json(sizes) | {"torch_dtype": "bfloat16"}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
