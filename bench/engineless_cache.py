@@ -20,9 +20,10 @@ from sglang.srt.managers.schedule_batch import FINISH_LENGTH, Req, ScheduleBatch
 from sglang.srt.mem_cache.allocation import alloc_req_slots, alloc_token_slots
 from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator, TokenToKVPoolAllocator
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams
-from sglang.srt.mem_cache.common import checkpoint_kv_cache, release_kv_cache
+from sglang.srt.mem_cache.common import checkpoint_kv_cache, evict_from_tree_cache, release_kv_cache
 from sglang.srt.mem_cache.memory_pool import HybridLinearKVPool, HybridReqToTokenPool
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
+from sglang.srt.mem_cache.unified_memory_pool import init_unified_mamba_pools
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 from sglang.srt.runtime_context import mamba_cache_chunk_size
 from sglang.srt.sampling.sampling_params import SamplingParams
@@ -53,51 +54,38 @@ def publish_settings(chunk_tokens: int = 256) -> None:
 def build(
     contestant: str,
     *,
-    slots: int,
-    tokens: int,
+    slots: int = 0,
+    tokens: int = 0,
     context_tokens: int,
     requests: int = 4,
     page_size: int = 1,
+    shared_bytes: int | None = None,
+    state_size: int = 2,
+    policy: str = "ours",
     **settings: Any,
 ) -> UnifiedRadixCache:
     """A cache with pools of its own: `slots` states, `tokens` of KV in pages, `requests` at a time of up to
-    `context_tokens`. settings: further fields of SGLang's CacheInitParams"""
+    `context_tokens`.
+
+    state_size: columns of a state of 8 rows
+    policy: of ours, with the admission that goes with it
+    shared_bytes: one buffer of so many bytes instead, for states and KV alike (`--enable-unified-memory`)
+    settings: further fields of SGLang's CacheInitParams
+    """
     shape = Mamba2StateShape.create(
         tp_world_size=1,
         intermediate_size=8,
         n_groups=1,
         num_heads=1,
         head_dim=8,
-        state_size=2,
+        state_size=state_size,
         conv_kernel=4,
     )
-    pool = HybridReqToTokenPool(
-        size=requests,
-        mamba_size=slots,
-        mamba_spec_state_size=0,
-        max_context_len=context_tokens,
-        device="cpu",
-        enable_memory_saver=False,
-        cache_params=Mamba2CacheParams(shape=shape, layers=[0]),
-        mamba_layer_ids=[0],
-        enable_mamba_extra_buffer=True,
-    )
-    kv = HybridLinearKVPool(
-        size=tokens,
-        dtype=torch.bfloat16,
-        page_size=page_size,
-        head_num=1,
-        head_dim=2,
-        full_attention_layer_ids=[1],
-        device="cpu",
-        enable_memory_saver=False,
-        mamba_pool=pool.mamba_pool,
-    )
-    options = {"size": tokens, "dtype": torch.bfloat16, "device": "cpu", "kvcache": kv, "need_sort": False}
-    if page_size == 1:
-        allocator = TokenToKVPoolAllocator(**options)
+    cache_params = Mamba2CacheParams(shape=shape, layers=[0])
+    if shared_bytes is None:
+        pool, allocator = _separate_pools(cache_params, requests, slots, tokens, context_tokens, page_size)
     else:
-        allocator = PagedTokenToKVPoolAllocator(page_size=page_size, **options)
+        pool, allocator = _shared_pool(cache_params, requests, shared_bytes, context_tokens, page_size)
     params = CacheInitParams(
         disable=False,
         req_to_token_pool=pool,
@@ -114,13 +102,84 @@ def build(
         return cache
     our_components(params)
     cache = MarconiRadixCache(params=params)
-    config = MarconiConfig()
+    config = MarconiConfig(eviction=policy)
     # worth and prices of Nemotron-H-8B; a slot each, so KV costs nothing here, as in separate pools
     currency = Currency(linear=1.6e10, quadratic=1.6e4)
+    if cache.shared is not None:
+        currency = cache.shared.currency(currency)
     cache.mamba.adopt(config, build_keeper(config, currency), CheckpointLedger(), CacheStats())
     if page_size == 1:
         pool.mamba_initial_tracking_slots = 0
     return cache
+
+
+def _separate_pools(
+    cache_params: Mamba2CacheParams,
+    requests: int,
+    slots: int,
+    tokens: int,
+    context_tokens: int,
+    page_size: int,
+) -> tuple[HybridReqToTokenPool, Any]:
+    pool = HybridReqToTokenPool(
+        size=requests,
+        mamba_size=slots,
+        mamba_spec_state_size=0,
+        max_context_len=context_tokens,
+        device="cpu",
+        enable_memory_saver=False,
+        cache_params=cache_params,
+        mamba_layer_ids=[0],
+        enable_mamba_extra_buffer=True,
+    )
+    kv = HybridLinearKVPool(
+        size=tokens,
+        dtype=torch.bfloat16,
+        page_size=page_size,
+        head_num=1,
+        head_dim=2,
+        full_attention_layer_ids=[1],
+        device="cpu",
+        enable_memory_saver=False,
+        mamba_pool=pool.mamba_pool,
+    )
+    options = {"size": tokens, "dtype": torch.bfloat16, "device": "cpu", "kvcache": kv, "need_sort": False}
+    if page_size == 1:
+        return pool, TokenToKVPoolAllocator(**options)
+    return pool, PagedTokenToKVPoolAllocator(page_size=page_size, **options)
+
+
+def _shared_pool(
+    cache_params: Mamba2CacheParams, requests: int, shared_bytes: int, context_tokens: int, page_size: int
+) -> tuple[HybridReqToTokenPool, Any]:
+    bundle = init_unified_mamba_pools(
+        device="cpu",
+        kv_cache_dtype=torch.bfloat16,
+        head_num=1,
+        head_dim=8,
+        page_size=page_size,
+        start_layer=0,
+        end_layer=2,
+        is_draft_worker=False,
+        use_mla_backend=False,
+        mamba_layer_ids=[0],
+        full_attention_layer_ids=[1],
+        mamba2_cache_params=cache_params,
+        model_context_len=context_tokens,
+        extra_max_context_len=0,
+        max_total_num_tokens=0,
+        max_mamba_cache_size=0,
+        max_num_reqs=requests,
+        enable_memory_saver=False,
+        enable_mamba_extra_buffer=True,
+        enable_mamba_extra_buffer_lazy=False,
+        speculative_num_draft_tokens=None,
+        disable_overlap_schedule=False,
+        need_sort=False,
+        lazy_compaction=True,  # as a server has it, so that freed bytes move between the two kinds
+        unified_total_bytes=shared_bytes,
+    )
+    return bundle.req_to_token_pool, bundle.token_to_kv_pool_allocator
 
 
 class Driver:
@@ -208,6 +267,10 @@ class Driver:
         req.kv.kv_allocated_len = req.kv.kv_committed_len = req.extend_end
         with self._timed("plan"):
             self._plan(req)
+            if req.sampling_params.max_new_tokens > 1:
+                evict_from_tree_cache(
+                    cache, 1
+                )  # overlap: room for the first decode is made before the insert
         if self.contestant == "marconi":
             for checkpoint in self.cache.mamba.ledger.unwritten(req):
                 checkpoint.written = True

@@ -146,7 +146,14 @@ def simulator_of(section: dict) -> LiveRules:
         eviction.window_requests, eviction.multiplier, interval = policy["bootstrap"]
         tuner = replayed(eviction, interval, [request for request, _ in policy["tunings"]])
     return LiveRules(
-        section["slots"]["pool"], section["kv"]["pool"], admission, eviction, currency, kinds, tuner
+        section["slots"]["pool"],
+        section["kv"]["pool"],
+        admission,
+        eviction,
+        currency,
+        kinds,
+        tuner,
+        section["kv"].get("shared_bytes"),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -30,13 +31,14 @@ from .kv_eviction import MarconiFullComponent
 from .ledger import CheckpointLedger
 from .live import Live, go_live
 from .policy import build_keeper, currency_of
+from .shared_memory import SharedMemory, shared_memory_of
 from .stages import scan_stages
 from .stats import CacheStats
 from .tree_core import depth_of, register
 from .tree_dump import TreeDumps
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from sglang.srt.managers.schedule_batch import Req
     from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
@@ -56,6 +58,7 @@ class MarconiRadixCache(UnifiedRadixCache):
         return self.components[ComponentType.MAMBA]
 
     def __init__(self, params: CacheInitParams) -> None:
+        self.shared: SharedMemory | None = shared_memory_of(params.token_to_kv_pool_allocator)
         super().__init__(params)
         self._skips_state_locks = envs.SGLANG_OPT_MAMBA_SKIP_DECODE_LOCK.get()
 
@@ -143,11 +146,10 @@ class MarconiRadixCache(UnifiedRadixCache):
 
     @property
     def simple(self) -> bool:
-        """Device memory alone, and a pool each for KV and states: what leaves the tree is freed at once."""
-        allocator = self.token_to_kv_pool_allocator
+        """Device memory alone, in pools that we know: what leaves the tree is freed at once."""
         return (
             self.tree_core.plain
-            and type(allocator) is TokenToKVPoolAllocator
+            and (self.shared is not None or type(self.token_to_kv_pool_allocator) is TokenToKVPoolAllocator)
             and self.mamba.int8_ckpt_pool is None
             and not self.disable
         )
@@ -160,18 +162,54 @@ class MarconiRadixCache(UnifiedRadixCache):
         if allocation_reclaim_satisfied is not None or not self.simple:
             return super().evict_for_alloc(params, allocation_reclaim_satisfied=allocation_reclaim_satisfied)
         started = time.perf_counter()
+        if self.shared is None:
+            freed = EvictResult()
+            with self._freeing(freed) as (kv, slots):
+                self.mamba.evict(params.num_tokens, params.mamba_num, kv, slots)
+        else:
+            freed = self._evict_bytes(params)
+        self.update_eviction_metrics(freed.num_tokens_evicted, started)
+        return freed
+
+    def _evict_bytes(self, params: EvictParams) -> EvictResult:
+        """Whatever is worth least goes, until the shared buffer has room for what `params` lacks."""
+        shared, freed = self.shared, EvictResult()
+        tokens, states = shared.available()
+        tokens, states = tokens + params.num_tokens, states + params.mamba_num
+        more = True
+        while more and (missing := shared.missing_bytes(tokens, states)):
+            with self._freeing(freed) as (kv, slots):
+                more = self.mamba.evict_bytes(missing, kv, slots)
+        return freed
+
+    @contextmanager
+    def _freeing(self, freed: EvictResult) -> Iterator[tuple[list[torch.Tensor], list[torch.Tensor]]]:
+        """Two lists for KV indices and state slots that leave the tree; they are freed together, and counted."""
         kv: list[torch.Tensor] = []
         slots: list[torch.Tensor] = []
         try:
-            tokens = self.mamba.evict(params.num_tokens, params.mamba_num, kv, slots)
+            yield kv, slots
         finally:
             if kv:
                 self.token_to_kv_pool_allocator.free(kv[0] if len(kv) == 1 else torch.cat(kv))
             if slots:
                 free = self.req_to_token_pool.mamba_allocator.free
                 free(slots[0] if len(slots) == 1 else torch.cat(slots))
-        self.update_eviction_metrics(tokens, started)
-        return EvictResult(num_tokens_evicted=tokens, mamba_num_evicted=len(slots))
+            freed.num_tokens_evicted += sum(map(len, kv))
+            freed.mamba_num_evicted += len(slots)
+
+    def free_dead_leaf(self) -> bool:
+        """The oldest leaf that no state makes reusable gives back its KV. False: there is none."""
+        with self._freeing(EvictResult()) as (kv, _slots):
+            return self.mamba.take_dead_leaf(kv)
+
+    def reclaimable_slots(self) -> int:
+        """States that could be saved if all that may go went."""
+        allocator = self.req_to_token_pool.mamba_allocator
+        slots = allocator.schedulable_available_size() + self.mamba_evictable_size()
+        if self.shared is not None:
+            slots += self.full_evictable_size() * self.shared.kv_bytes // self.shared.state_bytes
+        return slots
 
     def slot_census(self) -> dict[str, int]:
         """State slots by owner. While no request runs, `unaccounted` is 0: free + cached + held = pool."""
@@ -188,13 +226,15 @@ class MarconiRadixCache(UnifiedRadixCache):
         }
 
     def kv_census(self) -> dict[str, int]:
-        """KV tokens: the pool's, free ones, and what the tree holds."""
+        """KV tokens: the pool's, free ones, and what the tree holds. With `shared_bytes`, the bytes of the buffer
+        that KV and states share, a token is free where neither has it."""
         allocator = self.token_to_kv_pool_allocator
-        return {
+        census = {
             "pool": allocator.size,
             "free": allocator.available_size(),
             "cached": self.full_evictable_size() + self.full_protected_size(),
         }
+        return census if self.shared is None else census | {"shared_bytes": self.shared.total_bytes}
 
     def policy_facts(self) -> dict[str, Any]:
         """What decides here, so that a simulator can be set up like it."""
@@ -226,7 +266,8 @@ def build_cache(
     cache = create_unified_radix_cache(ctx, cache_class=MarconiRadixCache)
     pool = ctx.params.req_to_token_pool
     ledger = CheckpointLedger()
-    keeper = build_keeper(config, currency_of(ctx.model_config.model_path))
+    currency = currency_of(ctx.model_config.model_path)
+    keeper = build_keeper(config, currency if cache.shared is None else cache.shared.currency(currency))
     stats = CacheStats()
     cache.mamba.adopt(config, keeper, ledger, stats)
     cache.mamba.keeps_stock_order = ctx.params.eviction_policy.lower() != "lru"

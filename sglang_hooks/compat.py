@@ -52,7 +52,11 @@ CONFLICTS = (
         "does not support --enable-unified-cache-external-linker",
     ),
     Conflict(lambda a: a.enable_streaming_session, "does not support --enable-streaming-session yet"),
-    Conflict(lambda a: a.enable_unified_memory, "does not support --enable-unified-memory yet"),
+    Conflict(
+        lambda a: a.enable_unified_memory and (a.enable_hierarchical_cache or a.enable_session_radix_cache),
+        "supports --enable-unified-memory in device memory alone: drop it, or --enable-hierarchical-cache and "
+        "--enable-session-radix-cache",
+    ),
     Conflict(lambda a: a.dcp_size > 1, "does not support --dcp-size above 1"),
     Conflict(lambda a: a.pp_size > 1, "does not support --pp-size above 1 yet"),
     Conflict(lambda a: a.enable_pdmux, "does not support --enable-pdmux (split prefill)"),

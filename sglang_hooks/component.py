@@ -170,20 +170,21 @@ class MarconiMambaComponent(StateEviction):
             self.keeper.touch(row)
             return
         allocator = self.cache.req_to_token_pool.mamba_allocator
-        if offer.spare and allocator.available_size() == 0:
+        if offer.spare and allocator.schedulable_available_size() == 0:
             return
         if not self.keeper.offer(row, offer):
             return
+        self.keeper.book.pins[row] += 1
         slot = self._take_slot(row)
         kind = kind_name(offer.kind)
         if slot is None:
+            self.keeper.book.pins[row] -= 1
             self.keeper.refused(row)
             self.stats.refused(kind)
             return
         self.keeper.saved(row)
         pending = PendingCheckpoint(offer.kind, offer.depth_tokens, slot, row, plan)
         self._pending[row] = pending
-        self.keeper.book.pins[row] += 1
         self.ledger.add(req, pending)
         self.ledger.counters[f"planned_{kind}"] += 1
 
@@ -194,8 +195,7 @@ class MarconiMambaComponent(StateEviction):
         """
         pool = self.cache.req_to_token_pool
         allocator = pool.mamba_allocator
-        reclaimable = allocator.schedulable_available_size() + self.cache.mamba_evictable_size()
-        if reclaimable <= 2 * pool.available_size():
+        if self.cache.reclaimable_slots() <= 2 * pool.available_size():
             self.ledger.counters["skipped_no_slot"] += 1
             return None
         slot = allocator.alloc(1)

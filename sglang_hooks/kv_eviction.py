@@ -15,7 +15,7 @@ from sglang.srt.mem_cache.unified_cache.components.full import FullComponent
 from .host_tier import Utility, utilities
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeCore, UnifiedTreeNode
 
@@ -37,13 +37,16 @@ class DeadLeaves:
             self._listed.add(node.id)
             heapq.heappush(self._heap, (node.id, node))
 
-    def pop(self, core: UnifiedTreeCore) -> UnifiedTreeNode | None:
-        """The oldest that may be evicted now, which leaves the list; None: there is none."""
+    def pop(
+        self, core: UnifiedTreeCore, spare: Callable[[UnifiedTreeNode], bool] = lambda _node: False
+    ) -> UnifiedTreeNode | None:
+        """The oldest that may be evicted now and isn't to be spared, which leaves the list; None: there is none."""
         in_use, found = [], None
         while self._heap and found is None:
             number, node = entry = heapq.heappop(self._heap)
             is_dead = not node.children and node.component_data[_MAMBA].value is None
-            if is_dead and node not in core.evictable_device_leaves and core._node_arena.get(number) is node:
+            is_there = is_dead and core._node_arena.get(number) is node
+            if is_there and (node not in core.evictable_device_leaves or spare(node)):
                 in_use.append(entry)
                 continue
             self._listed.discard(number)

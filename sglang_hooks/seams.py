@@ -159,6 +159,21 @@ def _scan(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return original(*args, **kwargs) if state is None else state.forward.scan(original, *args, **kwargs)
 
 
+def _prefill_budget(original: Callable[..., Any], allocator: Any, tree_cache: Any, **kwargs: Any) -> Any:
+    state = live()
+    if state is None or tree_cache is not state.cache or tree_cache.shared is None:
+        return original(allocator, tree_cache, **kwargs)
+    from .shared_memory import SharedPrefillBudget
+
+    return SharedPrefillBudget(allocator, tree_cache, **kwargs)
+
+
+def _admissible_states(_result: None, adder: Any, *_args: Any, **_kwargs: Any) -> None:
+    state = live()
+    if state is not None and adder.rem_mamba_slots is not None and adder.tree_cache is state.cache:
+        adder.rem_mamba_slots = state.cache.reclaimable_slots()
+
+
 def _track_grid(original: Callable[..., int], tree_page: int) -> int:
     state = live()
     if state is None:
@@ -256,6 +271,23 @@ LIVE_HOOKS = (
         _scan,
         why="save SSM states in the scan",
         parameters=None,
+    ),
+    Hook(
+        "sglang.srt.mem_cache.allocator.base.BaseTokenToKVPoolAllocator.create_prefill_budget",
+        "around",
+        _prefill_budget,
+        why="in one buffer of bytes, states that can go are room for KV",
+        parameters="self tree_cache num_mixed_decode_tokens",
+    ),
+    Hook(
+        "sglang.srt.managers.schedule_policy.PrefillAdder.__init__",
+        "after",
+        _admissible_states,
+        why="in one buffer of bytes, KV that can go is room for states",
+        parameters="self page_size tree_cache token_to_kv_pool_allocator running_batch new_token_ratio "
+        "rem_input_tokens rem_chunk_tokens num_mixed_decode_tokens priority_scheduling_preemption_threshold "
+        "max_prefill_bs max_running_requests prefill_max_requests prefill_delayer_single_pass dllm_config "
+        "waiting_queue_len prefill_tile_block_m",
     ),
     Hook(
         "sglang.srt.runtime_context.mamba_track_grid",

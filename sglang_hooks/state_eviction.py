@@ -50,31 +50,56 @@ class StateEviction(MambaComponent):
 
     # ---- a plain tree ----
 
-    def evict(self, tokens: int, states: int, kv: list[torch.Tensor], slots: list[torch.Tensor]) -> int:
+    def evict(self, tokens: int, states: int, kv: list[torch.Tensor], slots: list[torch.Tensor]) -> None:
         """Take leaves out of the tree until `tokens` of KV are free, then states until `states` slots are.
 
         kv, slots: get what the caller is to free, whatever happens here
-        Returns: tokens in `kv`.
         """
-        core, freed = self.tree_core, 0
+        freed = 0
         while freed < tokens:
             leaf = self.next_leaf()
             if leaf is None:
                 break
-            if leaf.component_data[_MAMBA].value is not None:
-                slots.append(self._take_state(leaf, "kv-evicted"))
-            self._forget_leaf(leaf)
-            kv.append(core.take_leaf(leaf))
-            freed += len(leaf.key.token_ids)
+            freed += self._take_leaf(leaf, kv, slots)
         while len(slots) < states:
             row = self.keeper.victim(self.keeper.candidates())
             if row is None:
                 break
             slots.append(self._take_victim(row))
-        return freed
+
+    def evict_bytes(self, wanted: int, kv: list[torch.Tensor], slots: list[torch.Tensor]) -> bool:
+        """Free `wanted` bytes of a buffer that KV and states share: KV that no state makes reusable, then the
+        state worth least per byte, whose leaf's KV is next. kv, slots: as in `evict`
+
+        Returns: False where nothing more may go.
+        """
+        shared, freed = self.cache.shared, 0
+        while freed < wanted:
+            leaf = self.dead_leaves.pop(self.tree_core)
+            if leaf is None and (row := self.keeper.victim(self._candidates())) is not None:
+                slots.append(self._take_victim(row))
+                freed += shared.state_bytes
+                continue
+            leaf = leaf or self._least_valuable_leaf()
+            if leaf is None:
+                return False
+            freed += self._take_leaf(leaf, kv, slots) * shared.kv_bytes
+        return True
+
+    def take_dead_leaf(self, kv: list[torch.Tensor]) -> bool:
+        """The oldest leaf without a state leaves the tree, unless one is planned there. False: there is none."""
+        leaf = self.dead_leaves.pop(self.tree_core, self._is_planned)
+        if leaf is not None:
+            self._take_leaf(leaf, kv, [])
+        return leaf is not None
 
     def take_slot_of_lesser(self, newcomer: int) -> torch.Tensor | None:
         """The slot of a state that is worth less than the one offered at row `newcomer`; None: there is none."""
+        if self.cache.simple and self.cache.shared is not None:
+            allocator = self.cache.req_to_token_pool.mamba_allocator
+            while self.cache.free_dead_leaf():
+                if (slot := allocator.alloc(1)) is not None:
+                    return slot
         row = self.keeper.victim(self._candidates(), newcomer)
         if row is None or row == newcomer:
             return None
@@ -84,6 +109,18 @@ class StateEviction(MambaComponent):
         self.cache.evict_for_alloc(EvictParams(num_tokens=0, mamba_num=1))
         self._chosen = -1
         return self.cache.req_to_token_pool.mamba_allocator.alloc(1)
+
+    def _is_planned(self, node: UnifiedTreeNode) -> bool:
+        row = row_of(node)
+        return row >= 0 and bool(self.keeper.book.pins[row])
+
+    def _take_leaf(self, leaf: UnifiedTreeNode, kv: list[torch.Tensor], slots: list[torch.Tensor]) -> int:
+        """The leaf leaves the tree, with its state if it has one. Returns: its tokens."""
+        if leaf.component_data[_MAMBA].value is not None:
+            slots.append(self._take_state(leaf, "kv-evicted"))
+        self._forget_leaf(leaf)
+        kv.append(self.tree_core.take_leaf(leaf))
+        return len(leaf.key.token_ids)
 
     def _take_victim(self, row: int) -> torch.Tensor:
         node = self.records.node(row)
@@ -210,8 +247,15 @@ class StateEviction(MambaComponent):
     # ---- session references ----
 
     def _candidates(self) -> np.ndarray:
-        """Rows of the states that may go: those that no open session refers to, if there are any."""
-        rows = self.keeper.candidates()
+        """Rows of the states that may go: those that no open session refers to, if there are any.
+
+        In one byte budget the paper's rule passes over nodes with several children, as long as there are others.
+        """
+        keeper, rows = self.keeper, np.empty(0, np.int64)
+        if self.cache.shared is not None and keeper.max_fanout is not None:
+            rows = keeper.candidates(max_fanout=keeper.max_fanout)
+        if not len(rows):
+            rows = keeper.candidates()
         if not self._referenced:
             return rows
         kept = np.fromiter((row_of(node) for node in self._referenced), np.int64, len(self._referenced))

@@ -9,6 +9,7 @@ in one piece.
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,10 +24,19 @@ from marconi_ext.radix_tree import Node, RadixTree
 from marconi_ext.simulator.engine import Served
 
 
+@dataclass(slots=True)
+class _Pending:
+    """A state that the running request saves. row: -1 once the node that it was planned at has gone"""
+
+    offer: Offer
+    row: int
+
+
 class LiveRules:
     """slots: rows of the state pool; tokens: KV pool; currency: as the engine reports it.
 
     tuner: for a policy that tunes in the background; None: one that tunes does so on the spot
+    shared_bytes: one buffer for states and KV, at the currency's prices, in place of the two pools
     """
 
     def __init__(
@@ -38,8 +48,10 @@ class LiveRules:
         currency: Currency,
         kinds: Collection[Kind] = tuple(Kind),
         tuner: Tuner | None = None,
+        shared_bytes: int | None = None,
     ) -> None:
         self.tuner = tuner
+        self.shared_bytes = shared_bytes
         self.slots = slots
         self.tokens = tokens
         self.kinds = frozenset(kinds)
@@ -47,6 +59,7 @@ class LiveRules:
         self.keeper = Keeper(admission, eviction, currency)
         self.records = TreeRecords(self.keeper, lambda node: len(node.tokens))
         self.serving = Serving(self.keeper, self.records, kinds)
+        self._pending: list[_Pending] = []
         self._held_slots = 0  # by the running request, its own and those of states not published yet
         self._held_tokens = 0  # KV that is not in the tree yet
 
@@ -60,10 +73,11 @@ class LiveRules:
         plan = self.serving.begin(match)
         if self.tuner is not None:
             self.tuner.step(self.keeper.tick)
-        saved = [done for done in (self._offer(plan, offer) for offer in plan.offers) if done is not None]
+        for offer in plan.offers:
+            self._offer(plan, offer)
         if len(output) > 1:  # overlap: room for the first decode is made before the prefill's result is seen
             self._make_room(1)
-        locked = self._publish(plan, prompt, saved)
+        locked = self._publish(plan, prompt)
         self._take_tokens(max(len(output) - 1, 0))
         self._finish(plan, np.concatenate([prompt, output[:-1]]))
         self._unlock(locked)
@@ -76,8 +90,8 @@ class LiveRules:
         book.check()
         assert self._held_slots == self._held_tokens == 0, "the last request left something behind"
         assert not book.pins.any(), "a state is still pinned"
-        assert self.tree.num_states == book.num_live <= self.slots, "states miscounted"
-        assert self.tree.num_tokens <= self.tokens, "more KV than the pool has"
+        assert self.tree.num_states == book.num_live, "states miscounted"
+        assert self._fits(0, 0), "more than the pools have"
         for node in self.tree.nodes():
             row = row_of(node)
             assert (node.state is not None) == (row >= 0 and bool(book.live[row])), f"{node} and row {row}"
@@ -97,35 +111,41 @@ class LiveRules:
         path = [(node.depth_tokens, node) for node in self.records.path(last)]
         return Match(path, look.state_node, len(prompt), look.state_tokens, ahead, prompt)
 
-    def _offer(self, plan: Plan, offer: Offer) -> tuple[int, int] | None:
+    def _offer(self, plan: Plan, offer: Offer) -> None:
         row, book = self.serving.row_for(plan, offer), self.keeper.book
         if book.live[row]:
             self.keeper.touch(row)
-            return None
-        if offer.spare and self._full:
-            return None
+            return
+        if offer.spare and not self._fits(1, 0):
+            return
         if not self.keeper.offer(row, offer):
-            return None
-        if not self._take_slot(row):
-            self.keeper.refused(row)
-            return None
-        self.keeper.saved(row)
+            return
         book.pins[row] += 1
-        return offer.depth_tokens, row
+        if not self._take_slot(row):
+            book.pins[row] -= 1
+            self.keeper.refused(row)
+            return
+        self.keeper.saved(row)
+        self._pending.append(_Pending(offer, row))
 
-    def _publish(self, plan: Plan, prompt: np.ndarray, saved: list[tuple[int, int]]) -> Node | None:
+    def _publish(self, plan: Plan, prompt: np.ndarray) -> Node | None:
         """Insert what was saved, shallow first; the request's lock moves to the deepest."""
-        locked = plan.match.served
-        for depth, row in saved:
-            node = self._insert(prompt[:depth])
-            held = self.serving.settle(plan, row, node)
-            assert held == row, "alone, nobody is first"
+        locked, book = plan.match.served, self.keeper.book
+        for pending in self._pending:
+            offer, node = pending.offer, self._insert(prompt[: pending.offer.depth_tokens])
+            if pending.row >= 0:
+                held = self.serving.settle(plan, pending.row, node)
+                assert held == pending.row, "alone, nobody is first"
+                book.pins[pending.row] -= 1
+                pending.row = -1
+            else:
+                self._save(node, offer)
             self.tree.set_state(node, True)
-            self.keeper.book.pins[row] -= 1
             self._held_slots -= 1
             self._lock(node)
             self._unlock(locked)
             locked = node
+        self._pending.clear()
         self._held_tokens = len(prompt) - (locked.depth_tokens if locked is not None else 0)
         return locked
 
@@ -137,17 +157,22 @@ class LiveRules:
         if row >= 0 and self.keeper.book.live[row]:
             self.keeper.touch(row)
         elif wanted:
-            if row < 0:
-                row = self.records.record(node, len(sequence), Kind.LAST_TOKEN)
-            self.keeper.offer(row, Offer(len(sequence), Kind.LAST_TOKEN))
+            self._save(node, Offer(len(sequence), Kind.LAST_TOKEN))
             self.tree.set_state(node, True)
-            self.keeper.saved(row)
         for homeless, depth in sorted(plan.homeless.items(), key=lambda item: item[1]):
             below = self.tree.boundary(node, depth, self.keeper.tick)
             for child in below.children.values():
                 self.records.tend(child)
             self.serving.settle(plan, homeless, below)
         self.serving.end(plan)
+
+    def _save(self, node: Node, offer: Offer) -> None:
+        """A state without a row of its own, planned or not: the book learns of it now."""
+        row = row_of(node)
+        if row < 0:
+            row = self.records.record(node, offer.depth_tokens, offer.kind)
+        self.keeper.offer(row, offer)
+        self.keeper.saved(row)
 
     def _insert(self, sequence: np.ndarray) -> Node:
         done = self.tree.insert(sequence, self.keeper.tick)
@@ -170,19 +195,32 @@ class LiveRules:
 
     # --- room --------------------------------------------------------------------------------------------
 
-    @property
-    def _full(self) -> bool:
-        return self.tree.num_states + self._held_slots >= self.slots
+    def _fits(self, states: int, tokens: int) -> bool:
+        states += self.tree.num_states + self._held_slots
+        tokens += self.tree.num_tokens + self._held_tokens
+        if self.shared_bytes is None:
+            return states <= self.slots and tokens <= self.tokens
+        price = self.keeper.currency
+        return states * price.state_bytes + tokens * price.kv_bytes_per_token <= self.shared_bytes
 
     def _take_slot(self, newcomer: int = -1) -> bool:
         """A slot for the request itself, or for the state at row `newcomer`; False: refused, or all are pinned."""
-        while self._full:
-            victim = self.keeper.victim(self.keeper.candidates(), newcomer)
+        while not self._fits(1, 0):
+            if self.shared_bytes is not None and (dead := self._dead_leaf(planned=False)):
+                self._remove(dead)
+                continue
+            victim = self.keeper.victim(self._candidates(), newcomer)
             if victim is None or victim == newcomer:
                 return False
             self._evict_state(victim)
         self._held_slots += 1
         return True
+
+    def _candidates(self) -> np.ndarray:
+        keeper, rows = self.keeper, np.empty(0, np.int64)
+        if self.shared_bytes is not None and keeper.max_fanout is not None:
+            rows = keeper.candidates(max_fanout=keeper.max_fanout)
+        return rows if len(rows) else keeper.candidates()
 
     def _evict_state(self, row: int) -> None:
         self.tree.drop_state(self.records.node(row))
@@ -193,23 +231,43 @@ class LiveRules:
         self._held_tokens += tokens
 
     def _make_room(self, tokens: int) -> None:
-        while self.tree.num_tokens + self._held_tokens + tokens > self.tokens:
-            leaf = self._coldest_leaf()
+        while not self._fits(0, tokens):
+            leaf = self._dead_leaf()
+            if leaf is None and self.shared_bytes is not None:
+                victim = self.keeper.victim(self._candidates())
+                if victim is not None:
+                    self._evict_state(victim)
+                    continue
+            leaf = leaf or self._coldest_leaf()
             if leaf is None:
                 raise ValueError(f"tokens: {tokens} more don't fit, and all else is in use")
             if leaf.state is not None:
                 self._evict_state(row_of(leaf))
-            parent = leaf.parent
-            self.records.forget(leaf)
-            self.tree.remove_leaf(leaf)
-            self.records.tend(parent)
+            self._remove(leaf)
+
+    def _remove(self, leaf: Node) -> None:
+        parent = leaf.parent
+        for pending in self._pending:  # its state is published at a new node
+            if pending.row >= 0 and pending.row == row_of(leaf):
+                self.keeper.book.pins[pending.row] -= 1
+                pending.row = -1
+        self.records.forget(leaf)
+        self.tree.remove_leaf(leaf)
+        self.records.tend(parent)
+
+    def _free_leaves(self) -> list[Node]:
+        return [node for node in self.tree.nodes() if node.is_leaf and not node.pins]
+
+    def _dead_leaf(self, *, planned: bool = True) -> Node | None:
+        """The oldest leaf without a state, which serves nobody. planned: including those where one is planned"""
+        pins = self.keeper.book.pins
+        dead = [node for node in self._free_leaves() if node.state is None]
+        if not planned:
+            dead = [node for node in dead if row_of(node) < 0 or not pins[row_of(node)]]
+        return min(dead, key=lambda node: node.serial, default=None)
 
     def _coldest_leaf(self) -> Node | None:
-        """A leaf without a state serves nobody: the oldest of those; else the policy's choice."""
-        free = [node for node in self.tree.nodes() if node.is_leaf and not node.pins]
-        dead = [node for node in free if node.state is None]
-        if dead:
-            return min(dead, key=lambda node: node.serial)
-        rows = np.array(sorted(row_of(node) for node in free), dtype=np.int64)
+        """The leaf with a state that the policy values least."""
+        rows = np.array(sorted(row_of(node) for node in self._free_leaves()), dtype=np.int64)
         victim = self.keeper.victim(rows)
         return None if victim is None else self.records.node(victim)
