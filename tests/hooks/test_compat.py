@@ -1,0 +1,34 @@
+"""Which settings of SGLang's are refused; the messages of a real start are tests/engine/test_refusals.py."""
+
+from __future__ import annotations
+
+import pytest
+from sglang.srt.server_args import ServerArgs
+
+from marconi_ext.config import ConfigError
+from sglang_hooks.compat import check_arguments
+
+
+class Resolved:
+    """A hybrid model's resolved arguments: SGLang's defaults, with some set otherwise."""
+
+    uses_mamba_radix_cache = True
+    mamba_radix_cache_strategy = "extra_buffer"
+
+    def __init__(self, **settings: object) -> None:
+        self._defaults = ServerArgs(model_path="dummy")
+        self.__dict__.update(settings)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._defaults, name)
+
+
+def test_shared_memory_is_served() -> None:
+    check_arguments(Resolved(enable_unified_memory=True))
+
+
+@pytest.mark.parametrize("other", ["enable_hierarchical_cache", "enable_session_radix_cache"])
+def test_shared_memory_is_device_memory_alone(other: str) -> None:
+    with pytest.raises(ConfigError, match="--enable-unified-memory in device memory alone"):
+        check_arguments(Resolved(enable_unified_memory=True, **{other: True}))
+    check_arguments(Resolved(**{other: True}))
