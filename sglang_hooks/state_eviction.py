@@ -149,7 +149,7 @@ class StateEviction(MambaComponent):
         evictable = self.tree_core.evictable_device_leaves
         rows = self.keeper.candidates(leaves=True)
         while True:
-            row = self.keeper.victim(rows)
+            row = self.keeper.leaf_victim(rows)
             if row is None:
                 return min(evictable, key=lambda node: node.id, default=None)
             node = self.records.node(row)

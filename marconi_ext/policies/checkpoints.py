@@ -48,6 +48,7 @@ _COLUMNS = {
     "born": np.int64,  # tick
     "last_use": np.int64,  # tick at which it served, or was saved
     "last_path": np.int64,  # tick at which a request last went through it
+    "passed": np.int32,  # requests that went through it
     "uses": np.int32,
     "fanout": np.int32,  # continuations held below it in the KV tree
     "leaf_tokens": np.int64,  # KV tokens that go with the state when it is evicted (a leaf's edge), else 0
@@ -85,7 +86,7 @@ class CheckpointBook:
         self.owner[row] = above
         self.above[row] = self.depth[above] if above >= 0 else 0
         self.born[row] = self.last_use[row] = self.last_path[row] = tick
-        self.uses[row] = self.fanout[row] = self.leaf_tokens[row] = self.pins[row] = 0
+        self.passed[row] = self.uses[row] = self.fanout[row] = self.leaf_tokens[row] = self.pins[row] = 0
         self.children[row] = []
         self.branches[row] = 0
         strangers = [

@@ -38,6 +38,7 @@ class Keeper:
         self.counts: Counter[str] = Counter()
         self.tick = 0
         self._search = VictimSearch(eviction)
+        self._leaf_search = VictimSearch(getattr(eviction, "by_kv", eviction))
         self.max_fanout: int | None = getattr(eviction, "max_fanout", None)
 
     # --- requests ----------------------------------------------------------------------------------------
@@ -45,7 +46,9 @@ class Keeper:
     def use(self, path: list[int], served: int) -> None:
         """A request goes through these rows, shallow first; `served` (-1: none) is the state it starts from."""
         if path:
-            self.book.last_path[path] = self.tick
+            rows = np.array(path)
+            self.book.last_path[rows] = self.tick
+            self.book.passed[rows] += 1
         self.eviction.request(self.book, path, served, self.tick)
         if served >= 0:
             self.book.last_use[served] = self.tick
@@ -65,7 +68,8 @@ class Keeper:
     ) -> PromptFacts:
         """What admission plans from, before the request is inserted. `path` as in `use`."""
         book = self.book
-        depths, fanouts = book.depth[path].tolist(), book.fanout[path].tolist()
+        rows = np.array(path, np.int64)
+        depths, fanouts = book.depth[rows].tolist(), book.fanout[rows].tolist()
         forks = [
             depth
             for row, depth, fanout in zip(path, depths, fanouts, strict=True)
@@ -79,7 +83,7 @@ class Keeper:
             diverges=diverges,
             boundaries=boundaries,
             proven_forks=tuple(forks),
-            records=tuple(zip(depths, book.kind[path].tolist(), strict=True)),
+            records=tuple(zip(depths, book.kind[rows].tolist(), strict=True)),
             parted_tokens=max(
                 (d for d, fanout in zip(depths, fanouts, strict=True) if fanout > 1), default=0
             ),
@@ -190,3 +194,7 @@ class Keeper:
         if len(rows) == 0:
             return newcomer if newcomer >= 0 else None
         return self._search.lowest(self.book, rows, self.tick, newcomer)
+
+    def leaf_victim(self, rows: np.ndarray) -> int | None:
+        """The row to evict out of `rows`, leaves with a state, where KV is wanted and no slot; None: no row."""
+        return self._leaf_search.lowest(self.book, rows, self.tick) if len(rows) else None

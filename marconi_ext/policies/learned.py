@@ -27,12 +27,13 @@ CLASSES = TAIL_CLASSES + 16
 MAX_GHOSTS_SEEN = 64
 BLOCK_ROWS = 4096  # rows that one recount or one refresh goes through: all of them in most pools
 CHANGED_KEPT = 32
-_INSIDE = (
+INSIDE = (
     Kind.BRANCH,
     Kind.PROMPT_END,
     Kind.BOUNDARY,
 )  # the same sequence goes on below, though it isn't saved yet
 _BRANCH, _BOUNDARY = int(Kind.BRANCH), int(Kind.BOUNDARY)  # numpy takes microseconds to compare with a member
+_COLUMNS = ("_label", "_use", "_counted", "_chain", "_born", "_went_on", "_again", "_known", "_heir")
 _MIN_BORN = 4  # tails under a fork before their share that went on is believed
 
 
@@ -42,11 +43,14 @@ class LearnedIndex:
     refuses: ClassVar[bool] = True
     windowed: ClassVar[bool] = True
 
+    classes: ClassVar[int] = CLASSES
+    tail_classes: ClassVar[int] = TAIL_CLASSES  # the first ones
     prior: ClassVar[np.ndarray | None] = None  # the study's GIT expects nothing of a class before it is seen
+    groups: ClassVar[np.ndarray | None] = None
 
     def __init__(self, currency: Currency | None = None, half_life_requests: float = 4000.0) -> None:
         self.currency = currency or Currency()
-        self.index = ReuseIndex(CLASSES, half_life_requests, self.prior)
+        self.index = ReuseIndex(self.classes, half_life_requests, self.prior, self.groups)
         self._refreshed = 0
         n = 256
         self._label = np.zeros(n, np.int64)
@@ -121,7 +125,7 @@ class LearnedIndex:
                 self._went_on[fork] += 1
         self._use[row] = self._counted[row] = tick
         self._chain[row] += 1
-        self._again[row] += self._label[row] >= TAIL_CLASSES
+        self._again[row] += self._label[row] >= self.tail_classes
         self._label[row] = self._classify(book, row)
         if not book.live[row]:
             self._ask(book, row, tick)
@@ -172,14 +176,21 @@ class LearnedIndex:
         )  # a boundary from which requests parted is a branch
 
     def _classify(self, book: CheckpointBook, row: int) -> int:
-        if book.children[row] or book.kind.item(row) in _INSIDE:
-            # one that served again and again lies just above a fork, if not at one
-            forks = max(book.fanout.item(row) - 1, self._again.item(row) - 1, 0)
-            group = 0 if forks == 0 else 1 if forks == 1 else 2 if forks < 4 else 3
-            return TAIL_CLASSES + 4 * group + min(self._kind(book, row), 3)
+        if book.children[row] or book.kind.item(row) in INSIDE:
+            return TAIL_CLASSES + 4 * self._forked(book, row) + min(self._kind(book, row), 3)
         chain = self._chain.item(row)
         if chain:
             return 5 if chain == 1 else 6 if chain < 5 else 7
+        return self._fresh(book, row)
+
+    def _forked(self, book: CheckpointBook, row: int) -> int:
+        """Forks of an inner record, in four steps."""
+        # one that served again and again lies just above a fork, if not at one
+        forks = max(book.fanout.item(row) - 1, self._again.item(row) - 1, 0)
+        return 0 if forks == 0 else 1 if forks == 1 else 2 if forks < 4 else 3
+
+    def _fresh(self, book: CheckpointBook, row: int) -> int:
+        """Class of a tail that hasn't gone on yet: by how often tails under its fork did."""
         fork = self._fork(book, row)
         if fork < 0 or self._born[fork] < _MIN_BORN:
             return 0
@@ -272,17 +283,7 @@ class LearnedIndex:
 
     def _fit(self, rows: int) -> None:
         if rows > len(self._known):
-            for name in (
-                "_label",
-                "_use",
-                "_counted",
-                "_chain",
-                "_born",
-                "_went_on",
-                "_again",
-                "_known",
-                "_heir",
-            ):
+            for name in _COLUMNS:
                 old = getattr(self, name)
                 setattr(self, name, np.concatenate([old, np.zeros(rows - len(old), old.dtype)]))
 

@@ -1,75 +1,70 @@
 """Our own policy: the learned index with a guard, in FLOPs saved per byte.
 
-The guard keeps a shadow of what plain LRU would hold (branches and last tokens only, as the paper admits them)
-and compares hits on the same requests. Where LRU was ahead lately, states that the shadow holds go last, so the
-cache turns into LRU's until the index is ahead again. It costs a few dictionary operations a request.
+Where plain LRU turns out ahead (`guard.py`), the traffic isn't what it was: most of what the index has seen is
+forgotten, and until it has learned anew, states that LRU would hold go last.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from bisect import bisect_right
 
 import numpy as np
 
 from marconi_ext.policies.checkpoints import CheckpointBook, Kind
 from marconi_ext.policies.eviction import Currency
-from marconi_ext.policies.learned import REFRESH_REQUESTS, LearnedIndex
+from marconi_ext.policies.guard import LruGuard
+from marconi_ext.policies.learned import INSIDE, REFRESH_REQUESTS, LearnedIndex
 
-# Expected hazards relative to a tail's, by class as in `learned.py`: what each kind of state is for. A few uses
-# overrule them, and results hardly depend on them by factors of two.
-_TAILS = (
-    1.0,
-    0.05,
-    0.15,
-    0.5,
-    1.0,
-    1.0,
-    1.0,
-    1.0,
-)  # fork unknown; share that went on; 1, 2-4, 5+ uses in the chain
+# Expected hazards relative to a tail's, by group: what each kind of state is for. A few uses overrule them, and results
+# hardly depend on them by factors of two.
+_FRESH = (1.0, 0.05, 0.15, 0.5, 1.0)  # tails whose fork is unknown; by the share of its tails that went on
+_WENT_ON = (1.0, 1.0, 1.0)  # 1, 2-4, 5+ uses in the chain
 _ONE_WAY = (0.3, 0.05, 0.01, 0.05)  # branch, last token, prompt end, boundary: superseded, if not a branch
 _FORKED_ONCE = (2.0, 1.0, 0.6, 1.0)
 _FORKED = (2.0, 1.0, 1.0, 1.0)
-_FORKED_OFTEN = (4.0, 2.0, 2.0, 2.0)
+_FORKED_OFTEN = (4.0, 2.0, 1.0, 0.5)  # by rate
 
-_SHADOWED = (Kind.BRANCH, Kind.LAST_TOKEN)
+# Of the three groups of tails that went on, classes by uses so far: conversations may have a typical length.
+_TURNS = (*range(1, 17), 17, 25, 33)
+_GROUPS = np.searchsorted([1, 2, 5], _TURNS, side="right") - 1 + len(_FRESH)
+_TAILS = len(_FRESH) + len(_TURNS)
+_OFTEN = _TAILS + 12  # the classes of those forked often: by the mean requests between two that passed
+_RATES = (4, 16, 64)
+
+KEPT_WHEN_WRONG = 1 / 8  # of what the index has seen, when LRU turns out ahead
 
 
 class Ours(LearnedIndex):
-    """`guarded`: LRU's order is in force."""
+    """Its classes are finer than `LearnedIndex`'s, and it starts from what each kind of state is for."""
 
-    prior = np.array([*_TAILS, *_ONE_WAY, *_FORKED_ONCE, *_FORKED, *_FORKED_OFTEN])
-    HALF_LIFE_REQUESTS = 200
-    MARGIN = 0.01  # of the tokens hit lately
-    PRIOR_TOKENS = 50_000.0  # so that the first few requests decide nothing
-    GUARD_REQUESTS = 32  # then the index is given another chance
+    prior = np.array([*_FRESH, *_WENT_ON, *_ONE_WAY, *_FORKED_ONCE, *_FORKED, *_FORKED_OFTEN])
+    groups = np.array([*range(len(_FRESH)), *_GROUPS, *range(int(_GROUPS[-1]) + 1, len(prior))])
+    classes = len(groups)
+    tail_classes = _TAILS
 
     def __init__(self, currency: Currency | None = None, half_life_requests: float = 4000.0) -> None:
         super().__init__(currency, half_life_requests)
-        self.guarded = False
-        self.guarded_requests = 0
-        self._shadow: OrderedDict[int, None] = OrderedDict()  # least recently used first
-        self._lead = 0.0  # tokens by which LRU's hits were ahead lately, decayed
-        self._seen = 0.0  # tokens that either hit, decayed
-        self._guard_until = 0
+        self.guard = LruGuard()
+        self.by_kv = ByKv(self)
+        self._began = 0  # tick from which on the index has learned
 
     def request(self, book: CheckpointBook, path: list[int], served: int, tick: int) -> None:
-        shadow = next((row for row in reversed(path) if row in self._shadow), -1)
-        ours, theirs = (float(book.depth[row]) if row >= 0 else 0.0 for row in (served, shadow))
-        decay = 0.5 ** (1 / self.HALF_LIFE_REQUESTS)
-        self._lead = self._lead * decay + theirs - ours
-        self._seen = self._seen * decay + max(theirs, ours)
-        if not self.guarded and self._lead > self.MARGIN * (self._seen + self.PRIOR_TOKENS):
-            self._guard_until = tick + self.GUARD_REQUESTS
-            self._lead = 0.0
-        self.guarded = tick < self._guard_until
-        self.guarded_requests += self.guarded
-        if shadow >= 0:
-            self._shadow.move_to_end(shadow)
+        if self.guard.request(book, path, served, tick):
+            self.index.forget(KEPT_WHEN_WRONG)
+            self._began = tick
         super().request(book, path, served, tick)
         if served >= 0 and self._known[served]:
             self._account(served, tick)
             self._use[served] = tick  # in demand, if only in place of a deeper one: it is in use again soon
+
+    def _classify(self, book: CheckpointBook, row: int) -> int:
+        if book.children[row] or book.kind.item(row) in INSIDE:
+            if (forked := self._forked(book, row)) < 3:
+                return _TAILS + 4 * forked + min(self._kind(book, row), 3)
+            between = (self._tick - book.born.item(row) + 1) / (book.passed.item(row) + 1)
+            return _OFTEN + bisect_right(_RATES, between)
+        chain = self._chain.item(row)
+        return len(_FRESH) + bisect_right(_TURNS, chain) - 1 if chain else self._fresh(book, row)
 
     def _ways_on(self, book: CheckpointBook, row: int) -> int:
         """The KV below a boundary goes on in one piece for some tokens before it forks: count records too."""
@@ -83,25 +78,40 @@ class Ours(LearnedIndex):
 
     def offered(self, book: CheckpointBook, row: int, tick: int) -> None:
         super().offered(book, row, tick)
-        if book.kind.item(row) in _SHADOWED:
-            self._shadow[row] = None
-            self._shadow.move_to_end(row)
-            while len(self._shadow) > max(book.num_live, 1):
-                self._shadow.popitem(last=False)
+        self.guard.offered(book, row)
 
     def forgotten(self, book: CheckpointBook, row: int) -> None:
-        self._shadow.pop(row, None)
+        self.guard.forgotten(row)
         super().forgotten(book, row)
 
     def scores(self, book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray:
         score = super().scores(book, rows, tick)
-        if self.guarded:
-            held = np.fromiter((row in self._shadow for row in rows.tolist()), bool, len(rows))
+        if self.guard.active:
+            held = np.fromiter((row in self.guard for row in rows.tolist()), bool, len(rows))
             score[held] = (score[held] + 1e-15) * 1e30  # above all others, in their own order
         return score
 
     def _refresh_every(self, tick: int) -> int:
-        return REFRESH_REQUESTS if tick > 4 * REFRESH_REQUESTS else 8
+        return REFRESH_REQUESTS if tick - self._began > 4 * REFRESH_REQUESTS else 8
 
     def parameters(self) -> dict[str, float]:
-        return {**super().parameters(), "guarded_requests": float(self.guarded_requests)}
+        return {**super().parameters(), "guarded_requests": float(self.guard.requests)}
+
+
+class ByKv:
+    """Ours where KV is short and slots aren't: by what each token of KV is worth that goes with a leaf's state.
+
+    By the whole worth, long conversations that have ended would crowd out short prompts that come again.
+    """
+
+    windowed = True
+
+    def __init__(self, policy: Ours) -> None:
+        self._policy = policy
+        self.changed = policy.changed
+
+    def scores(self, book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray:
+        scores = self._policy.scores(book, rows, tick)
+        if self._policy.currency.kv_bytes_per_token:
+            return scores  # a byte is a byte, and they count KV already
+        return scores / np.maximum(book.depth[rows] - book.above[rows], 1)

@@ -7,7 +7,9 @@ hazard would undervalue a state used a moment ago, whose next use is near but no
 
 Where little has been seen, a bucket leans on its class, and a class on what is expected of it (`prior`, relative
 to a tail): hazard = pooled hazard at this age × the class's factor, each believed as far as it was observed. The
-pooled hazard itself leans on a curve that falls with age as 1/age, at the level of all uses.
+pooled hazard itself leans on a curve that falls with age as 1/age, at the level of all uses. Classes may be parts of
+groups: the group is estimated as one class, and its parts have its hazards times a factor, as far as their uses differ
+from the group's by more than a standard deviation (believing all of a difference cost more by chance than it gave).
 """
 
 from __future__ import annotations
@@ -41,20 +43,28 @@ def _bucket(age: float) -> int:
 class ReuseIndex:
     """Tables of [classes, BUCKETS]. `value` is the index, recomputed by `refresh`.
 
-    prior: float64[classes] - expected hazard of each class relative to the others'; None: all alike
+    prior: float64[groups] - expected hazard of each group relative to the others'; None: all alike
+    groups: int[classes] - the group of each class, ascending from 0; None: each is its own (needs no prior)
     """
 
     def __init__(
-        self, classes: int, half_life_requests: float = 4000.0, prior: np.ndarray | None = None
+        self,
+        classes: int,
+        half_life_requests: float = 4000.0,
+        prior: np.ndarray | None = None,
+        groups: np.ndarray | None = None,
     ) -> None:
         self.classes = classes
         self.half_life_requests = half_life_requests
         self.prior = None if prior is None else np.asarray(prior, np.float64)
+        self._groups = np.arange(classes) if groups is None else np.asarray(groups)
+        self._firsts = np.flatnonzero(np.diff(self._groups, prepend=-1))  # the first class of each group
+        self._is_part = np.bincount(self._groups)[self._groups] > 1
         self.uses = np.zeros((classes, BUCKETS))
         self.exposure = np.zeros((classes, BUCKETS))
         self.value = np.zeros((classes, BUCKETS))
         self._scratch = np.empty(
-            (3, classes, BUCKETS, BUCKETS)
+            (3, classes + len(self._firsts), BUCKETS, BUCKETS)
         )  # of `refresh`: fresh memory took longer than it
         self.refresh(0)
 
@@ -94,19 +104,26 @@ class ReuseIndex:
             low = _EDGES[first]
         self.exposure += total.reshape(self.exposure.shape)
 
+    def forget(self, kept: float) -> None:
+        """Believe only a share of what was seen so far."""
+        self.uses *= kept
+        self.exposure *= kept
+
     def refresh(self, elapsed_requests: int) -> None:
         """Decay, and recompute the index."""
         decay = 0.5 ** (elapsed_requests / self.half_life_requests)
         self.uses *= decay
         self.exposure *= decay
-        expected = self._expected()
-        weight = 2 * _LOWER if self.prior is None else PRIOR_USES / np.maximum(expected, 1e-9)
-        rate = (self.uses + weight * expected) / (self.exposure + weight)
+        rates, of_class = self._rates()
+        self.value = self._indices(rates)[of_class]
+
+    def _indices(self, rate: np.ndarray) -> np.ndarray:
+        """The index of ages with these hazards, row by row."""
         hazard = np.minimum(rate, 20.0) * _WIDTHS
         held = np.where(rate > 1e-12, -np.expm1(-hazard) / np.maximum(rate, 1e-12), _WIDTHS)
         before = np.cumsum(hazard, axis=1) - hazard  # up to a bucket's start
-        # [class, from, to]: chance to reach bucket `to` unused, and the slot-steps held up to its end
-        gap, reached, cost = self._scratch
+        # [row, from, to]: chance to reach bucket `to` unused, and the slot-steps held up to its end
+        gap, reached, cost = self._scratch[:, : len(rate)]
         np.maximum(before[:, None, :] - before[:, :, None], 0.0, out=gap)
         np.exp(np.negative(gap, out=reached), out=reached)
         reached *= _UPPER_TRIANGLE
@@ -116,18 +133,42 @@ class ReuseIndex:
         used = np.negative(np.expm1(np.negative(gap, out=gap), out=gap), out=gap)
         used *= _UPPER_TRIANGLE
         used /= cost
-        self.value = used.max(axis=2)
+        return used.max(axis=2)
 
-    def _expected(self) -> np.ndarray:
-        """Hazard that a bucket is believed to have before its own uses count."""
+    def _rates(self) -> tuple[np.ndarray, np.ndarray]:
+        """Hazards by age, of what was seen and of what is believed before that counts; the row of each class."""
         if self.prior is None:
-            return (self.uses.sum(0) + 0.25) / (self.exposure.sum(0) + 2 * _LOWER)
+            weight = 2 * _LOWER
+            expected = (self.uses.sum(0) + 0.25) / (self.exposure.sum(0) + weight)
+            return (self.uses + weight * expected) / (self.exposure + weight), self._groups
+        uses = np.add.reduceat(self.uses, self._firsts)
+        exposure = np.add.reduceat(self.exposure, self._firsts)
+        rates = _leaning(uses, exposure, self._expected(uses, exposure))
+        whole = rates[self._groups]
+        expected = (self.exposure * whole).sum(1)
+        more = self.uses.sum(1) - expected
+        others = np.flatnonzero(self._is_part & (np.abs(more) > np.sqrt(expected)))
+        if len(others) == 0:
+            return rates, self._groups
+        more, expected = more[others], expected[others]
+        factor = 1 + (more - np.sign(more) * np.sqrt(expected)) / (expected + PRIOR_USES)
+        of_class = self._groups.copy()
+        of_class[others] = len(rates) + np.arange(len(others))
+        return np.concatenate([rates, factor[:, None] * whole[others]]), of_class
+
+    def _expected(self, uses: np.ndarray, exposure: np.ndarray) -> np.ndarray:
+        """Hazard that a group's bucket is believed to have before its own uses count."""
         factor = self.prior
-        for _ in range(3):  # pooled hazard given the classes' factors, and those given the pooled hazard
-            exposure = factor @ self.exposure
-            level = (self.uses.sum() + 0.25) / ((exposure / _LOWER).sum() + PRIOR_USES)
+        for _ in range(3):  # pooled hazard given the groups' factors, and those given the pooled hazard
+            weighted = factor @ exposure
+            level = (uses.sum() + 0.25) / ((weighted / _LOWER).sum() + PRIOR_USES)
             weight = POOLED_USES / level * _LOWER  # an age without uses leans on hazard = level / age
-            pooled = (self.uses.sum(0) + POOLED_USES) / (exposure + weight)
-            expected_uses = self.exposure @ pooled
-            factor = (self.uses.sum(1) + PRIOR_USES * self.prior) / (expected_uses + PRIOR_USES)
+            pooled = (uses.sum(0) + POOLED_USES) / (weighted + weight)
+            factor = (uses.sum(1) + PRIOR_USES * self.prior) / (exposure @ pooled + PRIOR_USES)
         return factor[:, None] * pooled
+
+
+def _leaning(uses: np.ndarray, exposure: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Hazards observed, that lean on `expected` as on PRIOR_USES uses seen at that rate."""
+    weight = PRIOR_USES / np.maximum(expected, 1e-9)
+    return (uses + weight * expected) / (exposure + weight)

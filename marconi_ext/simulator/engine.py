@@ -225,6 +225,7 @@ class Simulator:
         )
         if whole_leaves:  # a pinned leaf's state frees nothing of its KV
             rows = rows[[not self.records.node(row).pins for row in rows.tolist()]] if len(rows) else rows
+            return self.keeper.leaf_victim(rows)
         return self.keeper.victim(rows, newcomer)
 
     def _evict_dead_leaf(self) -> bool:

@@ -269,5 +269,5 @@ class LiveRules:
     def _coldest_leaf(self) -> Node | None:
         """The leaf with a state that the policy values least."""
         rows = np.array(sorted(row_of(node) for node in self._free_leaves()), dtype=np.int64)
-        victim = self.keeper.victim(rows)
+        victim = self.keeper.leaf_victim(rows)
         return None if victim is None else self.records.node(victim)

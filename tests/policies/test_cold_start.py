@@ -29,7 +29,7 @@ def loss_percent(traffic: str, slots: int, seed: int) -> float:
         ("agent", 94, 0.2),  # 30 conversations and their system prompt: 31 states are enough
         ("agent", 44, 0.2),
         ("agent", 32, 0.5),
-        ("agent", 28, 9.0),
+        ("agent", 28, 6.5),
         ("fork", 44, 6.0),
         ("few-shot", 14, 5.0),  # its first divergences alone cost 7 to 8 where nothing is placed
     ],
@@ -132,3 +132,56 @@ def test_a_conversation_that_begins_at_a_boundary_has_no_uses_yet() -> None:
         rule.offered(book, rows[-1], tick)
     assert rule._chain[rows[2:]].tolist() == [0, 0, 0]  # from when two records hang under it
     assert rule._fork(book, rows[-1]) == system
+
+
+def test_a_fork_passed_often_is_told_from_one_passed_rarely() -> None:
+    """Both have forked four times. One has a request every other tick, the other one in forty."""
+    rule, book = Ours(Currency()), CheckpointBook(8)
+    busy, idle = (book.add(-1, 500, Kind.BRANCH, 1) for _ in range(2))
+    for row in (busy, idle):
+        book.fanout[row] = 5
+        rule.offered(book, row, 1)
+    for tick in range(2, 162):
+        row = busy if tick % 2 else idle if tick % 40 == 0 else -1
+        if row >= 0:
+            book.passed[row] += 1
+            rule.request(book, [row], row, tick)
+    assert rule._label[busy] != rule._label[idle]
+    for tick in range(162, 400):
+        rule.request(book, [], -1, tick)
+    scores = rule.scores(book, np.array([busy, idle]), 161)
+    assert scores[0] > scores[1]
+
+
+def test_a_conversation_that_has_had_its_turns_goes_before_one_that_has_not() -> None:
+    """Twenty conversations of eight turns have ended. Of two more, used at the same time, one has had eight turns."""
+    rule, book = Ours(Currency()), CheckpointBook(8)
+    tick, tails = 0, []
+    for turns in [8] * 20 + [8, 6]:
+        parent = -1
+        for turn in range(turns):
+            tick += 1
+            rule.request(book, [] if parent < 0 else [parent], parent, tick)
+            parent = book.add(parent, 1000 * (turn + 1), Kind.LAST_TOKEN, tick)
+            rule.offered(book, parent, tick)
+            book.set_live(parent, tick)
+        tails.append(parent)
+    rule._use[tails[-2:]] = rule._counted[tails[-2:]] = tick
+    rule._refresh(book, tick)
+    rows = np.array(tails[-2:])
+    ended, waiting = rule.scores(book, rows, tick + 20) / book.depth[rows]
+    assert ended < 0.7 * waiting
+
+
+def test_where_kv_is_short_a_leaf_goes_by_what_its_kv_is_worth() -> None:
+    """Agents of long conversations have ended, then few-shot prompts come, in 20,000 tokens of KV."""
+
+    def hits(eviction: str) -> int:
+        currency = Currency()
+        capacity = Capacity(slots=16, tokens=20_000)
+        simulator = Simulator(capacity, *parse_policy(eviction).build(currency), currency)
+        for request in synthetic("agent", sessions=20):
+            simulator.serve(request)
+        return sum(simulator.serve(request).hit_tokens for request in synthetic("few-shot", sessions=200))
+
+    assert hits("ours") >= hits("learned+seglen")

@@ -1,0 +1,40 @@
+"""Parts of a class in the learned index: they differ from the whole only beyond chance."""
+
+import numpy as np
+
+from marconi_ext.policies.reuse_index import ReuseIndex
+
+
+def index_of(uses: list[float], exposure: list[float]) -> ReuseIndex:
+    """Two parts of one group and a class of its own, seen at ages from 8 to 11."""
+    index = ReuseIndex(3, prior=np.ones(2), groups=np.array([0, 0, 1]))
+    index.uses[:, 6], index.exposure[:, 6] = uses, exposure
+    index.refresh(0)
+    return index
+
+
+def test_parts_that_differ_by_chance_have_the_index_of_the_whole() -> None:
+    value = index_of([9.0, 13.0, 20.0], [100.0, 100.0, 200.0]).value  # 11 expected of each, give or take 3.3
+    assert value[0].tolist() == value[1].tolist()
+
+
+def test_a_part_that_differs_is_told_apart_by_what_lies_beyond_chance() -> None:
+    value = index_of([0.0, 80.0, 20.0], [400.0, 400.0, 200.0]).value
+    assert value[0, 6] < 0.5 * value[1, 6]
+    assert value[0, 6] > 0  # not all of the difference is believed
+
+
+def test_a_group_is_estimated_as_one_class() -> None:
+    """Its rate is that of both parts together: seen in a part without data."""
+    parts = index_of([40.0, 0.0, 20.0], [400.0, 0.0, 200.0]).value
+    whole = ReuseIndex(2, prior=np.ones(2))
+    whole.uses[:, 6], whole.exposure[:, 6] = [40.0, 20.0], [400.0, 200.0]
+    whole.refresh(0)
+    assert np.allclose(parts[1], whole.value[0])
+
+
+def test_forgetting_keeps_rates_and_gives_up_confidence() -> None:
+    index = index_of([40.0, 40.0, 20.0], [400.0, 400.0, 200.0])
+    index.forget(0.25)
+    assert index.uses[0, 6] / index.exposure[0, 6] == 0.1
+    assert index.uses.sum() == 25.0
