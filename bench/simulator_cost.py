@@ -93,7 +93,7 @@ def choices(keeper: Keeper, count: int) -> np.ndarray:
         keeper.use([served], served)
         keeper.book.pins[served] += 1
         started = time.process_time()
-        victim = keeper.victim(keeper.candidates())
+        victim = keeper.victim_of_all()
         chosen = time.process_time()
         for _ in range(passes):
             np.flatnonzero(keeper.book.live)

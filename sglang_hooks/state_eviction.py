@@ -62,7 +62,7 @@ class StateEviction(MambaComponent):
                 break
             freed += self._take_leaf(leaf, kv, slots)
         while len(slots) < states:
-            row = self.keeper.victim(self.keeper.candidates())
+            row = self.keeper.victim_of_all()
             if row is None:
                 break
             slots.append(self._take_victim(row))
@@ -76,7 +76,7 @@ class StateEviction(MambaComponent):
         shared, freed = self.cache.shared, 0
         while freed < wanted:
             leaf = self.dead_leaves.pop(self.tree_core)
-            if leaf is None and (row := self.keeper.victim(self._candidates())) is not None:
+            if leaf is None and (row := self._least_valuable()) is not None:
                 slots.append(self._take_victim(row))
                 freed += shared.state_bytes
                 continue
@@ -100,7 +100,7 @@ class StateEviction(MambaComponent):
             while self.cache.free_dead_leaf():
                 if (slot := allocator.alloc(1)) is not None:
                     return slot
-        row = self.keeper.victim(self._candidates(), newcomer)
+        row = self._least_valuable(newcomer)
         if row is None or row == newcomer:
             return None
         if self.cache.simple:
@@ -147,15 +147,15 @@ class StateEviction(MambaComponent):
         that the book has no claim on come last.
         """
         evictable = self.tree_core.evictable_device_leaves
-        rows = self.keeper.candidates(leaves=True)
-        while True:
-            row = self.keeper.leaf_victim(rows)
-            if row is None:
-                return min(evictable, key=lambda node: node.id, default=None)
+        row, rows = self.keeper.leaf_victim(), None
+        while row is not None:
             node = self.records.node(row)
             if node in evictable:
                 return node
+            rows = self.keeper.candidates(leaves=True) if rows is None else rows
             rows = rows[rows != row]
+            row = self.keeper.leaf_victim(rows)
+        return min(evictable, key=lambda node: node.id, default=None)
 
     def discard_deleted_session_leaf(self, node: UnifiedTreeNode) -> None:
         """As stock; called just before any node leaves the tree."""
@@ -245,6 +245,12 @@ class StateEviction(MambaComponent):
         return self.records.node(row)
 
     # ---- session references ----
+
+    def _least_valuable(self, newcomer: int = -1) -> int | None:
+        """The row to evict out of `_candidates`, or `newcomer`, or None, as `Keeper.victim` has it."""
+        if self._referenced or (self.cache.shared is not None and self.keeper.max_fanout is not None):
+            return self.keeper.victim(self._candidates(), newcomer)
+        return self.keeper.victim_of_all(newcomer)
 
     def _candidates(self) -> np.ndarray:
         """Rows of the states that may go: those that no open session refers to, if there are any.

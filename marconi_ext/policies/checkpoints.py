@@ -56,6 +56,7 @@ _COLUMNS = {
 }
 
 FEW_ROWS = 16  # that cost less one by one than a vectorised pass
+FEW_HELD = 8  # rows for each with a state, from which on to sort these costs less than to look at all
 
 
 class CheckpointBook:
@@ -69,6 +70,8 @@ class CheckpointBook:
         for name, dtype in _COLUMNS.items():
             setattr(self, name, np.zeros(rows, dtype))
         self.in_use = np.zeros(rows, bool)
+        self.held = np.zeros(rows, np.int64)  # the first `num_live`: rows with a state, in no order
+        self._held_at: dict[int, int] = {}
         self._chains = Chains(self)
 
     def add(
@@ -124,6 +127,8 @@ class CheckpointBook:
         self.live[row] = True
         self.fate[row] = Fate.LIVE
         self.last_use[row] = max(tick, self.last_use[row])
+        self.held[self.num_live] = row
+        self._held_at[row] = self.num_live
         self.num_live += 1
         self._rehang(row, row)
 
@@ -133,7 +138,11 @@ class CheckpointBook:
         if self.live[row]:
             self.live[row] = False
             self.num_live -= 1
-            self._rehang(row, int(self.owner[row]))
+            at, last = self._held_at.pop(row), self.held.item(self.num_live)
+            if last != row:  # it fills the gap
+                self.held[at] = last
+                self._held_at[last] = at
+            self._rehang(row, self.owner.item(row))
 
     def forget(self, row: int) -> None:
         """The KV is gone, and the record with it. The row may be handed out again."""
@@ -150,6 +159,8 @@ class CheckpointBook:
 
     def live_rows(self) -> np.ndarray:
         """Rows with a state, ascending: int64[num_live]."""
+        if self.num_live * FEW_HELD < self.size:
+            return np.sort(self.held[: self.num_live])
         return np.flatnonzero(self.live[: self.size])
 
     def rows(self) -> np.ndarray:
@@ -162,6 +173,9 @@ class CheckpointBook:
         self._chains.check()
         assert self.num_live == int(self.live[rows].sum()), "live states miscounted"
         assert not self.live[: self.size][~self.in_use[: self.size]].any(), "a free row is live"
+        held = self.held[: self.num_live].tolist()
+        assert sorted(held) == np.flatnonzero(self.live[: self.size]).tolist(), "states held are listed wrong"
+        assert self._held_at == {row: at for at, row in enumerate(held)}, "a state is listed elsewhere"
         counted: dict[int, int] = {-1: -1}
         for row in rows[self.depth[rows].argsort(kind="stable")].tolist():  # parents first
             parent = self.parent.item(row)
@@ -205,7 +219,7 @@ class CheckpointBook:
 
     def _grow(self) -> int:
         if self.size == len(self.live):
-            for name in (*_COLUMNS, "in_use"):
+            for name in (*_COLUMNS, "in_use", "held"):
                 old = getattr(self, name)
                 setattr(self, name, np.concatenate([old, np.zeros_like(old)]))
         self.size += 1

@@ -38,7 +38,7 @@ class Keeper:
         self.counts: Counter[str] = Counter()
         self.tick = 0
         self._search = VictimSearch(eviction)
-        self._leaf_search = VictimSearch(getattr(eviction, "by_kv", eviction))
+        self._leaf_search = VictimSearch(getattr(eviction, "by_kv", eviction), leaves=True)
         self.max_fanout: int | None = getattr(eviction, "max_fanout", None)
 
     # --- requests ----------------------------------------------------------------------------------------
@@ -179,14 +179,14 @@ class Keeper:
 
     def candidates(self, *, leaves: bool = False, max_fanout: int | None = None) -> np.ndarray:
         """Unpinned rows with a state, ascending; `leaves`: of leaves only; `max_fanout`: with no more children."""
-        book, size = self.book, self.book.size
-        wanted = book.pins[:size] == 0
-        wanted &= book.live[:size]
+        book = self.book
+        rows = book.live_rows()
+        wanted = book.pins[rows] == 0
         if leaves:
-            wanted &= book.leaf_tokens[:size] > 0
+            wanted &= book.leaf_tokens[rows] > 0
         elif max_fanout is not None:
-            wanted &= book.fanout[:size] <= max_fanout
-        return np.flatnonzero(wanted)
+            wanted &= book.fanout[rows] <= max_fanout
+        return rows[wanted]
 
     def victim(self, rows: np.ndarray, newcomer: int = -1) -> int | None:
         """The row to evict out of `rows`, or `newcomer` where the policy would rather refuse it; None: no row."""
@@ -195,6 +195,17 @@ class Keeper:
             return newcomer if newcomer >= 0 else None
         return self._search.lowest(self.book, rows, self.tick, newcomer)
 
-    def leaf_victim(self, rows: np.ndarray) -> int | None:
-        """The row to evict out of `rows`, leaves with a state, where KV is wanted and no slot; None: no row."""
-        return self._leaf_search.lowest(self.book, rows, self.tick) if len(rows) else None
+    def victim_of_all(self, newcomer: int = -1) -> int | None:
+        """As `victim` of all `candidates`, without listing these in a large pool."""
+        search, book = self._search, self.book
+        return self.victim(search.some(book) if search.narrows(book) else self.candidates(), newcomer)
+
+    def leaf_victim(self, rows: np.ndarray | None = None) -> int | None:
+        """The row to evict out of `rows`, leaves with a state, where KV is wanted and no slot; None: no row.
+
+        Without `rows` out of all such candidates, without listing these in a large pool.
+        """
+        search, book = self._leaf_search, self.book
+        if rows is None:
+            rows = search.some(book) if search.narrows(book) else self.candidates(leaves=True)
+        return search.lowest(book, rows, self.tick) if len(rows) else None

@@ -202,12 +202,31 @@ class LearnedIndex:
     def scores(self, book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray:
         self._fit(len(book.live))
         newcomers = (~book.live[rows]).nonzero()[0]
-        for row in rows[newcomers].tolist():  # what it would serve if it were held
-            below = np.array(self._ghosts_below(book, row), np.int64)
-            self._heir[row] = below[self._indices(below, tick).argmax()] if len(below) else -1
+        for row in rows[newcomers].tolist():
+            self._foresee(book, row, tick)
         total = self._indices(rows, tick) + self._demand(book, rows, tick)
         worth = self.currency.worth(book.depth[rows], self._above(book, rows))
         return total * worth / self.currency.whole_cost_bytes(book, rows)
+
+    def floors(self, book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray:
+        """Lower bounds of the scores of states, for less: without ghosts below and states above that will go."""
+        self._fit(len(book.live))
+        worth = self.currency.worth(book.depth.take(rows), book.above.take(rows))
+        return self._indices(rows, tick) * worth / self.currency.whole_cost_bytes(book, rows)
+
+    def score(self, book: CheckpointBook, row: int, tick: int) -> float:
+        """As `scores`, of one row: the same to the bit."""
+        if not book.live[row]:
+            self._fit(len(book.live))
+            self._foresee(book, row, tick)
+        total = self._index(row, tick) + self._demand_of(book, row, tick)
+        worth = self.currency.worth(book.depth.item(row), self._above_one(book, row))
+        return float(total * worth / self.currency.whole_cost_bytes(book, row))
+
+    def _foresee(self, book: CheckpointBook, row: int, tick: int) -> None:
+        """Find what a newcomer would serve if it were held."""
+        below = np.array(self._ghosts_below(book, row), np.int64)
+        self._heir[row] = below[self._indices(below, tick).argmax()] if len(below) else -1
 
     def _above(self, book: CheckpointBook, rows: np.ndarray) -> np.ndarray:
         """Depth of the nearest live state above that will last: a superseded one that only a running request
@@ -223,8 +242,16 @@ class LearnedIndex:
             above[passing[passes]] = book.above[held[passes]]
         return above
 
+    def _above_one(self, book: CheckpointBook, row: int) -> int:
+        owner = book.owner.item(row)
+        if owner >= 0 and book.pins.item(owner) > 0 and book.fanout.item(owner) < 2:
+            kind = book.kind.item(owner)
+            if kind != _BRANCH and not (kind == _BOUNDARY and self._again.item(owner) > 0):
+                return book.above.item(owner)
+        return book.above.item(row)
+
     def _indices(self, rows: np.ndarray, tick: int) -> np.ndarray:
-        return self.index.at(self._label[rows], tick - self._use[rows])
+        return self.index.at(self._label.take(rows), tick - self._use.take(rows))
 
     def _index(self, row: int, tick: int) -> float:
         return self.index.at_one(self._label.item(row), tick - self._use.item(row))
@@ -238,6 +265,14 @@ class LearnedIndex:
         valid &= self._known[heirs] & ~book.live[heirs]
         demand[having] = self._indices(heirs, tick) * valid
         return demand
+
+    def _demand_of(self, book: CheckpointBook, row: int, tick: int) -> float:
+        """As `_demand`, of one row."""
+        heir = self._heir.item(row)
+        if heir < 0 or not self._known[heir] or book.live[heir]:
+            return 0.0
+        serves = book.owner.item(heir) == row or not book.live[row]
+        return self._index(heir, tick) if serves else 0.0
 
     def _recount_demand(self, book: CheckpointBook, tick: int) -> None:
         """Look whether other ghosts are better now than those followed, which have aged."""
@@ -254,11 +289,7 @@ class LearnedIndex:
         owner = int(book.owner[ghost])
         if owner < 0 or not self._known[ghost] or book.live[ghost]:
             return
-        heir, demand = self._heir.item(owner), 0.0
-        lives_on = heir >= 0 and self._known[heir] and not book.live[heir]
-        if lives_on and (book.owner[heir] == owner or not book.live[owner]):
-            demand = self._index(heir, tick)
-        if self._index(ghost, tick) > demand:
+        if self._index(ghost, tick) > self._demand_of(book, owner, tick):
             self._heir[owner] = ghost
 
     def gone(self, book: CheckpointBook, row: int, tick: int) -> None:

@@ -91,6 +91,13 @@ class Ours(LearnedIndex):
             score[held] = (score[held] + 1e-15) * 1e30  # above all others, in their own order
         return score
 
+    def floors(self, book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray:
+        return self.scores(book, rows, tick) if self.guard.active else super().floors(book, rows, tick)
+
+    def score(self, book: CheckpointBook, row: int, tick: int) -> float:
+        score = super().score(book, row, tick)
+        return (score + 1e-15) * 1e30 if self.guard.active and row in self.guard else score
+
     def _refresh_every(self, tick: int) -> int:
         return REFRESH_REQUESTS if tick - self._began > 4 * REFRESH_REQUESTS else 8
 
@@ -111,7 +118,19 @@ class ByKv:
         self.changed = policy.changed
 
     def scores(self, book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray:
-        scores = self._policy.scores(book, rows, tick)
+        return self._by_token(book, rows, self._policy.scores(book, rows, tick))
+
+    def floors(self, book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray:
+        """As the policy's."""
+        return self._by_token(book, rows, self._policy.floors(book, rows, tick))
+
+    def score(self, book: CheckpointBook, row: int, tick: int) -> float:
+        """As `scores`, of one row: the same to the bit."""
+        return float(self._by_token(book, row, self._policy.score(book, row, tick)))
+
+    def _by_token(
+        self, book: CheckpointBook, rows: np.ndarray | int, scores: np.ndarray | float
+    ) -> np.ndarray | float:
         if self._policy.currency.kv_bytes_per_token:
             return scores  # a byte is a byte, and they count KV already
         return scores / np.maximum(book.depth[rows] - book.above[rows], 1)

@@ -219,10 +219,10 @@ class Simulator:
         return True
 
     def _victim(self, newcomer: int, whole_leaves: bool) -> int | None:
-        bounded_bytes = self.capacity.bytes is not None
-        rows = self.keeper.candidates(
-            leaves=whole_leaves, max_fanout=self.keeper.max_fanout if bounded_bytes else None
-        )
+        max_fanout = self.keeper.max_fanout if self.capacity.bytes is not None else None
+        if not whole_leaves and max_fanout is None:
+            return self.keeper.victim_of_all(newcomer)
+        rows = self.keeper.candidates(leaves=whole_leaves, max_fanout=max_fanout)
         if whole_leaves:  # a pinned leaf's state frees nothing of its KV
             rows = rows[[not self.records.node(row).pins for row in rows.tolist()]] if len(rows) else rows
             return self.keeper.leaf_victim(rows)

@@ -209,18 +209,20 @@ class LiveRules:
             if self.shared_bytes is not None and (dead := self._dead_leaf(planned=False)):
                 self._remove(dead)
                 continue
-            victim = self.keeper.victim(self._candidates(), newcomer)
+            victim = self._least_valuable(newcomer)
             if victim is None or victim == newcomer:
                 return False
             self._evict_state(victim)
         self._held_slots += 1
         return True
 
-    def _candidates(self) -> np.ndarray:
-        keeper, rows = self.keeper, np.empty(0, np.int64)
+    def _least_valuable(self, newcomer: int = -1) -> int | None:
+        keeper = self.keeper
         if self.shared_bytes is not None and keeper.max_fanout is not None:
             rows = keeper.candidates(max_fanout=keeper.max_fanout)
-        return rows if len(rows) else keeper.candidates()
+            if len(rows):
+                return keeper.victim(rows, newcomer)
+        return keeper.victim_of_all(newcomer)
 
     def _evict_state(self, row: int) -> None:
         self.tree.drop_state(self.records.node(row))
@@ -234,7 +236,7 @@ class LiveRules:
         while not self._fits(0, tokens):
             leaf = self._dead_leaf()
             if leaf is None and self.shared_bytes is not None:
-                victim = self.keeper.victim(self._candidates())
+                victim = self._least_valuable()
                 if victim is not None:
                     self._evict_state(victim)
                     continue
@@ -268,6 +270,8 @@ class LiveRules:
 
     def _coldest_leaf(self) -> Node | None:
         """The leaf with a state that the policy values least."""
-        rows = np.array(sorted(row_of(node) for node in self._free_leaves()), dtype=np.int64)
-        victim = self.keeper.leaf_victim(rows)
+        victim = self.keeper.leaf_victim()
+        if victim is not None and self.records.node(victim).pins:
+            rows = sorted(row_of(node) for node in self._free_leaves())
+            victim = self.keeper.leaf_victim(np.array(rows, np.int64))
         return None if victim is None else self.records.node(victim)

@@ -23,9 +23,10 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
     """A policy that gives up the deepest state first, here the latest: the opposite of stock's order."""
     engineless_cache.publish_settings()
     made = Driver("marconi", slots=24, tokens=4_000, context_tokens=256, enable_session_radix_cache=True)
-    monkeypatch.setattr(
-        made.cache.mamba.keeper.eviction, "scores", lambda book, rows, _tick: -book.depth[rows].astype(float)
-    )
+    for name in ("scores", "floors", "score"):
+        monkeypatch.setattr(
+            made.cache.mamba.keeper.eviction, name, lambda book, rows, _tick: -book.depth[rows].astype(float)
+        )
     return made
 
 

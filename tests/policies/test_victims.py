@@ -1,11 +1,17 @@
-"""The windowed search for a victim against a full scan."""
+"""The search for a victim, bounded and in windows, against a full scan."""
 
 from typing import ClassVar
 
 import numpy as np
+import pytest
 
+from marconi_ext.policies.admission import Exact, Offer
 from marconi_ext.policies.checkpoints import CheckpointBook, Kind
-from marconi_ext.policies.victims import EXACT_STATES, WINDOW, VictimSearch
+from marconi_ext.policies.eviction import Currency
+from marconi_ext.policies.keeper import Keeper
+from marconi_ext.policies.learned import LearnedIndex
+from marconi_ext.policies.ours import Ours
+from marconi_ext.policies.victims import EXACT_STATES, KEPT, WINDOW, VictimSearch
 
 
 class Given:
@@ -14,14 +20,22 @@ class Given:
     windowed: ClassVar[bool] = True
 
     def __init__(self, score: np.ndarray) -> None:
-        self.score, self.noted, self.scored = score, [], 0
+        self.given, self.noted, self.scored = score, [], 0
+        self.bound = np.random.default_rng(1).random(len(score))  # lower ones than scores, which are above 0
 
     def changed(self) -> np.ndarray:
         return np.array(self.noted, np.int64)
 
     def scores(self, book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray:
         self.scored += len(rows)
-        return self.score[rows]
+        return self.given[rows]
+
+    def score(self, book: CheckpointBook, row: int, tick: int) -> float:
+        self.scored += 1
+        return float(self.given[row])
+
+    def floors(self, book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray:
+        return self.given[rows] * self.bound[rows]
 
 
 def book_of(rows: int) -> CheckpointBook:
@@ -31,38 +45,132 @@ def book_of(rows: int) -> CheckpointBook:
     return book
 
 
-def test_small_pools_are_scanned_whole() -> None:
-    policy = Given(np.random.default_rng(0).random(EXACT_STATES + 1))
-    search, book = VictimSearch(policy), book_of(EXACT_STATES + 1)
+def search_all(search: VictimSearch, book: CheckpointBook) -> int:
+    return search.lowest(book, search.some(book), 1)
+
+
+def test_small_pools_are_searched_whole() -> None:
+    policy = Given(np.random.default_rng(0).random(EXACT_STATES))
+    search, book = VictimSearch(policy), book_of(EXACT_STATES)
+    assert not search.narrows(book)
     rows = book.live_rows()[:-1]
-    assert search.lowest(book, rows, 1) == int(policy.score[:-1].argmin())
-    policy.score[-1] = -1.0
-    assert search.lowest(book, rows, 1, newcomer=EXACT_STATES) == EXACT_STATES
+    lowest = int(policy.given[:-1].argmin())
+    assert search.lowest(book, rows, 1) == lowest
+    assert policy.scored <= 2 * len(rows)
+    policy.given[-1] = policy.given[lowest]
+    assert search.lowest(book, rows, 1, newcomer=EXACT_STATES - 1) == lowest
+    policy.given[-1] = -1.0
+    assert search.lowest(book, rows, 1, newcomer=EXACT_STATES - 1) == EXACT_STATES - 1
+
+
+def test_of_equal_scores_the_first_is_found_whatever_their_bounds() -> None:
+    policy = Given(np.full(100, 3.0))
+    search, book = VictimSearch(policy), book_of(100)
+    for _ in range(20):
+        assert search.lowest(book, book.live_rows(), 1) == 0
+        policy.bound = np.random.default_rng(policy.scored).random(100)
 
 
 def test_large_pools_find_the_lowest_within_one_round_and_at_bounded_cost() -> None:
     n = 5000
     policy = Given(1 + np.random.default_rng(0).random(n))
+    policy.bound[:] = 0.999
     search, book = VictimSearch(policy), book_of(n)
-    rows = book.live_rows()
+    assert search.narrows(book)
     round_searches = -(-n // WINDOW)
+    assert all(len(search.some(book)) <= WINDOW + KEPT for _ in range(round_searches))
     for _ in range(round_searches):
-        search.lowest(book, rows, 1)
-    assert policy.scored <= round_searches * (WINDOW + 64)
-    assert search.lowest(book, rows, 1) == int(policy.score.argmin())
-    policy.score[4321] = 0.0  # falls out of sight
-    assert 4321 in [search.lowest(book, rows, 1) for _ in range(round_searches)]
-    policy.score[4321] = 2.0
-    policy.score[77], policy.noted = 0.0, [77]  # falls, and the policy says so
-    assert search.lowest(book, rows, 1) == 77
+        search_all(search, book)
+    assert search_all(search, book) == int(policy.given.argmin())
+    policy.given[4321] = 0.0  # falls out of sight
+    assert 4321 in [search_all(search, book) for _ in range(round_searches)]
+    policy.given[4321] = 2.0
+    policy.given[77], policy.noted = 0.0, [77]  # falls, and the policy says so
+    assert search_all(search, book) == 77
 
 
-def test_only_candidates_are_returned() -> None:
+def test_only_states_that_may_go_are_found() -> None:
     n = 3000
     policy = Given(np.arange(n, dtype=float))
     search, book = VictimSearch(policy), book_of(n)
     for _ in range(20):
-        search.lowest(book, book.live_rows(), 1)
+        search_all(search, book)
     policy.noted = [0, 1]
-    allowed = np.arange(500, n)
-    assert all(search.lowest(book, allowed, 1) >= 500 for _ in range(20))
+    book.pins[:500] = 1
+    book.leaf_tokens[2900:] = 1
+    assert all(search_all(search, book) >= 500 for _ in range(20))
+    leaves = VictimSearch(policy, leaves=True).some(book)
+    assert len(leaves) and leaves.min() >= 2900
+    book.pins[:n] = 1
+    assert not len(search.some(book))
+
+
+@pytest.mark.parametrize("policy", [LearnedIndex, Ours])
+@pytest.mark.parametrize("kv_bytes", [0.0, 3.0])
+def test_learned_policies_bound_their_scores_and_score_single_rows_alike(policy, kv_bytes: float) -> None:
+    """Through traffic with ghosts, pins and forks, guarded or not, the search agrees with a full scan to the bit."""
+    rng, currency = np.random.default_rng(1), Currency(2.0, 0.01, 1e4, kv_bytes)
+    keeper = Keeper(Exact(), policy(currency), currency)
+    book, rule, places = keeper.book, keeper.eviction, []
+    seen = set()
+    for turn in range(1500):
+        keeper.tick += 1
+        path = place_of(book, places, rng)
+        served = next((row for row in reversed(path) if book.live[row]), -1)
+        keeper.use(path, served)
+        if isinstance(rule, Ours):
+            rule.guard.active = turn % 7 == 0
+        parent = path[-1] if path else -1
+        depth = 1 + int(rng.integers(1, 500)) + (int(book.depth[parent]) if path else 0)
+        kind = Kind(int(rng.integers(4)))
+        new = keeper.record(parent, depth, kind)
+        keeper.offer(new, Offer(depth, kind))
+        places.append(new)
+        if parent >= 0:
+            book.fanout[parent] += 1
+            book.leaf_tokens[parent] = 0
+        book.leaf_tokens[new] = 9
+        for row in path:
+            book.pins[row] += 1
+        rows = keeper.candidates()
+        if book.num_live >= 60 and len(rows):
+            for row in path[: turn % 3]:
+                book.pins[row] -= 1  # so that some on the path may go
+            rows = keeper.candidates()
+            scores = rule.scores(book, np.append(rows, new), keeper.tick)
+            assert (rule.floors(book, rows, keeper.tick) <= scores[:-1]).all()
+            for at in rng.integers(len(rows), size=4):
+                assert rule.score(book, int(rows[at]), keeper.tick) == scores[at]
+            assert rule.score(book, new, keeper.tick) == scores[-1]
+            if isinstance(rule, Ours):
+                by_kv = rule.by_kv.scores(book, rows, keeper.tick)
+                assert keeper.leaf_victim(rows) == int(rows[by_kv.argmin()])
+            victim = keeper.victim(rows, new)
+            assert victim == int(np.append(rows, new)[scores.argmin()])
+            seen.add("refused" if victim == new else "evicted")
+            for row in path[: turn % 3]:
+                book.pins[row] += 1
+            if victim == new:
+                keeper.refused(new)
+            else:
+                keeper.evicted(victim)
+                keeper.saved(new)
+        else:
+            keeper.saved(new)
+        for row in path:
+            book.pins[row] -= 1
+        if turn % 100 == 0:
+            book.check()
+    assert seen == {"refused", "evicted"}
+
+
+def place_of(book: CheckpointBook, places: list[int], rng: np.random.Generator) -> list[int]:
+    """The path to a record drawn at random, mostly a recent one; shallow first."""
+    if len(places) < 5 or rng.random() < 0.1:
+        return []
+    row = places[-int(rng.integers(1, 5))] if rng.random() < 0.7 else places[int(rng.integers(len(places)))]
+    path = []
+    while row >= 0:
+        path.append(row)
+        row = int(book.parent[row])
+    return path[::-1]
