@@ -13,7 +13,8 @@ import numpy as np
 from marconi_ext.policies.checkpoints import CheckpointBook, Kind
 from marconi_ext.policies.eviction import Currency
 from marconi_ext.policies.guard import LruGuard
-from marconi_ext.policies.learned import INSIDE, REFRESH_REQUESTS, LearnedIndex
+from marconi_ext.policies.learned import INSIDE, LearnedIndex
+from marconi_ext.policies.reuse_index import KEPT_WHEN_WRONG
 
 # Expected hazards relative to a tail's, by group: what each kind of state is for. A few uses overrule them, and results
 # hardly depend on them by factors of two.
@@ -25,13 +26,14 @@ _FORKED = (2.0, 1.0, 1.0, 1.0)
 _FORKED_OFTEN = (4.0, 2.0, 1.0, 0.5)  # by rate
 
 # Of the three groups of tails that went on, classes by uses so far: conversations may have a typical length.
-_TURNS = (*range(1, 17), 17, 25, 33)
+_TURNS = (*range(1, 13), 13, 17)
 _GROUPS = np.searchsorted([1, 2, 5], _TURNS, side="right") - 1 + len(_FRESH)
 _TAILS = len(_FRESH) + len(_TURNS)
 _OFTEN = _TAILS + 12  # the classes of those forked often: by the mean requests between two that passed
 _RATES = (4, 16, 64)
 
-KEPT_WHEN_WRONG = 1 / 8  # of what the index has seen, when LRU turns out ahead
+REFRESH_REQUESTS = 32
+FEW_REQUESTS = 256  # since it began to learn: it refreshes four times as often
 
 
 class Ours(LearnedIndex):
@@ -99,7 +101,7 @@ class Ours(LearnedIndex):
         return (score + 1e-15) * 1e30 if self.guard.active and row in self.guard else score
 
     def _refresh_every(self, tick: int) -> int:
-        return REFRESH_REQUESTS if tick - self._began > 4 * REFRESH_REQUESTS else 8
+        return REFRESH_REQUESTS if tick - self._began > FEW_REQUESTS else REFRESH_REQUESTS // 4
 
     def parameters(self) -> dict[str, float]:
         return {**super().parameters(), "guarded_requests": float(self.guard.requests)}

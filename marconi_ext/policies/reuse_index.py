@@ -10,6 +10,9 @@ to a tail): hazard = pooled hazard at this age × the class's factor, each belie
 pooled hazard itself leans on a curve that falls with age as 1/age, at the level of all uses. Classes may be parts of
 groups: the group is estimated as one class, and its parts have its hazards times a factor, as far as their uses differ
 from the group's by more than a standard deviation (believing all of a difference cost more by chance than it gave).
+
+Traffic changes. Where a class's uses since the last refresh differ from those expected by far more than chance, what
+it had seen before counts little from then on.
 """
 
 from __future__ import annotations
@@ -25,9 +28,16 @@ _LOWER = np.maximum(_EDGES[:-1], 1.0)
 _UPPER_TRIANGLE = np.triu(np.ones((BUCKETS, BUCKETS)))  # [from, to], to >= from
 _EDGES_LIST = _EDGES.tolist()
 # of ages in whole requests, up to the last bucket's first: looking one up costs less than a search
-_BUCKET_OF = (_EDGES.searchsorted(np.arange(int(_EDGES[BUCKETS - 1]) + 1), side="right") - 1).astype(np.int8)
+_AGES = np.arange(int(_EDGES[BUCKETS - 1]) + 2)
+_BUCKET_OF = (_EDGES.searchsorted(_AGES, side="right") - 1).astype(np.int8)
+_BUCKET_BELOW = np.maximum(_EDGES.searchsorted(_AGES, side="left") - 1, 0).astype(
+    np.int8
+)  # of ages just below
 PRIOR_USES = 2.0  # expected uses after which a class is believed as much as its prior, a bucket as its class
 POOLED_USES = 0.5  # the same, of all classes together at one age
+WRONG_DEVIATIONS = 4.0  # standard deviations by which a class's uses must differ from those expected
+KEPT_WHEN_WRONG = 1 / 8  # of what a class had seen, when it turns out wrong
+CHANGED = 0.02  # relative change of a hazard, below which its index isn't computed again
 
 
 def age_bucket(age: np.ndarray) -> np.ndarray:
@@ -63,6 +73,9 @@ class ReuseIndex:
         self.uses = np.zeros((classes, BUCKETS))
         self.exposure = np.zeros((classes, BUCKETS))
         self.value = np.zeros((classes, BUCKETS))
+        self._rate = np.zeros((classes, BUCKETS))  # hazards at the last refresh
+        self._rate_of_value = np.full((classes, BUCKETS), -1.0)  # those that `value` was computed from
+        self._before = np.zeros((2, classes, BUCKETS))  # uses and exposure at the last refresh
         self._scratch = np.empty(
             (3, classes + len(self._firsts), BUCKETS, BUCKETS)
         )  # of `refresh`: fresh memory took longer than it
@@ -92,8 +105,9 @@ class ReuseIndex:
 
     def expose(self, labels: np.ndarray, from_age: np.ndarray, to_age: np.ndarray) -> None:
         """Records of these classes lived from one age to another without a use."""
+        first = _BUCKET_OF.take(from_age, mode="clip").astype(np.int64)
+        last = np.maximum(_BUCKET_BELOW.take(to_age, mode="clip"), first)
         low, high = from_age.astype(np.float64), to_age.astype(np.float64)
-        first, last = age_bucket(low), age_bucket(np.maximum(high - 1e-9, low))
         total = np.zeros(self.exposure.size)
         while len(low):  # one bucket a turn; few records span many
             overlap = np.minimum(_EDGES[first + 1], high) - np.maximum(_EDGES[first], low)
@@ -108,14 +122,34 @@ class ReuseIndex:
         """Believe only a share of what was seen so far."""
         self.uses *= kept
         self.exposure *= kept
+        self._before *= kept
 
     def refresh(self, elapsed_requests: int) -> None:
         """Decay, and recompute the index."""
+        if self.prior is not None:
+            self._doubt()
         decay = 0.5 ** (elapsed_requests / self.half_life_requests)
         self.uses *= decay
         self.exposure *= decay
+        self._before[:] = self.uses, self.exposure
         rates, of_class = self._rates()
-        self.value = self._indices(rates)[of_class]
+        self._rate = rates[of_class]
+        tolerance = 0.0 if self.prior is None else CHANGED
+        off = np.abs(self._rate - self._rate_of_value) > tolerance * self._rate_of_value
+        changed = np.flatnonzero(off.any(axis=1))
+        rows, at = np.unique(of_class[changed], return_inverse=True)
+        self.value[changed] = self._indices(rates[rows])[at]
+        self._rate_of_value[changed] = self._rate[changed]
+
+    def _doubt(self) -> None:
+        """Believe less of what a class had seen before, where its uses since then are none that this foretold."""
+        uses, exposure = self.uses - self._before[0], self.exposure - self._before[1]
+        expected = (exposure * self._rate).sum(1)
+        off = np.abs(uses.sum(1) - expected) > WRONG_DEVIATIONS * np.sqrt(np.maximum(expected, 1.0))
+        wrong = np.flatnonzero(off)
+        if len(wrong):
+            self.uses[wrong] = uses[wrong] + KEPT_WHEN_WRONG * self._before[0, wrong]
+            self.exposure[wrong] = exposure[wrong] + KEPT_WHEN_WRONG * self._before[1, wrong]
 
     def _indices(self, rate: np.ndarray) -> np.ndarray:
         """The index of ages with these hazards, row by row."""

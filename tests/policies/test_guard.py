@@ -6,8 +6,9 @@ import pytest
 from marconi_ext.policies.checkpoints import CheckpointBook, Kind
 from marconi_ext.policies.eviction import Currency
 from marconi_ext.policies.guard import GUARD_REQUESTS, LEAD_HITS, LruGuard
-from marconi_ext.policies.ours import KEPT_WHEN_WRONG, Ours
+from marconi_ext.policies.ours import Ours
 from marconi_ext.policies.registry import parse_policy
+from marconi_ext.policies.reuse_index import KEPT_WHEN_WRONG
 from marconi_ext.simulator.capacity import Capacity
 from marconi_ext.simulator.engine import Simulator
 from marconi_ext.traces import synthetic

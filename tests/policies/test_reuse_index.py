@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from marconi_ext.policies.reuse_index import ReuseIndex
+from marconi_ext.policies.reuse_index import KEPT_WHEN_WRONG, ReuseIndex
 
 
 def index_of(uses: list[float], exposure: list[float]) -> ReuseIndex:
@@ -38,3 +38,39 @@ def test_forgetting_keeps_rates_and_gives_up_confidence() -> None:
     index.forget(0.25)
     assert index.uses[0, 6] / index.exposure[0, 6] == 0.1
     assert index.uses.sum() == 25.0
+
+
+def refreshed_after(uses: float) -> ReuseIndex:
+    """A class with a hazard of 0.1 lives 100 more requests, with so many uses."""
+    index = index_of([400.0, 400.0, 200.0], [4000.0, 4000.0, 2000.0])
+    index.uses[2, 6] += uses
+    index.exposure[2, 6] += 100.0
+    index.refresh(0)
+    return index
+
+
+def test_a_class_that_turns_out_wrong_believes_less_of_what_it_had_seen() -> None:
+    """10 uses expected, give or take 3.2: 30 are another traffic."""
+    index = refreshed_after(30.0)
+    assert index.exposure[2, 6] == 100.0 + 2000.0 * KEPT_WHEN_WRONG
+    assert index.uses[2, 6] == 30.0 + 200.0 * KEPT_WHEN_WRONG
+    assert index.exposure[0, 6] == 4000.0  # others weren't wrong
+
+
+def test_a_class_that_differs_by_chance_keeps_what_it_had_seen() -> None:
+    assert refreshed_after(20.0).exposure[2, 6] == 2100.0
+    assert refreshed_after(0.0).exposure[2, 6] == 2100.0
+
+
+def test_exposure_one_by_one_and_all_at_once_is_the_same() -> None:
+    rng = np.random.default_rng(0)
+    low = rng.integers(0, 100_000, 500)
+    high = low + rng.integers(0, 3_000, 500) * rng.integers(0, 2, 500)
+    low[:100], high[:100] = low[:100] % 10, low[:100] % 10 + high[:100] % 7
+    one, many = (ReuseIndex(2, prior=np.ones(2)) for _ in range(2))
+    labels = rng.integers(0, 2, 500)
+    many.expose(labels, low, high)
+    for label, first, last in zip(labels.tolist(), low.tolist(), high.tolist(), strict=True):
+        one.expose_one(label, first, last)
+    assert np.allclose(one.exposure, many.exposure)
+    assert np.isclose(many.exposure.sum(), (high - low).sum())
