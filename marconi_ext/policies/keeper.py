@@ -197,8 +197,9 @@ class Keeper:
 
     def victim_of_all(self, newcomer: int = -1) -> int | None:
         """As `victim` of all `candidates`, without listing these in a large pool."""
-        search, book = self._search, self.book
-        return self.victim(search.some(book) if search.narrows(book) else self.candidates(), newcomer)
+        if not self._search.narrows(self.book):
+            return self.victim(self.candidates(), newcomer)
+        return self._search.lowest_of_some(self.book, self.tick, newcomer if self.eviction.refuses else -1)
 
     def leaf_victim(self, rows: np.ndarray | None = None) -> int | None:
         """The row to evict out of `rows`, leaves with a state, where KV is wanted and no slot; None: no row.
@@ -206,6 +207,7 @@ class Keeper:
         Without `rows` out of all such candidates, without listing these in a large pool.
         """
         search, book = self._leaf_search, self.book
-        if rows is None:
-            rows = search.some(book) if search.narrows(book) else self.candidates(leaves=True)
+        if rows is None and search.narrows(book):
+            return search.lowest_of_some(book, self.tick)
+        rows = self.candidates(leaves=True) if rows is None else rows
         return search.lowest(book, rows, self.tick) if len(rows) else None

@@ -16,6 +16,7 @@ from marconi_ext.policies.eviction import Eviction
 EXACT_STATES = 1024
 WINDOW = 128
 KEPT = 32
+VICTIMS = 4  # at most, found among the same rows
 FEW = 8  # states that cost less to score one by one than all in a pass
 
 
@@ -28,32 +29,13 @@ class VictimSearch:
         self._leaves = leaves
         self._windowed = getattr(eviction, "windowed", False)
         self._next = 0  # where in the book's list of states the next window begins
-        self._lowest = np.empty(0, np.int64)
-        self._keeping = False  # the rows to search come from `some`
+        self._rows = np.empty(0, np.int64)  # looked at last, and their scores' bounds
+        self._bounds = np.empty(0)
+        self._tick = self._left = 0  # when that was, and how many victims may come of it
 
     def narrows(self, book: CheckpointBook) -> bool:
-        """Whether to look at `some` states rather than at all."""
+        """Whether to look at some states rather than at all."""
         return self._windowed and book.num_live > EXACT_STATES
-
-    def some(self, book: CheckpointBook) -> np.ndarray:
-        """Unpinned rows with a state (with `leaves` of leaves only) to look at this time; none where there are none.
-        A row may come twice."""
-        start, held = self._next, book.held[: book.num_live]
-        others = [self._lowest, self._eviction.changed()]
-        for _ in range(-(-len(held) // WINDOW) + 1):
-            start = start if start < len(held) else 0
-            rows = np.concatenate((*others, held[start : start + WINDOW]))
-            start += WINDOW
-            wanted = book.live.take(rows)
-            wanted &= book.pins.take(rows) == 0
-            if self._leaves:
-                wanted &= book.leaf_tokens.take(rows) > 0
-            rows = rows[wanted]
-            if len(rows):
-                break
-            others = []
-        self._next, self._keeping = start, True
-        return rows
 
     def lowest(self, book: CheckpointBook, rows: np.ndarray, tick: int, newcomer: int = -1) -> int:
         """The row with the lowest score out of `rows`, the first of equals, or a `newcomer` with a lower one."""
@@ -62,17 +44,60 @@ class VictimSearch:
             return int(rows[int(self._eviction.scores(book, rows, tick).argmin())])
         bounds = self._eviction.floors(book, rows, tick)
         at = self._bounded(book, rows, tick, bounds)
-        found = rows.item(at)
-        if newcomer >= 0 and self._eviction.score(book, newcomer, tick) < bounds[at]:
-            found = newcomer
-        if self._keeping:
-            if len(rows) > KEPT:
-                rows = rows[bounds.argpartition(KEPT)[:KEPT]]
-            rows.sort()
-            first = np.ones(len(rows), bool)
-            np.not_equal(rows[1:], rows[:-1], out=first[1:])
-            self._lowest, self._keeping = rows[first], False
-        return found
+        lower = newcomer >= 0 and self._eviction.score(book, newcomer, tick) < bounds[at]
+        return newcomer if lower else rows.item(at)
+
+    def lowest_of_some(self, book: CheckpointBook, tick: int, newcomer: int = -1) -> int | None:
+        """As `lowest` of all unpinned rows with a state (`leaves`: of leaves only), as far as is known; None: no row.
+
+        States that go make others worth more, if anything: bounds hold for a few victims more at the same tick.
+        """
+        self._left = self._left - 1 if tick == self._tick else 0
+        if self._left > 0:
+            there = self._may_go(book, self._rows)
+            self._rows, self._bounds = self._rows[there], self._bounds[there]
+        if self._left <= 0 or not len(self._rows):
+            self._rows = self._some(book)
+            if not len(self._rows):
+                return newcomer if newcomer >= 0 else None
+            self._bounds = self._eviction.floors(book, self._rows, tick)
+            self._tick, self._left = tick, VICTIMS
+        at = self._bounded(book, self._rows, tick, self._bounds)
+        lower = newcomer >= 0 and self._eviction.score(book, newcomer, tick) < self._bounds[at]
+        return newcomer if lower else self._rows.item(at)
+
+    def _some(self, book: CheckpointBook) -> np.ndarray:
+        """The next window's rows that may go, with those known to be low or to have changed; none where there are
+        none at all. A row may come twice."""
+        start, held = self._next, book.held[: book.num_live]
+        others = [self._known_low(), self._eviction.changed()]
+        for _ in range(-(-len(held) // WINDOW) + 1):
+            start = start if start < len(held) else 0
+            rows = np.concatenate((*others, held[start : start + WINDOW]))
+            start += WINDOW
+            rows = rows[self._may_go(book, rows)]
+            if len(rows):
+                break
+            others = []
+        self._next = start
+        return rows
+
+    def _may_go(self, book: CheckpointBook, rows: np.ndarray) -> np.ndarray:
+        wanted = book.pins.take(rows) == 0
+        wanted &= book.live.take(rows)
+        if self._leaves:
+            wanted &= book.leaf_tokens.take(rows) > 0
+        return wanted
+
+    def _known_low(self) -> np.ndarray:
+        """The lowest of the rows looked at last, each once."""
+        rows = self._rows
+        if len(rows) > KEPT:
+            rows = rows[self._bounds.argpartition(KEPT)[:KEPT]]
+        rows = np.sort(rows)
+        first = np.ones(len(rows), bool)
+        np.not_equal(rows[1:], rows[:-1], out=first[1:])
+        return rows[first]
 
     def _bounded(self, book: CheckpointBook, rows: np.ndarray, tick: int, bounds: np.ndarray) -> int:
         """Where in `rows` the lowest score is; `bounds` gets the scores that had to be known."""

@@ -1,12 +1,13 @@
 """The search for a victim, bounded and in windows, against a full scan."""
 
+from itertools import count
 from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from marconi_ext.policies.admission import Exact, Offer
-from marconi_ext.policies.checkpoints import CheckpointBook, Kind
+from marconi_ext.policies.checkpoints import CheckpointBook, Fate, Kind
 from marconi_ext.policies.eviction import Currency
 from marconi_ext.policies.keeper import Keeper
 from marconi_ext.policies.learned import LearnedIndex
@@ -45,8 +46,12 @@ def book_of(rows: int) -> CheckpointBook:
     return book
 
 
-def search_all(search: VictimSearch, book: CheckpointBook) -> int:
-    return search.lowest(book, search.some(book), 1)
+TICKS = count(1)
+
+
+def search_all(search: VictimSearch, book: CheckpointBook) -> int | None:
+    """At a new tick each time."""
+    return search.lowest_of_some(book, next(TICKS))
 
 
 def test_small_pools_are_searched_whole() -> None:
@@ -78,9 +83,9 @@ def test_large_pools_find_the_lowest_within_one_round_and_at_bounded_cost() -> N
     search, book = VictimSearch(policy), book_of(n)
     assert search.narrows(book)
     round_searches = -(-n // WINDOW)
-    assert all(len(search.some(book)) <= WINDOW + KEPT for _ in range(round_searches))
     for _ in range(round_searches):
         search_all(search, book)
+        assert len(search._rows) <= WINDOW + KEPT
     assert search_all(search, book) == int(policy.given.argmin())
     policy.given[4321] = 0.0  # falls out of sight
     assert 4321 in [search_all(search, book) for _ in range(round_searches)]
@@ -99,10 +104,29 @@ def test_only_states_that_may_go_are_found() -> None:
     book.pins[:500] = 1
     book.leaf_tokens[2900:] = 1
     assert all(search_all(search, book) >= 500 for _ in range(20))
-    leaves = VictimSearch(policy, leaves=True).some(book)
-    assert len(leaves) and leaves.min() >= 2900
+    assert search_all(VictimSearch(policy, leaves=True), book) >= 2900
     book.pins[:n] = 1
-    assert not len(search.some(book))
+    assert search_all(search, book) is None
+    assert search.lowest_of_some(book, 0, newcomer=7) == 7
+
+
+def test_more_victims_at_one_tick_are_the_next_lowest_that_may_still_go() -> None:
+    n = 3000
+    policy = Given(1 + np.random.default_rng(0).random(n))
+    policy.bound[:] = 0.999
+    search, book = VictimSearch(policy), book_of(n)
+    for _ in range(-(-n // WINDOW)):
+        search_all(search, book)
+    order = policy.given.argsort().tolist()
+    tick, gone = 10**6, []
+    book.pins[order[2]] = 1
+    for _ in range(10):
+        gone.append(search.lowest_of_some(book, tick))
+        book.set_gone(gone[-1], Fate.EVICTED)
+    assert gone == order[:2] + order[3:11]
+    book.pins[:n] = 1
+    assert search.lowest_of_some(book, tick) is None
+    book.check()
 
 
 @pytest.mark.parametrize("policy", [LearnedIndex, Ours])
