@@ -190,26 +190,45 @@ class MarconiRadixCache(UnifiedRadixCache):
         try:
             yield kv, slots
         finally:
-            if kv:
-                self.token_to_kv_pool_allocator.free(kv[0] if len(kv) == 1 else torch.cat(kv))
+            allocator = self.token_to_kv_pool_allocator
+            if self.shared is not None and self.page_size > 1:
+                for leaf in kv:  # whole pages, so that no index has to be read back to find them
+                    allocator.free_segment(leaf, start_pos=0)
+            elif kv:
+                allocator.free(kv[0] if len(kv) == 1 else torch.cat(kv))
             if slots:
                 free = self.req_to_token_pool.mamba_allocator.free
                 free(slots[0] if len(slots) == 1 else torch.cat(slots))
             freed.num_tokens_evicted += sum(map(len, kv))
             freed.mamba_num_evicted += len(slots)
 
-    def free_dead_leaf(self) -> bool:
-        """The oldest leaf that no state makes reusable gives back its KV. False: there is none."""
-        with self._freeing(EvictResult()) as (kv, _slots):
-            return self.mamba.take_dead_leaf(kv)
+    def free_dead_leaves(self) -> bool:
+        """Free KV that no state makes reusable until a state fits into the shared buffer. False: it doesn't yet."""
+        while missing := self.shared.missing_bytes(0, 1):
+            with self._freeing(EvictResult()) as (kv, _slots):
+                freed_bytes = self.mamba.take_dead_leaves(missing, kv)
+            if not freed_bytes:
+                return False
+        return True
 
     def reclaimable_slots(self) -> int:
-        """States that could be saved if all that may go went."""
-        allocator = self.req_to_token_pool.mamba_allocator
-        slots = allocator.schedulable_available_size() + self.mamba_evictable_size()
+        """States that could be held if all that may go went."""
+        slots = (
+            self.req_to_token_pool.mamba_allocator.schedulable_available_size() + self.mamba_evictable_size()
+        )
         if self.shared is not None:
             slots += self.full_evictable_size() * self.shared.kv_bytes // self.shared.state_bytes
         return slots
+
+    def spares_a_state(self) -> bool:
+        """Whether a checkpoint may take a slot: each further request needs a running slot and pins the state that it
+        starts from; in a shared buffer those that run need their next tokens."""
+        pool, shared = self.req_to_token_pool, self.shared
+        kept = 2 * pool.available_size()
+        if shared is not None:
+            tokens = 2 * self.page_size * (pool.size - pool.available_size())
+            kept += -(-tokens * shared.kv_bytes // shared.state_bytes)
+        return self.reclaimable_slots() > kept
 
     def slot_census(self) -> dict[str, int]:
         """State slots by owner. While no request runs, `unaccounted` is 0: free + cached + held = pool."""

@@ -57,6 +57,10 @@ CONFLICTS = (
         "supports --enable-unified-memory in device memory alone: drop it, or --enable-hierarchical-cache and "
         "--enable-session-radix-cache",
     ),
+    Conflict(
+        lambda a: a.enable_unified_memory and a.radix_eviction_policy.lower() != "lru",
+        "orders what leaves a shared buffer itself: drop --enable-unified-memory or --radix-eviction-policy",
+    ),
     Conflict(lambda a: a.dcp_size > 1, "does not support --dcp-size above 1"),
     Conflict(lambda a: a.pp_size > 1, "does not support --pp-size above 1 yet"),
     Conflict(lambda a: a.enable_pdmux, "does not support --enable-pdmux (split prefill)"),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
-from sglang.srt.mem_cache.base_prefix_cache import InsertParams, InsertResult, MatchResult
+from sglang.srt.mem_cache.base_prefix_cache import EvictParams, InsertParams, InsertResult, MatchResult
 from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.unified_cache.components.base import CacheTransferPhase
 from sglang.srt.utils import rank_consensus_checker
@@ -107,6 +107,22 @@ class MarconiMambaComponent(StateEviction):
         self.matched(params.req, [] if last is None else self._path(self.tree_core.node_by_id(last)))
         return result._replace(mamba_branching_seqlen=None)
 
+    def finalize_match_result_in_cache(self, params: Any, result: MatchResult) -> MatchResult:
+        """As stock, which copies the state at once; in a shared buffer that requests fill, no room for the copy is a
+        miss, where stock ends the server."""
+        copies = params.cow_mamba and params.req is not None and not params.req.kv.holds_mamba
+        if self.cache.shared is None or not copies or self._room_for_copy(result.best_match_node):
+            return super().finalize_match_result_in_cache(params, result)
+        return self.tree_core.empty_match_result
+
+    def _room_for_copy(self, matched: Any) -> bool:
+        missing = self.cache.shared.missing_bytes
+        if missing(0, 1):
+            lock = self.cache.inc_lock_ref(matched)
+            self.cache.evict_for_alloc(EvictParams(num_tokens=0, mamba_num=1))
+            self.cache.dec_lock_ref(matched, lock.to_dec_params())
+        return not missing(0, 1)
+
     def matched(self, req: Req | None, path: list[tuple[int, UnifiedTreeNode]]) -> None:
         """Remember the nodes that hold the KV of a request's prompt, each with the depth of its end, for its plan."""
         if req is not None:
@@ -189,18 +205,17 @@ class MarconiMambaComponent(StateEviction):
         self.ledger.counters[f"planned_{kind}"] += 1
 
     def _take_slot(self, row: int) -> torch.Tensor | None:
-        """A free slot, or that of a state worth less than the one offered at `row`; None: not worth it, or none.
-
-        Each further request needs a running slot and pins the state that it starts from: their slots stay.
-        """
-        pool = self.cache.req_to_token_pool
-        allocator = pool.mamba_allocator
-        if self.cache.reclaimable_slots() <= 2 * pool.available_size():
+        """A free slot, or that of a state worth less than the one offered at `row`; None: not worth it, or none."""
+        if not self.cache.spares_a_state():
             self.ledger.counters["skipped_no_slot"] += 1
             return None
-        slot = allocator.alloc(1)
-        if slot is not None:
-            return slot
+        allocator = self.cache.req_to_token_pool.mamba_allocator
+        if (
+            allocator.schedulable_available_size()
+        ):  # asking for more than that makes a shared buffer move pages
+            slot = allocator.alloc(1)
+            if slot is not None:
+                return slot
         slot = self.take_slot_of_lesser(row)
         if slot is None:
             self.ledger.counters["refused"] += 1

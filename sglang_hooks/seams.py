@@ -168,10 +168,19 @@ def _prefill_budget(original: Callable[..., Any], allocator: Any, tree_cache: An
     return SharedPrefillBudget(allocator, tree_cache, **kwargs)
 
 
-def _admissible_states(_result: None, adder: Any, *_args: Any, **_kwargs: Any) -> None:
+def _admission(_result: None, adder: Any, *_args: Any, **_kwargs: Any) -> None:
     state = live()
-    if state is not None and adder.rem_mamba_slots is not None and adder.tree_cache is state.cache:
+    if state is not None and state.cache.shared is not None and adder.tree_cache is state.cache:
         adder.rem_mamba_slots = state.cache.reclaimable_slots()
+        adder.memory_budget.may_wait = adder.running_batch is not None and bool(adder.running_batch.reqs)
+
+
+def _price_of_states(original: Callable[..., int], adder: Any, req: Any, **kwargs: Any) -> int:
+    tokens, state = original(adder, req, **kwargs), live()
+    if state is None or state.cache.shared is None:
+        return tokens
+    tracking = state.cache.req_to_token_pool.mamba_initial_tracking_slots
+    return tokens + state.cache.shared.states_beyond(req, tracking) * adder._mamba_slot_cost
 
 
 def _track_grid(original: Callable[..., int], tree_page: int) -> int:
@@ -282,12 +291,19 @@ LIVE_HOOKS = (
     Hook(
         "sglang.srt.managers.schedule_policy.PrefillAdder.__init__",
         "after",
-        _admissible_states,
-        why="in one buffer of bytes, KV that can go is room for states",
+        _admission,
+        why="in one buffer of bytes, KV that can go is room for states; a piece of a prompt may wait for room",
         parameters="self page_size tree_cache token_to_kv_pool_allocator running_batch new_token_ratio "
         "rem_input_tokens rem_chunk_tokens num_mixed_decode_tokens priority_scheduling_preemption_threshold "
         "max_prefill_bs max_running_requests prefill_max_requests prefill_delayer_single_pass dllm_config "
         "waiting_queue_len prefill_tile_block_m",
+    ),
+    Hook(
+        "sglang.srt.managers.schedule_policy.PrefillAdder._mamba_gap_budget_for_req",
+        "around",
+        _price_of_states,
+        why="in one buffer of bytes, a request's further states are paid for when it is admitted",
+        parameters="self req include_host_hit",
     ),
     Hook(
         "sglang.srt.runtime_context.mamba_track_grid",

@@ -2,7 +2,8 @@
 
 SGLang's allocator moves the border between the two; what has to go for a request is ours to choose, by worth per
 byte, whichever kind it is. Its admission counts evictable KV as room for KV and evictable states as room for states;
-here all that can go counts for both, or a buffer full of one kind would let nothing in.
+here all that can go counts for both, or a buffer full of one kind would let nothing in. What stock leaves out of a
+request's price is charged, and a prompt's next piece waits for room instead of failing.
 Source of the replaced behaviour: SGLang 0.5.23, mem_cache/unified_radix_cache.py, mem_cache/prefill_budget.py.
 """
 
@@ -17,6 +18,8 @@ from sglang.srt.mem_cache.prefill_budget import PrefillBudget
 from marconi_ext.policies.eviction import Currency
 
 if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req
+
     from .cache import MarconiRadixCache
 
 
@@ -39,13 +42,18 @@ class SharedMemory:
         return replace(slots, state_bytes=float(self.state_bytes), kv_bytes_per_token=float(self.kv_bytes))
 
     def available(self) -> tuple[int, int]:
-        """KV tokens, or states, for which there is room; freed ones count as soon as they are handed back."""
-        self.allocator.flush_deferred_full_frees()
-        states = self.allocator.mamba_allocator.schedulable_available_size()
-        return self.allocator.available_size(), states
+        """KV tokens, or states, for which there is room, as SGLang's allocator counts it."""
+        return (
+            self.allocator.available_size(),
+            self.allocator.mamba_allocator.schedulable_available_size(),
+        )
 
     def missing_bytes(self, tokens: int, states: int) -> int:
-        """At least so many bytes have to go until `tokens` of KV are available, and `states`; 0: they are."""
+        """At least so many bytes have to go until `tokens` of KV are available, and `states`; 0: they are.
+
+        Frees that SGLang has put off are carried out first.
+        """
+        self.allocator.flush_deferred_full_frees()
         tokens_available, states_available = self.available()
         missing = 0  # what is left over that makes no whole token or state is unknown, hence the ones
         if tokens > tokens_available:
@@ -53,6 +61,11 @@ class SharedMemory:
         if states > states_available:
             missing += (states - states_available - 1) * self.state_bytes + 1
         return missing
+
+    def states_beyond(self, req: Req, tracking_slots: int) -> int:
+        """States that a new request will hold and SGLang's admission leaves out: those that it tracks into, and the
+        one in the tree that it locks while it runs."""
+        return 0 if req.kv.mamba_ping_pong_track_buffer is not None else tracking_slots + 1
 
 
 def shared_memory_of(allocator: Any) -> SharedMemory | None:
@@ -68,11 +81,34 @@ def shared_memory_of(allocator: Any) -> SharedMemory | None:
 
 
 class SharedPrefillBudget(PrefillBudget):
-    """As stock; a state that can go is room for KV, too. New requests' states are charged to it by SGLang."""
+    """As stock; a state that can go is room for KV, too, and no more is promised than there is.
+
+    may_wait: whether requests run whose end will make room for one that is prefilled in pieces
+    """
 
     tree_cache: MarconiRadixCache
+    may_wait = False
+    _copy_paid = False
 
     def _available_and_evictable(self) -> int:
         shared = self.tree_cache.shared
         in_states = self.tree_cache.mamba_evictable_size() * shared.state_bytes // shared.kv_bytes
         return super()._available_and_evictable() + in_states
+
+    def fit_chunk(self, *, extend_input_len: int, max_new_tokens: int, chunk_limit: int) -> int | None:
+        """As much of the next piece as there is room for now; None: it waits. Stock takes the whole of it, and ends
+        the server where that fails."""
+        room = (self.remaining_current - self.page_size) // self.page_size * self.page_size
+        if min(extend_input_len, chunk_limit) <= room:
+            return chunk_limit
+        return room if room > 0 else None if self.may_wait else chunk_limit
+
+    def reserve(self, extend_input_len: int, max_new_tokens: int, **kwargs: Any) -> None:
+        """As stock; the first one pays for the copy of a state, which the match of a request takes that is then not
+        admitted."""
+        super().reserve(extend_input_len, max_new_tokens, **kwargs)
+        if not self._copy_paid:
+            self._copy_paid = True
+            copy_tokens = self.allocator.mamba_slot_full_token_cost()
+            self.total_offset += copy_tokens
+            self.current_offset += copy_tokens

@@ -86,20 +86,19 @@ class StateEviction(MambaComponent):
             freed += self._take_leaf(leaf, kv, slots) * shared.kv_bytes
         return True
 
-    def take_dead_leaf(self, kv: list[torch.Tensor]) -> bool:
-        """The oldest leaf without a state leaves the tree, unless one is planned there. False: there is none."""
-        leaf = self.dead_leaves.pop(self.tree_core, self._is_planned)
-        if leaf is not None:
-            self._take_leaf(leaf, kv, [])
-        return leaf is not None
+    def take_dead_leaves(self, wanted: int, kv: list[torch.Tensor]) -> int:
+        """Leaves without a state leave the tree, oldest first, until `wanted` bytes are free; those stay where a
+        state is planned. Returns: bytes."""
+        freed = 0
+        while freed < wanted and (leaf := self.dead_leaves.pop(self.tree_core, self._is_planned)) is not None:
+            freed += self._take_leaf(leaf, kv, []) * self.cache.shared.kv_bytes
+        return freed
 
     def take_slot_of_lesser(self, newcomer: int) -> torch.Tensor | None:
         """The slot of a state that is worth less than the one offered at row `newcomer`; None: there is none."""
-        if self.cache.simple and self.cache.shared is not None:
-            allocator = self.cache.req_to_token_pool.mamba_allocator
-            while self.cache.free_dead_leaf():
-                if (slot := allocator.alloc(1)) is not None:
-                    return slot
+        allocator = self.cache.req_to_token_pool.mamba_allocator
+        if self.cache.shared is not None and self.cache.free_dead_leaves():
+            return allocator.alloc(1)
         row = self._least_valuable(newcomer)
         if row is None or row == newcomer:
             return None
@@ -108,7 +107,7 @@ class StateEviction(MambaComponent):
         self._chosen = row
         self.cache.evict_for_alloc(EvictParams(num_tokens=0, mamba_num=1))
         self._chosen = -1
-        return self.cache.req_to_token_pool.mamba_allocator.alloc(1)
+        return allocator.alloc(1)
 
     def _is_planned(self, node: UnifiedTreeNode) -> bool:
         row = row_of(node)

@@ -32,3 +32,9 @@ def test_shared_memory_is_device_memory_alone(other: str) -> None:
     with pytest.raises(ConfigError, match="--enable-unified-memory in device memory alone"):
         check_arguments(Resolved(enable_unified_memory=True, **{other: True}))
     check_arguments(Resolved(**{other: True}))
+
+
+def test_shared_memory_has_one_order_of_eviction() -> None:
+    with pytest.raises(ConfigError, match="drop --enable-unified-memory or --radix-eviction-policy"):
+        check_arguments(Resolved(enable_unified_memory=True, radix_eviction_policy="priority"))
+    check_arguments(Resolved(radix_eviction_policy="priority"))
