@@ -11,8 +11,8 @@ pooled hazard itself leans on a curve that falls with age as 1/age, at the level
 groups: the group is estimated as one class, and its parts have its hazards times a factor, as far as their uses differ
 from the group's by more than a standard deviation (believing all of a difference cost more by chance than it gave).
 
-Traffic changes. Where a class's uses since the last refresh differ from those expected by far more than chance, what
-it had seen before counts little from then on.
+Traffic changes. Where a class's uses since the last refresh differ from those expected by far more than they usually
+do (by chance, or because they come in bursts), what it had seen before counts little from then on.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ _BUCKET_BELOW = np.maximum(_EDGES.searchsorted(_AGES, side="left") - 1, 0).astyp
 )  # of ages just below
 PRIOR_USES = 2.0  # expected uses after which a class is believed as much as its prior, a bucket as its class
 POOLED_USES = 0.5  # the same, of all classes together at one age
-WRONG_DEVIATIONS = 4.0  # standard deviations by which a class's uses must differ from those expected
+WRONG_DEVIATIONS = 3.0  # usual deviations by which a class's uses must differ from those expected
+DOUBT_REQUESTS = 16  # since the last refresh: fewer tell little, and are asked about when little was seen
+SPREAD_KEPT = 0.9  # of a class's usual squared deviation, from one refresh to the next
 KEPT_WHEN_WRONG = 1 / 8  # of what a class had seen, when it turns out wrong
 CHANGED = 0.02  # relative change of a hazard, below which its index isn't computed again
 
@@ -76,6 +78,7 @@ class ReuseIndex:
         self._rate = np.zeros((classes, BUCKETS))  # hazards at the last refresh
         self._rate_of_value = np.full((classes, BUCKETS), -1.0)  # those that `value` was computed from
         self._before = np.zeros((2, classes, BUCKETS))  # uses and exposure at the last refresh
+        self._spread = np.ones(classes)  # usual squared deviation of uses, in those of chance
         self._scratch = np.empty(
             (3, classes + len(self._firsts), BUCKETS, BUCKETS)
         )  # of `refresh`: fresh memory took longer than it
@@ -126,7 +129,7 @@ class ReuseIndex:
 
     def refresh(self, elapsed_requests: int) -> None:
         """Decay, and recompute the index."""
-        if self.prior is not None:
+        if self.prior is not None and elapsed_requests >= DOUBT_REQUESTS:
             self._doubt()
         decay = 0.5 ** (elapsed_requests / self.half_life_requests)
         self.uses *= decay
@@ -145,8 +148,11 @@ class ReuseIndex:
         """Believe less of what a class had seen before, where its uses since then are none that this foretold."""
         uses, exposure = self.uses - self._before[0], self.exposure - self._before[1]
         expected = (exposure * self._rate).sum(1)
-        off = np.abs(uses.sum(1) - expected) > WRONG_DEVIATIONS * np.sqrt(np.maximum(expected, 1.0))
-        wrong = np.flatnonzero(off)
+        squared = (uses.sum(1) - expected) ** 2 / np.maximum(expected, 1.0)
+        limit = WRONG_DEVIATIONS**2 * self._spread
+        wrong = np.flatnonzero(squared > limit)
+        lately = np.minimum(squared, 2 * limit)  # one surprise makes not all that follow usual
+        self._spread = np.maximum(SPREAD_KEPT * self._spread + (1 - SPREAD_KEPT) * lately, 1.0)
         if len(wrong):
             self.uses[wrong] = uses[wrong] + KEPT_WHEN_WRONG * self._before[0, wrong]
             self.exposure[wrong] = exposure[wrong] + KEPT_WHEN_WRONG * self._before[1, wrong]
