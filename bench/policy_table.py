@@ -1,12 +1,13 @@
 """Policies × slots on real traces: token hit rate, and how far from LRU to the clairvoyant yardstick.
 
     python bench/policy_table.py --traces FOLDER [--limit 3000] [--held-out] [--policies lru,ours] [--bound]
-        [--json FILE]
+        [--after bbh] [--json FILE]
 
 FOLDER holds the traces by their folder names. A trace's sessions are split by a hash of their id: policies were
 tuned with an eye on the even half only; `--held-out` runs the odd half. `--limit 0` reads whole traces. `mix` takes
 turns between four of them. KV is unlimited: only slots are tight. Each cell: token hit rate / FLOPs saved, in %.
-`--bound` adds what no policy can pass (tokens; `simulator/upper_bound.py`).
+`--bound` adds what no policy can pass (tokens; `simulator/upper_bound.py`). `--after NAME`: the cache has served
+300 requests of that trace before, which aren't counted.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from itertools import islice, zip_longest
 from pathlib import Path
 
 from marconi_ext.policies.registry import parse_policy
-from marconi_ext.profiles import load_profile
+from marconi_ext.profiles import ModelProfile, load_profile
 from marconi_ext.simulator.capacity import Capacity
 from marconi_ext.simulator.cell import Options, run_cell
 from marconi_ext.simulator.upper_bound import intervals, upper_bound
-from marconi_ext.simulator.workload import load_workload
+from marconi_ext.simulator.workload import Workload, load_workload
 from marconi_ext.traces import Request, read_trace
 
 TRACES = {  # name -> path, slots
@@ -37,6 +38,7 @@ TRACES = {  # name -> path, slots
     "mix": ("", (16, 32)),
 }
 MIXED = ("mini_swe", "tau", "bbh", "mt_bench")
+BEFORE = 300  # requests of the trace that `--after` names
 POLICIES = ("lru", "lru-leaf", "marconi", "seglen", "best-static", "git", "ours", "clairvoyant")
 
 
@@ -49,9 +51,13 @@ def main() -> None:
     parser.add_argument("--held-out", action="store_true")
     parser.add_argument("--objective", default="tokens")
     parser.add_argument("--bound", action="store_true", help="add an upper bound for any policy")
+    parser.add_argument("--after", choices=[name for name in TRACES if name != "mix"])
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    profile, options = load_profile("nemotron-h-8b"), Options(objective=args.objective)
+    if args.after and args.bound:
+        parser.error("--after: not with --bound, which counts all requests")
+    profile = load_profile("nemotron-h-8b")
+    options = Options(objective=args.objective, per_request=bool(args.after))
     policies = args.policies.split(",")
     way = {"lru", "ours", "clairvoyant"} <= set(policies)
     header = (
@@ -64,12 +70,15 @@ def main() -> None:
     print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
     cells = []
     for name in args.only.split(","):
-        workload = load_workload(name, 0, requests_of(name, args))
+        before = requests_of(args.after, args, BEFORE) if args.after else []
+        workload = load_workload(name, 0, before + requests_of(name, args))
         ways = intervals(workload.requests) if args.bound else None
         for size in TRACES[name][1]:
             row = [
                 run_cell(workload, parse_policy(p), Capacity(slots=size), profile, options) for p in policies
             ]
+            if before:
+                row = [counted_from(len(before), cell, workload, profile) for cell in row]
             cells += row
             shown = [f"{100 * c['token_hit_rate']:.1f} / {100 * c['flops_saved_fraction']:.1f}" for c in row]
             if ways is not None:
@@ -85,8 +94,15 @@ def main() -> None:
                 )
 
 
-def requests_of(name: str, args: argparse.Namespace) -> list[Request]:
-    """The requests of one row's trace, as the arguments ask."""
+def counted_from(first: int, cell: dict, workload: Workload, profile: ModelProfile) -> dict:
+    """The cell with its rates over the requests from `first` on."""
+    hits, prompts = cell["hits"][first:], workload.prompt_tokens[first:].tolist()
+    saved, whole = (sum(map(profile.prefix_flops, tokens)) for tokens in (hits, prompts))
+    return {**cell, "token_hit_rate": sum(hits) / sum(prompts), "flops_saved_fraction": saved / whole}
+
+
+def requests_of(name: str, args: argparse.Namespace, limit: int | None = None) -> list[Request]:
+    """The requests of one row's trace, as the arguments ask; `limit` in place of theirs."""
     if name == "mix":
         parts = [requests_of(part, args) for part in MIXED]
         parts = [part[: args.limit // len(MIXED) or None] for part in parts]
@@ -94,7 +110,7 @@ def requests_of(name: str, args: argparse.Namespace) -> list[Request]:
     stream = read_trace(args.traces / TRACES[name][0])
     if args.held_out:
         stream = (r for r in stream if zlib.crc32(r.session_id.encode()) % 2)
-    return list(islice(stream, args.limit or None))
+    return list(islice(stream, limit or args.limit or None))
 
 
 if __name__ == "__main__":
