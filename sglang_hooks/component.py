@@ -110,10 +110,16 @@ class MarconiMambaComponent(StateEviction):
     def finalize_match_result_in_cache(self, params: Any, result: MatchResult) -> MatchResult:
         """As stock, which copies the state at once; in a shared buffer that requests fill, no room for the copy is a
         miss, where stock ends the server."""
-        copies = params.cow_mamba and params.req is not None and not params.req.kv.holds_mamba
-        if self.cache.shared is None or not copies or self._room_for_copy(result.best_match_node):
-            return super().finalize_match_result_in_cache(params, result)
-        return self.tree_core.empty_match_result
+        matched = result.best_match_node
+        copies = (
+            self.cache.shared is not None
+            and params.cow_mamba
+            and not params.req.kv.holds_mamba
+            and self.tree_core.get_component_device_value(matched, self.component_type) is not None
+        )
+        if copies and not self._room_for_copy(matched):
+            return self.tree_core.empty_match_result
+        return super().finalize_match_result_in_cache(params, result)
 
     def _room_for_copy(self, matched: Any) -> bool:
         missing = self.cache.shared.missing_bytes
@@ -210,9 +216,8 @@ class MarconiMambaComponent(StateEviction):
             self.ledger.counters["skipped_no_slot"] += 1
             return None
         allocator = self.cache.req_to_token_pool.mamba_allocator
-        if (
-            allocator.schedulable_available_size()
-        ):  # asking for more than that makes a shared buffer move pages
+        # asking for more than there is room for makes a shared buffer move pages
+        if allocator.schedulable_available_size():
             slot = allocator.alloc(1)
             if slot is not None:
                 return slot
