@@ -267,10 +267,9 @@ class Driver:
         req.kv.kv_allocated_len = req.kv.kv_committed_len = req.extend_end
         with self._timed("plan"):
             self._plan(req)
+            # overlap: room for the first decode is made before the insert
             if req.sampling_params.max_new_tokens > 1:
-                evict_from_tree_cache(
-                    cache, 1
-                )  # overlap: room for the first decode is made before the insert
+                evict_from_tree_cache(cache, 1)
         if self.contestant == "marconi":
             for checkpoint in self.cache.mamba.ledger.unwritten(req):
                 checkpoint.written = True

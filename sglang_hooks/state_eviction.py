@@ -247,20 +247,15 @@ class StateEviction(MambaComponent):
 
     def _least_valuable(self, newcomer: int = -1) -> int | None:
         """The row to evict out of `_candidates`, or `newcomer`, or None, as `Keeper.victim` has it."""
-        if self._referenced or (self.cache.shared is not None and self.keeper.max_fanout is not None):
+        if self._referenced:
             return self.keeper.victim(self._candidates(), newcomer)
+        if self.cache.shared is not None:
+            return self.keeper.victim_in_bytes(newcomer)
         return self.keeper.victim_of_all(newcomer)
 
     def _candidates(self) -> np.ndarray:
-        """Rows of the states that may go: those that no open session refers to, if there are any.
-
-        In one byte budget the paper's rule passes over nodes with several children, as long as there are others.
-        """
-        keeper, rows = self.keeper, np.empty(0, np.int64)
-        if self.cache.shared is not None and keeper.max_fanout is not None:
-            rows = keeper.candidates(max_fanout=keeper.max_fanout)
-        if not len(rows):
-            rows = keeper.candidates()
+        """Rows of the states that may go: those that no open session refers to, if there are any."""
+        rows = self.keeper.candidates()
         if not self._referenced:
             return rows
         kept = np.fromiter((row_of(node) for node in self._referenced), np.int64, len(self._referenced))

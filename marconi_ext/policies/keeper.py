@@ -201,6 +201,13 @@ class Keeper:
             return self.victim(self.candidates(), newcomer)
         return self._search.lowest_of_some(self.book, self.tick, newcomer if self.eviction.refuses else -1)
 
+    def victim_in_bytes(self, newcomer: int = -1) -> int | None:
+        """As `victim_of_all` where KV and states share bytes: the paper's rule passes over nodes with several children,
+        as long as there are others."""
+        if self.max_fanout is not None and len(rows := self.candidates(max_fanout=self.max_fanout)):
+            return self.victim(rows, newcomer)
+        return self.victim_of_all(newcomer)
+
     def leaf_victim(self, rows: np.ndarray | None = None) -> int | None:
         """The row to evict out of `rows`, leaves with a state, where KV is wanted and no slot; None: no row.
 

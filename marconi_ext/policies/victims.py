@@ -43,9 +43,7 @@ class VictimSearch:
             rows = rows if newcomer < 0 else np.append(rows, newcomer)
             return int(rows[int(self._eviction.scores(book, rows, tick).argmin())])
         bounds = self._eviction.floors(book, rows, tick)
-        at = self._bounded(book, rows, tick, bounds)
-        lower = newcomer >= 0 and self._eviction.score(book, newcomer, tick) < bounds[at]
-        return newcomer if lower else rows.item(at)
+        return self._lowest_within(book, rows, bounds, tick, newcomer)
 
     def lowest_of_some(self, book: CheckpointBook, tick: int, newcomer: int = -1) -> int | None:
         """As `lowest` of all unpinned rows with a state (`leaves`: of leaves only), as far as is known; None: no row.
@@ -62,9 +60,14 @@ class VictimSearch:
                 return newcomer if newcomer >= 0 else None
             self._bounds = self._eviction.floors(book, self._rows, tick)
             self._tick, self._left = tick, VICTIMS
-        at = self._bounded(book, self._rows, tick, self._bounds)
-        lower = newcomer >= 0 and self._eviction.score(book, newcomer, tick) < self._bounds[at]
-        return newcomer if lower else self._rows.item(at)
+        return self._lowest_within(book, self._rows, self._bounds, tick, newcomer)
+
+    def _lowest_within(
+        self, book: CheckpointBook, rows: np.ndarray, bounds: np.ndarray, tick: int, newcomer: int
+    ) -> int:
+        at = self._bounded(book, rows, tick, bounds)
+        lower = newcomer >= 0 and self._eviction.score(book, newcomer, tick) < bounds[at]
+        return newcomer if lower else rows.item(at)
 
     def _some(self, book: CheckpointBook) -> np.ndarray:
         """The next window's rows that may go, with those known to be low or to have changed; none where there are

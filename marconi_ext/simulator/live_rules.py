@@ -137,7 +137,6 @@ class LiveRules:
                 held = self.serving.settle(plan, pending.row, node)
                 assert held == pending.row, "alone, nobody is first"
                 book.pins[pending.row] -= 1
-                pending.row = -1
             else:
                 self._save(node, offer)
             self.tree.set_state(node, True)
@@ -217,12 +216,9 @@ class LiveRules:
         return True
 
     def _least_valuable(self, newcomer: int = -1) -> int | None:
-        keeper = self.keeper
-        if self.shared_bytes is not None and keeper.max_fanout is not None:
-            rows = keeper.candidates(max_fanout=keeper.max_fanout)
-            if len(rows):
-                return keeper.victim(rows, newcomer)
-        return keeper.victim_of_all(newcomer)
+        if self.shared_bytes is not None:
+            return self.keeper.victim_in_bytes(newcomer)
+        return self.keeper.victim_of_all(newcomer)
 
     def _evict_state(self, row: int) -> None:
         self.tree.drop_state(self.records.node(row))
