@@ -37,44 +37,70 @@ class AlphaProcess:
 
     def __init__(self) -> None:
         self._child: subprocess.Popen | None = None
+        self._starting = threading.Lock()
+        self._round = 0
+        self._working: threading.Thread | None = None
         self._answer: tuple[float, float] | None = None
 
     def submit(self, log: TuningLog) -> None:
-        """Start a round; returns at once."""
+        """Start a round; returns at once. One that still runs has been given up, and its answer with it."""
+        if self._working is not None and self._working.is_alive():
+            self.close()
+        self._round += 1
         self._answer = None
-        threading.Thread(target=self._run, args=(log,), name="marconi-tuner", daemon=True).start()
+        self._working = threading.Thread(
+            target=self._run, args=(log, self._round), name="marconi-tuner", daemon=True
+        )
+        self._working.start()
 
     def answer(self) -> tuple[float, float] | None:
         """(α, seconds) of the round, or None while it runs or after it failed."""
         return self._answer
 
     def close(self) -> None:
-        """End the child."""
-        child, self._child = self._child, None
+        """End the child, and the round that waits for it."""
+        with self._starting:
+            self._round += 1
+            child, self._child = self._child, None
         if child is not None:
-            child.kill()
-            child.wait()
+            _end(child)
 
-    def _run(self, log: TuningLog) -> None:
+    def _run(self, log: TuningLog, number: int) -> None:
         for attempt in (1, 2):
-            try:
-                child = self._start()
-                tuner_process.send(child.stdin, log)
-                self._answer = tuner_process.receive(child.stdout)
+            child = self._start(number)
+            if child is None:
                 return
+            try:
+                tuner_process.send(child.stdin, log)
+                answer = tuner_process.receive(child.stdout)
             except (OSError, EOFError, ValueError) as error:
-                logger.warning("marconi-ext: the tuner process ended (attempt %d): %s", attempt, error)
-                self.close()
+                _end(child)
+                if number == self._round:
+                    logger.warning("marconi-ext: the tuner process ended (attempt %d): %s", attempt, error)
+                continue
+            with self._starting:
+                if number == self._round:
+                    self._answer = answer
+            return
 
-    def _start(self) -> subprocess.Popen:
-        if self._child is None or self._child.poll() is not None:
-            self._child = subprocess.Popen(
-                [sys.executable, "-m", tuner_process.__name__],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-            )
-        return self._child
+    def _start(self, number: int) -> subprocess.Popen | None:
+        """The child for this round; None where the round has been given up."""
+        with self._starting:
+            if number != self._round:
+                return None
+            if self._child is None or self._child.poll() is not None:
+                self._child = subprocess.Popen(
+                    [sys.executable, "-m", tuner_process.__name__],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                )
+            return self._child
+
+
+def _end(child: subprocess.Popen) -> None:
+    child.kill()
+    child.wait()
 
 
 class AlphaHere:

@@ -316,7 +316,8 @@ class LearnedIndex:
         if rows > len(self._known):
             for name in _COLUMNS:
                 old = getattr(self, name)
-                setattr(self, name, np.concatenate([old, np.zeros(rows - len(old), old.dtype)]))
+                more = np.full(rows - len(old), -1 if name == "_heir" else 0, old.dtype)
+                setattr(self, name, np.concatenate([old, more]))
 
 
 def _block(start: int, rows: int) -> tuple[np.ndarray, int]:

@@ -32,6 +32,9 @@ KEPT_PARTINGS = 64
 REVIEW_REQUESTS = 32  # without a parting, until the places are judged again
 KEPT_PLACES = 1024  # that have a number
 KEPT_TOKENS = 48  # candidates for separators
+TOKEN_LIMIT = (
+    1 << 20
+)  # above any vocabulary: an engine's stand-ins for images, hashes of 62 bits, separate nothing
 LOOK_BACK = 8  # tokens before a parting that become candidates
 DISTANCES = tuple(int(2 ** (k / 2)) for k in range(6, 25))  # 8 to 4096, by half octaves
 
@@ -82,6 +85,8 @@ class Partings:
         self._gains.append(_Gains(self._requests, gains, np.array(numbers, np.int64)))
         if tokens is not None:
             for token in tokens[max(parted - LOOK_BACK, base) : parted].tolist():
+                if not 0 <= token < TOKEN_LIMIT:
+                    continue
                 self._candidates[token] = None
                 self._candidates.move_to_end(token)
             while len(self._candidates) > KEPT_TOKENS:
@@ -120,9 +125,9 @@ class Partings:
         if tokens is None or not self._candidates:
             return {}
         candidates = list(self._candidates)
-        table = np.full(max(int(tokens.max()), *candidates) + 1, -1, np.int8)
+        table = np.full(max(candidates) + 2, -1, np.int8)  # its end stands for all tokens beyond
         table[candidates] = np.arange(len(candidates))
-        marks = table[tokens[after:]]
+        marks = table.take(tokens[after:], mode="clip")
         where = np.flatnonzero(marks >= 0)
         marks = marks[where]
         first, last = np.full((2, len(candidates)), -1)

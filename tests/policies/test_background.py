@@ -2,11 +2,15 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from marconi_ext.policies import background
 from marconi_ext.policies.background import ASK_EVERY, GIVE_UP_AFTER, AlphaProcess, Tuner, replayed
 from marconi_ext.policies.eviction import Currency
 from marconi_ext.policies.registry import parse_policy
@@ -53,7 +57,7 @@ def test_the_child_finds_what_tuning_on_the_spot_finds() -> None:
 def test_a_killed_child_is_started_again() -> None:
     _, policy = recorded()
     rounds = AlphaProcess()
-    os.kill(rounds._start().pid, signal.SIGKILL)
+    os.kill(rounds._start(0).pid, signal.SIGKILL)
     rounds._child.wait()
     rounds.submit(policy.snapshot())
     deadline = time.monotonic() + 60
@@ -61,6 +65,25 @@ def test_a_killed_child_is_started_again() -> None:
         time.sleep(0.05)
     rounds.close()
     assert rounds.answer() is not None
+
+
+def test_a_round_that_was_given_up_cannot_answer_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child of a slow rank: its late answer would be another α than the other ranks'."""
+    echo = "import pickle, sys, time; from marconi_ext.policies.tuner_process import receive, send\n"
+    echo += "while True: log = receive(sys.stdin.buffer); time.sleep(1); send(sys.stdout.buffer, (log, 0.0))"
+    slow = lambda command, **pipes: subprocess.Popen([sys.executable, "-c", echo], **pipes)  # noqa: E731
+    module = SimpleNamespace(Popen=slow, PIPE=subprocess.PIPE, DEVNULL=subprocess.DEVNULL)
+    monkeypatch.setattr(background, "subprocess", module)
+    rounds, seen = AlphaProcess(), set()
+    rounds.submit("first")
+    time.sleep(0.5)
+    rounds.submit("second")
+    deadline = time.monotonic() + 60
+    while rounds.answer() != ("second", 0.0) and time.monotonic() < deadline:
+        seen.add(rounds.answer())
+        time.sleep(0.01)
+    assert rounds.answer() == ("second", 0.0) and seen == {None}
+    rounds.close()
 
 
 def test_a_round_waits_until_all_ranks_are_ready_and_is_dropped_in_the_end() -> None:

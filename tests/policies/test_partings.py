@@ -35,6 +35,17 @@ def test_the_last_separator_is_found() -> None:
     assert partings.positions(prompt(7), (), len(prompt(7)), after=PREFIX) == []  # it is served there already
 
 
+def test_stand_ins_for_images_are_no_separators_and_cost_no_memory() -> None:
+    """An engine may write hashes of 62 bits in place of an image's tokens, just before the parting too."""
+    partings = Partings()
+    for number in range(8):
+        tokens = prompt(number).astype(np.int64)
+        tokens[[50, PREFIX - 3, PREFIX + 10]] = 2**62 + number % 2
+        partings.observe(tokens, (), len(tokens), base=0, parted=PREFIX)
+    assert partings.places == (("after the last", 9),)
+    assert partings.positions(tokens, (), len(tokens), after=0) == [PREFIX]
+
+
 def test_without_tokens_or_boundaries_a_distance_before_the_end_is_learned() -> None:
     """All part 60 tokens before the end: of the distances tried, 64 wastes least."""
     partings = Partings()
