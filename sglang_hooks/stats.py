@@ -13,8 +13,8 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-LOSS_CAUSES = ("never_saved", "evicted", "displaced", "rounded_to_grid", "first_divergence")
-"""Why a token with cached KV was prefilled again; the simulator's names."""
+LOSS_CAUSES = ("never_saved", "evicted", "displaced", "first_divergence")
+"""Why a token with cached KV was prefilled again; the simulator's, without rounding: there is no grid."""
 EVICTION_REASONS = ("pool-full", "kv-evicted", "flush")
 """Why a state left the tree: its slot was wanted, its leaf's KV went, everything went. Others may be named."""
 

@@ -20,7 +20,6 @@ CAUSES = {
     "never_saved": "no state was saved there",
     "evicted": "its state was evicted",
     "displaced": "refused for a better one",
-    "rounded_to_grid": "floored to a page",
     "first_divergence": "first visit to a branch",
 }
 
