@@ -15,10 +15,13 @@ from pathlib import Path
 import httpx
 
 from marconi_ext.errors import CheckFailedError
+from marconi_ext.http_client import direct_client
 
 TAIL_LINES = 25
 STOP_S = 1.0  # schedulers end at once; the launcher would then wait 5 s for crash diagnostics
 POLL_S = 0.25
+ASK_S = 30.0
+HEALTH_S = 5.0
 LAUNCHER = (sys.executable, "-m", "sglang.launch_server")
 
 
@@ -50,6 +53,7 @@ class Server:
         self.log_path = log_path
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self._http = direct_client(self.url, timeout_s=ASK_S)
         self._process: subprocess.Popen | None = None
 
     def __enter__(self) -> "Server":
@@ -121,7 +125,7 @@ class Server:
 
     def info(self) -> dict:
         """What /server_info says: the configuration as resolved."""
-        answer = httpx.get(f"{self.url}/server_info", timeout=30)
+        answer = self._http.get("/server_info")
         answer.raise_for_status()
         return answer.json()
 
@@ -131,7 +135,7 @@ class Server:
         while True:
             self.require_alive()
             try:
-                answer = httpx.post(f"{self.url}/flush_cache", timeout=timeout_s)
+                answer = self._http.post("/flush_cache", timeout=timeout_s)
                 if answer.status_code == 200:
                     return
                 said = answer.text.strip()
@@ -168,7 +172,7 @@ class Server:
 
     def _healthy(self) -> bool:
         try:
-            return httpx.get(f"{self.url}/health", timeout=5).status_code == 200
+            return self._http.get("/health", timeout=HEALTH_S).status_code == 200
         except httpx.HTTPError:
             return False
 

@@ -7,6 +7,7 @@ import httpx
 
 from marconi_ext.engine_options import ModelFacts
 from marconi_ext.errors import BadInputError, CheckFailedError
+from marconi_ext.http_client import direct_client
 
 ENDPOINTS = ("generate", "completions", "chat")
 ASK_S = 30.0
@@ -38,7 +39,7 @@ def look_at(url: str) -> Target:
         raise BadInputError(f"--url {url}: expected http://HOST:PORT")
     url = url.rstrip("/").removesuffix("/v1")
     try:
-        with httpx.Client(base_url=url, timeout=ASK_S, trust_env=False) as http:
+        with direct_client(url, timeout_s=ASK_S) as http:
             models, info = _json(http, "/v1/models"), _json(http, "/server_info")
     except httpx.HTTPError as error:
         raise CheckFailedError(
@@ -73,7 +74,8 @@ def choose_endpoint(wanted: str, target: Target) -> str:
 def flush(target: Target) -> None:
     """Empty the server's prefix cache. Raises CheckFailedError if it doesn't."""
     try:
-        answer = httpx.post(f"{target.url}/flush_cache", timeout=ASK_S, trust_env=False)
+        with direct_client(target.url, timeout_s=ASK_S) as http:
+            answer = http.post("/flush_cache")
     except httpx.HTTPError as error:
         raise CheckFailedError(f"--flush: {target.url} didn't answer ({error})") from None
     if answer.status_code != 200:

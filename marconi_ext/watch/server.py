@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 
 from marconi_ext.errors import BadInputError, CheckFailedError
+from marconi_ext.http_client import direct_client
 
 TIMEOUT_S = 10.0
 DUMP_TIMEOUT_S = 120.0
@@ -47,11 +48,10 @@ class WatchedServer:
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
         self.url = url.rstrip("/") if "://" in url else f"http://{url.rstrip('/')}"
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         try:
             if not httpx.URL(self.url).host:
                 raise ValueError("no host in it")
-            self._http = httpx.Client(base_url=self.url, timeout=TIMEOUT_S, headers=headers)
+            self._http = direct_client(self.url, timeout_s=TIMEOUT_S, api_key=api_key)
         except (ValueError, httpx.InvalidURL) as error:
             raise BadInputError(f"URL {url!r}: {error}; expected http://HOST:PORT") from None
         self._has_metrics = True

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from marconi_ext.server import Server, ServerError, ServerSpec
+from marconi_ext.watch.server import NotLiveError, WatchedServer
 
 STUB = (sys.executable, str(Path(__file__).with_name("stub_server.py")))
 
@@ -33,6 +34,19 @@ def test_starts_flushes_and_stops_with_its_children(tmp_path: Path) -> None:
         assert alive(child)
     assert not alive(child)
     server.stop()  # again is harmless
+
+
+def test_a_proxy_of_the_users_is_not_asked(tmp_path: Path, monkeypatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with stub(tmp_path) as server:
+        server.start(timeout_s=20)
+        assert server.info()["page_size"] == 1
+        server.flush_cache()
+        with pytest.raises(NotLiveError):  # it answers, so it was reached
+            WatchedServer(server.url).poll()
 
 
 def test_a_server_that_ends_at_once_shows_its_log(tmp_path: Path) -> None:
