@@ -26,7 +26,8 @@ class Answer:
 
     status: a results.Status; error: what happened, '' when ok; http_status: None if no answer began
     sent_s: its first attempt; first_token_s: None if no token came; chunk_s: arrivals of chunks with tokens
-    prompt_tokens: as the server counts; cached_tokens: of those not computed, None if it doesn't say
+    prompt_tokens: as the server counts; cached_tokens: of those not computed, at most all of them; None if
+    it doesn't say
     output_ids: int32[n]; where the server sends text, that text's ids; completion_tokens: the server's count
     retries, retry_s: failed attempts before, and the time from sent_s until the last attempt was sent
     """
@@ -215,18 +216,33 @@ class _GenerateStream:
             raise MalformedStreamError(f"{len(self._ids)} tokens came, {self._wanted} were asked for")
 
     def answer(self, sent_s: float, end_s: float) -> Answer:
+        prompt_tokens = int(self._meta.get("prompt_tokens") or 0)
         return Answer(
             status=OK,
             error="",
             sent_s=sent_s,
             first_token_s=self._chunk_s[0] if self._chunk_s else None,
             end_s=end_s,
-            prompt_tokens=int(self._meta.get("prompt_tokens") or 0),
-            cached_tokens=int(self._meta.get("cached_tokens") or 0),
-            output_ids=token_array(self._ids),
+            prompt_tokens=prompt_tokens,
+            cached_tokens=cached_count(self._meta.get("cached_tokens") or 0, prompt_tokens),
+            output_ids=_token_ids(self._ids),
             completion_tokens=len(self._ids),
             chunk_s=tuple(self._chunk_s),
         )
+
+
+def cached_count(value: object, prompt_tokens: int) -> int:
+    """A server's count of cached tokens. Raises ValueError unless it lies within the prompt."""
+    if type(value) is not int or not 0 <= value <= prompt_tokens:
+        raise ValueError(f"{value!r} cached of {prompt_tokens} prompt tokens")
+    return value
+
+
+def _token_ids(ids: object) -> np.ndarray:
+    """int32[n] of an answer's ids. Raises ValueError for what are no token ids: numpy would round them."""
+    if not isinstance(ids, list) or not all(type(one) is int and 0 <= one < 2**31 for one in ids):
+        raise ValueError(f"no token ids: {str(ids)[:60]}")
+    return token_array(ids)
 
 
 def load_event(data: bytes) -> dict:

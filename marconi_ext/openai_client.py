@@ -7,7 +7,7 @@ The text is the trace's token ids, decoded with the trace's tokenizer. The serve
 import numpy as np
 import orjson
 
-from marconi_ext.client import Answer, MalformedStreamError, Stream, StreamingClient, load_event
+from marconi_ext.client import Answer, MalformedStreamError, Stream, StreamingClient, cached_count, load_event
 from marconi_ext.prompt_text import PromptText
 from marconi_ext.traces.request import token_array
 
@@ -99,6 +99,7 @@ class _OpenAIStream:
     def answer(self, sent_s: float, end_s: float) -> Answer:
         details = self._usage.get("prompt_tokens_details") or {}
         cached = details.get("cached_tokens")
+        prompt_tokens = int(self._usage.get("prompt_tokens") or 0)
         ids = token_array(self._text.encode("".join(self._parts)))
         return Answer(
             status="ok",
@@ -106,8 +107,8 @@ class _OpenAIStream:
             sent_s=sent_s,
             first_token_s=self._chunk_s[0] if self._chunk_s else None,
             end_s=end_s,
-            prompt_tokens=int(self._usage.get("prompt_tokens") or 0),
-            cached_tokens=None if cached is None else int(cached),
+            prompt_tokens=prompt_tokens,
+            cached_tokens=None if cached is None else cached_count(cached, prompt_tokens),
             output_ids=ids,
             completion_tokens=int(self._usage.get("completion_tokens") or len(ids)),
             chunk_s=tuple(self._chunk_s),

@@ -2,7 +2,8 @@
 
 Run as a script with SGLang's flags (all but --port are ignored). STUB_MODE chooses a fault for requests
 whose prompt is longer than STUB_FROM tokens (default 0), each STUB_EVERY-th of them (default 1):
-  ok, http-500, error-event, not-json, odd, odder, cut, torn, short, hang, reset, die, abort, busy (503 once a prompt)
+  ok, http-500, error-event, not-json, odd, odder, cut, torn, short, hang, reset, die, abort, busy (503 once a prompt),
+  below-none, above-all (cached tokens), negative, fractional (token ids)
 or for the start: die-at-start, never-healthy. STUB_LINE is printed at the start, STUB_CHILD=1 adds a child.
 STUB_TTFT_S delays first tokens. Text prompts count a token a character.
 """
@@ -93,6 +94,9 @@ async def answer(request: web.Request, prompt: np.ndarray, wanted: int, events) 
         return response
     if fault == "short":
         ids = ids[:-1]
+    if fault in ("negative", "fractional"):
+        ids[-1] = -1 if fault == "negative" else 0.5
+    cached = {"below-none": -5, "above-all": 10**6}.get(fault, cached)
     times = {"received_s": received_s, "sent_s": time.perf_counter()}
     for n in range(1, len(ids) + 1):
         last = n == len(ids)

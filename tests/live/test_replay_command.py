@@ -74,6 +74,16 @@ def test_an_attention_only_server_reaches_the_ideal(tmp_path: Path, endpoint: st
     assert all(r.ideal_tokens is not None and r.server_prompt_tokens for r in records)
 
 
+@pytest.mark.parametrize("endpoint", ["generate", "chat"])
+def test_a_count_of_cached_tokens_outside_the_prompt_is_no_hit_rate(tmp_path: Path, endpoint: str) -> None:
+    with stub(tmp_path, STUB_MODE="above-all", STUB_EVERY="3") as server:
+        assert (
+            replay(server.url, tmp_path / "out", "--concurrency", "4", "--endpoint", endpoint).returncode == 1
+        )
+    _, summary, _, _ = results(tmp_path / "out")
+    assert summary.by_status[Status.MALFORMED] == REQUESTS // 3 and 0 < summary.hit_rate <= 100
+
+
 @pytest.mark.parametrize(
     ("mode", "status", "every"),
     [
