@@ -35,7 +35,11 @@ def figure_7(cells: list[dict], out: Path) -> None:
             for t in traces
         ]
         means = np.array([np.mean(v) for v in values])
-        spread = [means - [min(v) for v in values], [max(v) for v in values] - means]
+        # A mean of equal values may lie a rounding error beside them, and no whisker is shorter than 0.
+        spread = [
+            np.maximum(0, means - [min(v) for v in values]),
+            np.maximum(0, [max(v) for v in values] - means),
+        ]
         places = np.arange(len(traces)) + 0.2 * (i - 1.5)
         shade, hatch, _, _ = STYLE[policy]
         axes.bar(

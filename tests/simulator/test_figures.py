@@ -30,6 +30,15 @@ def test_figures_7_8_and_10_are_drawn_from_one_sweep(scope, tmp_path) -> None:
         assert len(list(csv.DictReader(file))) == len(cells)
 
 
+def test_rates_that_hardly_differ_have_whiskers_of_no_length(tmp_path) -> None:
+    """The mean of three equal rates may be a rounding error more than the largest of them."""
+    rate = next(r for r in np.arange(1, 100) / 1_000 if np.mean([100 * r] * 3) > 100 * r)
+    names = [(trace, policy) for trace in ("a", "b") for policy in plot.STYLE]
+    cells = [{"trace": trace, "policy": policy, "token_hit_rate": rate} for trace, policy in names] * 3
+    plot.figure_7(cells, tmp_path)
+    assert (tmp_path / "figure_7.png").exists()
+
+
 def test_other_figures_are_drawn(tmp_path) -> None:
     def rows(label, values):
         return [{label: v, "policy": p, "token_hit_rate": 0.1 * i, "response_s": 5.0 + (i % 2)}
