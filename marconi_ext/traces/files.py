@@ -11,6 +11,7 @@ from marconi_ext.traces.problems import Problems
 
 GZIP_MAGIC = b"\x1f\x8b"
 READ_ERRORS = (OSError, EOFError, zlib.error)
+BLOCK_BYTES = 2**20
 
 
 def open_binary(path: Path):
@@ -18,6 +19,25 @@ def open_binary(path: Path):
     with path.open("rb") as file:
         packed = file.read(2) == GZIP_MAGIC
     return gzip.open(path, "rb") if packed else path.open("rb")
+
+
+def why_unreadable(path: Path) -> str | None:
+    """What keeps a whole file from being read: it is empty, or it ends early; None if nothing does."""
+    try:
+        with open_binary(path) as file:
+            packed, found = isinstance(file, gzip.GzipFile), False
+            while (packed or not found) and (block := file.read(BLOCK_BYTES)):  # gzip tells only at its end
+                found = found or bool(block.strip())
+    except READ_ERRORS as error:
+        return reading_failed(error)
+    return None if found else "is empty"
+
+
+def reading_failed(error: Exception) -> str:
+    """What an error of READ_ERRORS says of a file."""
+    if isinstance(error, EOFError):
+        return "ends early (truncated gzip)"
+    return f"can't be read: {getattr(error, 'strerror', None) or error}"
 
 
 def json_lines(path: Path, problems: Problems) -> Iterator[tuple[int, dict]]:
@@ -38,7 +58,7 @@ def json_lines(path: Path, problems: Problems) -> Iterator[tuple[int, dict]]:
                 else:
                     problems.add(str(path), line, f"expected an object, found {type(value).__name__}")
     except READ_ERRORS as error:
-        problems.add(str(path), line + 1, f"can't be read further: {error}")
+        problems.add(str(path), line + 1, reading_failed(error))
 
 
 def json_document(path: Path, problems: Problems) -> Any:
@@ -51,5 +71,5 @@ def json_document(path: Path, problems: Problems) -> Any:
     except (ValueError, RecursionError) as error:
         problems.add(str(path), 0, f"not JSON: {error}")
     except READ_ERRORS as error:
-        problems.add(str(path), 0, f"can't be read: {error}")
+        problems.add(str(path), 0, reading_failed(error))
     return None

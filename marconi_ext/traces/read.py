@@ -6,7 +6,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from marconi_ext.traces import few_shot, lmcache, marconi_jsonl, mooncake, sessions, toolbench
-from marconi_ext.traces.files import READ_ERRORS, open_binary
+from marconi_ext.traces.files import READ_ERRORS, open_binary, why_unreadable
 from marconi_ext.traces.problems import Problem, Problems, TraceError
 from marconi_ext.traces.request import Request
 from marconi_ext.traces.text import load_tokenizer
@@ -91,10 +91,17 @@ def _stream(
 def _never_empty(stream: Iterator[Request], path: Path, problems: Problems) -> Iterator[Request]:
     first = next(stream, None)
     if first is None:
+        _refuse_unreadable(path)
         why = f"; first problem: {problems.found[0]}" if problems.found else ""
         raise TraceError(f"{path}: not one request could be read{why}")
     yield first
     yield from stream
+
+
+def _refuse_unreadable(path: Path) -> None:
+    """Say of a file that gave no request what is wrong with the whole of it, where that is the reason."""
+    if path.is_file() and (why := why_unreadable(path)):
+        raise TraceError(f"{path}: {why}")
 
 
 def _files_below(path: Path) -> list[Path]:
@@ -115,6 +122,7 @@ def _choose(path: Path, files: list[Path], format: str) -> tuple[str, list[Path]
     for known in SIGNS:
         if known in found:
             return known, found[known]
+    _refuse_unreadable(path)
     raise TraceError(f"{path}: no known trace format; name one with --format ({', '.join(SIGNS)})")
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,23 @@ def test_invalid_utf8_and_a_cut_off_gzip_are_reported(tmp_path: Path) -> None:
     (tmp_path / "cut.jsonl.gz").write_bytes(packed[: len(packed) // 2])
     problems.clear()
     assert list(read_trace(tmp_path / "cut.jsonl.gz", on_problem=problems.append))
-    assert "can't be read further" in problems[0].message
+    assert problems[0].message == "ends early (truncated gzip)"
+
+
+@pytest.mark.parametrize("format", ["auto", "marconi", "messages"])
+def test_a_file_without_a_record_says_why(tmp_path: Path, format: str) -> None:
+    packed = gzip.compress(json.dumps(marconi_line()).encode())
+    for content, why in (
+        (b"", "is empty"),
+        (b"\n\n", "is empty"),
+        (gzip.compress(b""), "is empty"),
+        (packed[:12], "ends early (truncated gzip)"),
+        (packed[:40], "ends early (truncated gzip)"),
+    ):
+        path = tmp_path / "t.jsonl.gz"
+        path.write_bytes(content)
+        with pytest.raises(TraceError, match=re.escape(f"{path}: {why}")):
+            list(read_trace(path, format=format, on_problem=lambda problem: None))
 
 
 def test_mooncake_blocks_expand_to_shared_deterministic_tokens(tmp_path: Path) -> None:
