@@ -16,7 +16,6 @@ from marconi_ext.results import ArmInfo, RequestRecord, ResultsFolder, Status, S
 
 DRAWS = 1_000
 MIN_SESSIONS = 8
-SECONDS = ("ttft_p5_s", "ttft_p50_s", "ttft_p95_s", "ttft_p99_s")
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from marconi_ext.errors import BadInputError
 from marconi_ext.policies.registry import PolicyName, parse_policy
 
-ENV_VAR = "MARCONI_CONFIG"
-"""Scheduler processes inherit the environment: the launcher leaves its settings here as JSON."""
-
 
 class CheckpointKind(StrEnum):
     """Where in a request a recurrent state may be saved."""

@@ -19,7 +19,6 @@ A server that saves states at other places (a grid) may beat the exact rule on a
 only what it lost in fact is counted.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,10 +49,6 @@ class Loss:
 
     first_divergence_tokens: int
     avoidable_tokens: int
-
-    @property
-    def total_tokens(self) -> int:
-        return self.first_divergence_tokens + self.avoidable_tokens
 
 
 def split_loss(reusable: Reusable, cached_tokens: int) -> Loss:
@@ -144,9 +139,3 @@ def reusable_in_run(served: list[Served], page_size: int = 1) -> list[Reusable]:
         else:
             cache.add_answer(one.prompt, one.answer)
     return found
-
-
-def reusable_in_order(requests: Iterable[Request], page_size: int = 1) -> list[Reusable]:
-    """What each request could reuse when they are served one at a time."""
-    cache = IdealCache(page_size)
-    return [cache.serve(request) for request in requests]

@@ -6,6 +6,7 @@ import numpy as np
 
 from marconi_ext.client import OK
 from marconi_ext.ideal import Reusable, Served, reusable_in_run, split_loss
+from marconi_ext.percent import percent
 from marconi_ext.replay import Record, Run
 
 
@@ -119,7 +120,3 @@ def duration_s(run: Run) -> float:
         return 0.0
     answers = [record.answer for record in run.records]
     return max(answer.end_s for answer in answers) - min(answer.sent_s for answer in answers)
-
-
-def percent(part: float, whole: float) -> float:
-    return round(100 * part / whole, 4) if whole else 0.0

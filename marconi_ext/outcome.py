@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from marconi_ext.ideal import Reusable, split_loss
-from marconi_ext.measure import percent, yardstick
+from marconi_ext.measure import yardstick
+from marconi_ext.percent import percent
 from marconi_ext.replay import Record, Run
 from marconi_ext.results import Percentiles, RequestRecord, ServerSnapshot, Status, Summary
 
@@ -179,7 +180,7 @@ def server_figures(snapshots: Sequence[ServerSnapshot]) -> dict:
     }
 
 
-def numbers(value, path: str = "") -> Iterable[tuple[str, float]]:
+def numbers(value: object, path: str = "") -> Iterable[tuple[str, float]]:
     """(path, number) of all numbers in nested JSON; list entries go by their texts, like `tail/pool-full`."""
     if isinstance(value, bool) or value is None:
         return

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from marconi_ext.ideal import IdealCache
+from marconi_ext.percent import percent
 from marconi_ext.traces.request import Request
 
 
@@ -58,7 +59,3 @@ def spread(values: list[int]) -> dict[str, float]:
         "max": max(values),
         "mean": round(sum(values) / len(values), 1),
     }
-
-
-def percent(part: float, whole: float) -> float:
-    return round(100 * part / whole, 4) if whole else 0.0

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +26,7 @@ class Request:
     boundaries: tuple[int, ...] = ()
 
 
-def token_array(ids) -> np.ndarray:
+def token_array(ids: ArrayLike) -> np.ndarray:
     """Return ids as a read-only int32 array."""
     array = np.asarray(ids, dtype=np.int32)
     array.flags.writeable = False

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from marconi_ext.errors import BadInputError
-from marconi_ext.ideal import reusable_in_order
+from marconi_ext.ideal import IdealCache
 from marconi_ext.prefix_tree import common_prefix
 from marconi_ext.traces import SYNTHETIC_NAMES, synthetic
 from marconi_ext.traces.script import Fork, Script, Turn, play
@@ -69,8 +69,8 @@ def test_forks_leave_where_they_say_and_some_one_token_apart() -> None:
 
 
 def test_tree_search_goes_back_to_older_nodes() -> None:
-    reusable = reusable_in_order(synthetic("tree-search", sessions=2))
-    assert sum(r.ideal_tokens for r in reusable) > 0
+    cache = IdealCache()
+    assert sum(cache.serve(request).ideal_tokens for request in synthetic("tree-search", sessions=2)) > 0
 
 
 def test_sizes_can_be_changed_and_wrong_ones_are_refused() -> None:
