@@ -60,16 +60,19 @@ def saved_flops(log: TuningLog) -> np.ndarray:
 
 class _Pools:
     """One pool of states for each α. Records are numbered in depth-first order inside, so that those below one
-    are an interval."""
+    are an interval. What a slot's record says stands beside it: [alphas, slots]."""
 
     def __init__(self, log: TuningLog) -> None:
         self._log = log
         self._first, self._last = _intervals(log.parent)
         n = len(ALPHAS)
         self._slot = np.full((n, len(log.depth)), -1, np.int64)  # [alpha, record] -> slot
-        self._record = np.zeros((n, log.slots), np.int64)
+        self._record = np.full((n, log.slots), -1, np.int64)
+        self._starts = np.full((n, log.slots), -1, np.int64)  # the record's interval
+        self._ends = np.full((n, log.slots), -1, np.int64)
         self._use = np.zeros((n, log.slots), np.int64)
         self._above = np.zeros((n, log.slots), np.int64)  # depth of the nearest live record above
+        self._depth = np.zeros((n, log.slots), np.int64)
         self._held = np.zeros(n, np.int64)
         self._pinned = np.full(n, -1, np.int64)  # slot of the state that serves the running request
 
@@ -95,53 +98,63 @@ class _Pools:
             return
         target = self._held[rows].copy()
         full = (target == self._log.slots).nonzero()[0]
-        target[full] = self._evict(rows[full], tick)
+        if len(full):
+            target[full] = self._evict(rows[full], tick)
         self._held[rows] = np.minimum(self._held[rows] + 1, self._log.slots)
         self._place(rows, target, record, tick)
 
     def _evict(self, rows: np.ndarray, tick: int) -> np.ndarray:
         """Free the slot with the lowest utility in each full row; returns the slots."""
-        if len(rows) == 0:
-            return rows
-        depth, record, above = self._log.depth, self._record[rows], self._above[rows]
-        free = np.ones(record.shape, bool)  # states that no running request holds
-        pinned = ((self._pinned[rows] >= 0) & (self._log.slots > 1)).nonzero()[0]
-        free[pinned, self._pinned[rows[pinned]]] = False
-        scores = np.empty((2, *record.shape))
-        scores[0] = 1.0 / (tick - self._use[rows] + 1)
-        scores[1] = self._log.currency.worth(depth[record], above)
-        recency, efficiency = _scaled(scores, free)
-        victim = np.where(free, recency + ALPHAS[rows, None] * efficiency, np.inf).argmin(axis=1)
-        at = np.arange(len(rows))
-        gone = record[at, victim]
+        some = self._some(rows)
+        scores = np.empty((2, len(rows), self._log.slots))
+        np.divide(1.0, tick + 1 - self._use[some], out=scores[0])
+        scores[1] = self._log.currency.worth(self._depth[some], self._above[some])
+        pinned = (self._pinned[rows] >= 0).nonzero()[0] if self._log.slots > 1 else rows[:0]
+        held = self._pinned[
+            rows[pinned]
+        ]  # by the running request: as their neighbours, so that the scale is the others'
+        scores[:, pinned, held] = scores[:, pinned, held - 1]
+        recency, efficiency = _scaled(scores)
+        utility = recency + ALPHAS[rows, None] * efficiency
+        utility[pinned, held] = np.inf
+        victim = utility.argmin(axis=1)
+        gone = self._record[rows, victim]
+        above = self._above[rows, victim]
         self._slot[rows, gone] = -1
-        at_row, below = self._inside(record, gone, above == depth[gone][:, None]).nonzero()
-        self._above[rows[at_row], below] = above[at_row, victim[at_row]]
+        self._record[rows, victim] = self._starts[rows, victim] = self._ends[rows, victim] = -1
+        served = self._below(some, gone) & (self._above[some] == self._depth[rows, victim][:, None])
+        at_row, below = served.nonzero()
+        self._above[rows[at_row], below] = above[at_row]
         return victim
 
     def _place(self, rows: np.ndarray, slots: np.ndarray, new: int, tick: int) -> None:
-        depth, record = self._log.depth, self._record[rows]
-        used = np.arange(self._log.slots) < self._held[rows, None]
-        used[np.arange(len(rows)), slots] = False
-        over = used & (self._first[record] <= self._first[new]) & (self._first[new] < self._last[record])
-        above = np.where(over, depth[record], 0).max(axis=1)
-        at_row, below = self._inside(record, np.array([new]), used).nonzero()
-        self._above[rows[at_row], below] = np.maximum(self._above[rows[at_row], below], depth[new])
+        depth, first = self._log.depth[new], self._first[new]
+        some = self._some(rows)
+        over = (self._starts[some] <= first) & (self._ends[some] > first)
+        above = (over * self._depth[some]).max(axis=1)
+        at_row, below = self._below(some, np.array([new])).nonzero()
+        at = rows[at_row]
+        self._above[at, below] = np.maximum(self._above[at, below], depth)
+        self._slot[rows, new] = slots
         self._record[rows, slots] = new
+        self._starts[rows, slots], self._ends[rows, slots] = first, self._last[new]
         self._use[rows, slots] = tick
         self._above[rows, slots] = above
-        self._slot[rows, new] = slots
+        self._depth[rows, slots] = depth
 
-    def _inside(self, record: np.ndarray, top: np.ndarray, where: np.ndarray) -> np.ndarray:
-        """Whether each record [rows, slots], `where` asked for, lies strictly below its row's `top`."""
-        first = self._first[record]
-        return where & (first > self._first[top][:, None]) & (first < self._last[top][:, None])
+    def _some(self, rows: np.ndarray) -> np.ndarray | slice:
+        """As `rows`, without a copy where they are all."""
+        return slice(None) if len(rows) == len(ALPHAS) else rows
+
+    def _below(self, rows: np.ndarray | slice, top: np.ndarray) -> np.ndarray:
+        """Whether the record of each slot, [rows, slots], lies strictly below its row's `top`."""
+        starts = self._starts[rows]
+        return (starts > self._first[top][:, None]) & (starts < self._last[top][:, None])
 
 
-def _scaled(values: np.ndarray, free: np.ndarray) -> np.ndarray:
-    """Min-max scaled to [0, 1] over the free ones of each row; a row of equals: ones."""
-    low = values.min(axis=-1, keepdims=True, initial=np.inf, where=free)
-    high = values.max(axis=-1, keepdims=True, initial=-np.inf, where=free)
+def _scaled(values: np.ndarray) -> np.ndarray:
+    """Min-max scaled to [0, 1] over each row; a row of equals: ones."""
+    low, high = values.min(axis=-1, keepdims=True), values.max(axis=-1, keepdims=True)
     return np.where(high > low, (values - low) / np.maximum(high - low, 1e-300), 1.0)
 
 
