@@ -6,7 +6,15 @@ import math
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    ValidationError,
+    model_validator,
+)
 
 from marconi_ext.errors import BadInputError
 from marconi_ext.policies.registry import PolicyName, parse_policy
@@ -53,6 +61,15 @@ def _parse_eff_weight(value: object) -> object:
     if isinstance(value, float | int) and not (math.isfinite(value) and value >= 0):
         raise ValueError(f"expected 'auto' or a finite number of at least 0, got {value}")
     return value
+
+
+def _parse_message_tokens(value: object) -> object:
+    if not isinstance(value, str) or value in ("auto", "none"):
+        return value
+    try:
+        return tuple(int(part) for part in value.split(","))
+    except ValueError:
+        raise ValueError(f"expected 'auto', 'none' or token ids as in 5,6, got {value!r}") from None
 
 
 def can_serve(name: PolicyName) -> bool:
@@ -109,6 +126,14 @@ class MarconiConfig(BaseModel):
         description="Which recurrent states to save: a comma-separated list of "
         + ", ".join(ALL_KINDS)
         + "; or 'all'.",
+    )
+
+    message_tokens: Annotated[
+        Literal["auto", "none"] | tuple[NonNegativeInt, ...], BeforeValidator(_parse_message_tokens)
+    ] = Field(
+        "auto",
+        description="Token ids after which a message's text begins, comma-separated: requests often part there. "
+        "'auto' finds them in the chat template, 'none' leaves them out.",
     )
 
     @property

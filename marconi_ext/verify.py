@@ -17,6 +17,7 @@ from marconi_ext.errors import BadInputError, CheckFailedError
 from marconi_ext.policies.background import replayed
 from marconi_ext.policies.checkpoints import Kind
 from marconi_ext.policies.eviction import Currency
+from marconi_ext.policies.messages import MessageHeaders
 from marconi_ext.policies.registry import parse_policy
 from marconi_ext.policies.tuner import Marconi
 from marconi_ext.server import Server, ServerSpec
@@ -154,6 +155,7 @@ def simulator_of(section: dict) -> LiveRules:
         kinds,
         tuner,
         section["kv"].get("shared_bytes"),
+        MessageHeaders(tuple(map(tuple, policy["message_headers"]))),
     )
 
 

@@ -24,6 +24,7 @@ from marconi_ext.policies.admission import Offer
 from marconi_ext.policies.background import Tuner
 from marconi_ext.policies.checkpoints import Kind
 from marconi_ext.policies.keeper import Keeper
+from marconi_ext.policies.messages import MessageHeaders
 from marconi_ext.policies.records import TreeRecords, row_of
 from marconi_ext.policies.serving import Match, Plan, Serving
 from marconi_ext.policies.tuner import Marconi
@@ -51,6 +52,7 @@ class MarconiMambaComponent(StateEviction):
     publishing: PendingCheckpoint | None = None  # the checkpoint that checkpoint_into_tree inserts just now
     key_begins_at = 0  # tokens of the path that the inserted key leaves out: see `MarconiRadixCache.publish`
     keeps_stock_order = False
+    headers = MessageHeaders()  # set once the scheduler has its tokenizer
 
     def adopt(
         self, config: MarconiConfig, keeper: Keeper, ledger: CheckpointLedger, stats: CacheStats
@@ -179,7 +181,8 @@ class MarconiMambaComponent(StateEviction):
             ahead = last.children.get(key.child_key(1))
         # A view for the call alone: SGLang appends to this array, which Python refuses while somebody has one.
         tokens = np.frombuffer(ids, np.int64)
-        plan = self.serving.begin(Match(path, served, len(ids), req.prefix_len, ahead, tokens))
+        match = Match(path, served, len(ids), req.prefix_len, ahead, tokens)
+        plan = self.serving.begin(match, self.headers.boundaries(tokens))
         if self.tuner is not None:
             self.tuner.step(self.keeper.tick)
         if not req.retracted_stain:

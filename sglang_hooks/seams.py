@@ -91,9 +91,13 @@ def _scheduler_init(
         raise SeamError("this SGLang differs from the supported one: " + "; ".join(problems))
     install(LIVE_HOOKS)
     original(scheduler, server_args, *args, **kwargs)
+    from .messages import headers_for
     from .metrics import start_publishing
     from .status import announce
 
+    state = live()
+    if state is not None:
+        state.cache.mamba.headers = headers_for(scheduler, config)
     announce(scheduler)
     start_publishing(scheduler)
 

@@ -19,12 +19,13 @@ def announce(scheduler: Any) -> None:
         return
     cache = state.cache
     logger.warning(
-        "marconi-ext %s live: checkpoints=%s slots=%d page=%d layers=%d tp_rank=%d",
+        "marconi-ext %s live: checkpoints=%s slots=%d page=%d layers=%d message_headers=%d tp_rank=%d",
         __version__,
         ",".join(state.config.checkpoints),
         cache.req_to_token_pool.mamba_allocator.size,
         cache.page_size,
         len(cache.req_to_token_pool.mamba_map),
+        len(cache.mamba.headers.headers),
         scheduler.ps.tp_rank if hasattr(scheduler, "ps") else 0,
     )
 

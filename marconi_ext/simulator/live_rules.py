@@ -18,6 +18,7 @@ from marconi_ext.policies.background import Tuner
 from marconi_ext.policies.checkpoints import Kind
 from marconi_ext.policies.eviction import Currency
 from marconi_ext.policies.keeper import Keeper
+from marconi_ext.policies.messages import MessageHeaders
 from marconi_ext.policies.records import TreeRecords, row_of
 from marconi_ext.policies.serving import Match, Plan, Serving
 from marconi_ext.radix_tree import Node, RadixTree
@@ -37,6 +38,7 @@ class LiveRules:
 
     tuner: for a policy that tunes in the background; None: one that tunes does so on the spot
     shared_bytes: one buffer for states and KV, at the currency's prices, in place of the two pools
+    headers: of the server's chat template
     """
 
     def __init__(
@@ -49,8 +51,10 @@ class LiveRules:
         kinds: Collection[Kind] = tuple(Kind),
         tuner: Tuner | None = None,
         shared_bytes: int | None = None,
+        headers: MessageHeaders | None = None,
     ) -> None:
         self.tuner = tuner
+        self.headers = headers or MessageHeaders()
         self.shared_bytes = shared_bytes
         self.slots = slots
         self.tokens = tokens
@@ -70,7 +74,7 @@ class LiveRules:
         if not self._take_slot():
             raise ValueError("slots: no room for a running request")
         self._take_tokens(len(prompt) - match.hit_tokens)
-        plan = self.serving.begin(match)
+        plan = self.serving.begin(match, self.headers.boundaries(prompt))
         if self.tuner is not None:
             self.tuner.step(self.keeper.tick)
         for offer in plan.offers:

@@ -14,12 +14,25 @@ pytestmark = pytest.mark.engine
 TIGHT = {"--slots": "14", "--tokens": "6000"}
 
 
-@pytest.mark.parametrize(
-    "policy, workload", [("ours", "agent"), ("marconi", "fork")], ids=["ours-agent", "marconi-fork"]
-)
-def test_verify_agrees_under_pressure(model: Path, tmp_path: Path, policy: str, workload: str) -> None:
-    """Both pools too small for the workload: states are evicted and refused, and KV is evicted."""
+CASES = {
+    "ours-agent": ("ours", "agent", ""),
+    "marconi-fork": ("marconi", "fork", ""),
+    "messages-fork": (
+        "foresight+ours",
+        "fork",
+        "--marconi-message-tokens " + ",".join(map(str, range(20, 50))),
+    ),
+}
+
+
+@pytest.mark.parametrize(("policy", "workload", "more"), CASES.values(), ids=CASES)
+def test_verify_agrees_under_pressure(
+    model: Path, tmp_path: Path, policy: str, workload: str, more: str
+) -> None:
+    """Both pools too small for the workload: states are evicted and refused, and KV is evicted. With messages that
+    begin after any of thirty tokens, states are saved inside prompts as well."""
     flags = {
+        "--server-flags": more,
         **TIGHT,
         "--policy": policy,
         "--trace": f"synthetic:{workload}",
