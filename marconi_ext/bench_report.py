@@ -6,9 +6,10 @@ from marconi_ext.bench_driver import BenchOptions, results_folders, run_bench
 from marconi_ext.bench_view import hardware_text, print_comparison
 from marconi_ext.comparison import Comparison, compare
 from marconi_ext.errors import CheckFailedError
-from marconi_ext.output import write_json
+from marconi_ext.output import tables, write_json
 from marconi_ext.progress import ReplayProgress
 from marconi_ext.provenance import provenance
+from marconi_ext.replay_view import WIDTH
 
 
 def bench_and_print(options: BenchOptions, json: Path | None = None) -> list[Comparison]:
@@ -29,10 +30,11 @@ def bench_and_print(options: BenchOptions, json: Path | None = None) -> list[Com
     finally:
         names = [arm.name for arm in options.arms]
         found = [compare(folder, names, options.seed) for folder in results_folders(options).values()]
+        console = tables(json, WIDTH)
         for comparison in found:
             if comparison.arms:
-                print_comparison(comparison, hardware_text(about))
-        print(f"results: {options.folder}")
+                print_comparison(console, comparison, hardware_text(about))
+        console.print(f"results: {options.folder}", markup=False, highlight=False, soft_wrap=True)
         if json:
             comparisons = [comparison.as_json() for comparison in found]
             write_json(json, {"comparisons": comparisons, "error": error, "provenance": about})

@@ -1,10 +1,10 @@
 """What `marconi bench` prints: a table of arms a traffic, and their differences to the first arm."""
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 
 from marconi_ext.comparison import ArmFigures, Comparison, Difference
-from marconi_ext.replay_view import console
 
 SHOWN = {
     "hit_rate": "hit rate, points",
@@ -16,9 +16,8 @@ SHOWN = {
 }
 
 
-def print_comparison(comparison: Comparison, hardware: str) -> None:
+def print_comparison(out: Console, comparison: Comparison, hardware: str) -> None:
     """The two tables of one traffic."""
-    out = console()
     out.print(arms_table(comparison, hardware))
     if comparison.differences:
         out.print(differences_table(comparison))

@@ -9,6 +9,8 @@ from marconi_ext.demo import ArmResult, Watcher, answers_differing
 from marconi_ext.measure import Figures
 from marconi_ext.progress import ReplayProgress
 
+WIDTH = 100
+
 
 class ProgressWatcher(ReplayProgress, Watcher):
     """Shows a demo's bars; use as a context manager."""
@@ -27,11 +29,8 @@ class ProgressWatcher(ReplayProgress, Watcher):
         self.close_bar()
 
 
-def print_tables(results: list[ArmResult]) -> None:
+def print_tables(console: Console, results: list[ArmResult]) -> None:
     """One table a workload, and one for all of them; a row an arm."""
-    console = Console()
-    if not console.is_terminal:  # a pipe or a file: no reason to squeeze the tables
-        console = Console(width=100)
     names = list(dict.fromkeys(name for result in results for name in result.runs))
     for name in names:
         rows = [(r.arm.name, r.by_workload()[name]) for r in results if name in r.runs]

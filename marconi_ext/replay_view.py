@@ -6,16 +6,11 @@ from rich.table import Table
 
 from marconi_ext.results import Percentiles, Status, Summary
 
-
-def console() -> Console:
-    """A console for tables: as wide as they need, where it is no terminal."""
-    found = Console()
-    return found if found.is_terminal else Console(width=110)
+WIDTH = 110
 
 
-def print_summary(title: str, summary: Summary) -> None:
+def print_summary(out: Console, title: str, summary: Summary) -> None:
     """One run's reuse, times and failures."""
-    out = console()
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+MAIN = "from marconi_ext.cli import main; main()"
+
 
 def marconi(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", "from marconi_ext.cli import main; main()", *arguments]
+    command = [sys.executable, "-c", MAIN, *arguments]
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"})
 
 
@@ -46,6 +48,16 @@ def test_trace_info_and_convert_agree(tmp_path: Path) -> None:
     again = tmp_path / "again.jsonl.gz"
     marconi("trace", "convert", "synthetic:fork", str(again))
     assert again.read_bytes() == packed.read_bytes()
+
+
+def test_json_to_stdout_comes_alone(tmp_path: Path) -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", MAIN, "trace", "info", "synthetic:fork", "--json", "-"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert json.loads(found.stdout)["requests"] == 48 and not list(tmp_path.iterdir())
 
 
 def test_broken_lines_are_shown_or_refused(tmp_path: Path) -> None:

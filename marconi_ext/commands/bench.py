@@ -98,7 +98,7 @@ def bench(
     ] = None,
     json: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="The comparison as JSON too.", rich_help_panel=RESULTS),
+        typer.Option(metavar="FILE|-", help="The comparison as JSON too.", rich_help_panel=RESULTS),
     ] = None,
 ) -> None:
     """Compare servers on the same traffic: hit rate, loss, TTFT, throughput, with intervals."""

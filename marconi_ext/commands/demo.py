@@ -47,7 +47,9 @@ def demo(
     start_timeout: Annotated[float, typer.Option(min=1, help="Seconds a server may take to start.")] = 300,
     request_timeout: Annotated[float, typer.Option(min=1, help="Seconds an answer may take.")] = 300,
     logs: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Keep the servers' logs there.")] = None,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the figures as JSON too.")] = None,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE|-", help="Write the figures as JSON too.")
+    ] = None,
 ) -> None:
     """Replay the same traffic against stock SGLang and SGLang with the extension, and show the difference."""
     import shlex
@@ -59,10 +61,10 @@ def demo(
     from marconi_ext.attention_model import write_attention_model
     from marconi_ext.demo import DemoOptions, as_json, quick_flags, run_demo
     from marconi_ext.demo_traffic import synthetic_workloads, trace_workload
-    from marconi_ext.demo_view import ProgressWatcher, print_tables
+    from marconi_ext.demo_view import WIDTH, ProgressWatcher, print_tables
     from marconi_ext.engine_options import ModelFacts, available_memory_gib, has_gpu
     from marconi_ext.errors import BadInputError, CheckFailedError
-    from marconi_ext.output import check_writable, write_json
+    from marconi_ext.output import check_writable, tables, write_json
     from marconi_ext.provenance import provenance
 
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # so that servers are stopped too
@@ -108,7 +110,7 @@ def demo(
             raise
         finally:  # what was measured before a failure or Ctrl-C is shown and written all the same
             if results:
-                print_tables(results)
+                print_tables(tables(json, WIDTH), results)
             if json:
                 write_json(json, as_json(results, provenance(seed), error))
     if any(result.incomplete() for result in results):

@@ -11,15 +11,16 @@ def doctor(
         list[str] | None,
         typer.Argument(metavar="[-- SGLANG_FLAGS]", help="Flags to try: would SGLang take them?"),
     ] = None,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the findings as JSON too.")] = None,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE|-", help="Write the findings as JSON too.")
+    ] = None,
 ) -> None:
     """Check versions, GPU, the plugin and its seams in SGLang, and what would be refused."""
-    from rich.console import Console
     from rich.table import Table
 
     from marconi_ext.doctor import examine
     from marconi_ext.errors import CheckFailedError
-    from marconi_ext.output import check_writable, stderr_console, write_json
+    from marconi_ext.output import check_writable, stderr_console, tables, write_json
 
     check_writable(json)
     colours = {"ok": "green", "info": "dim", "warning": "yellow", "broken": "bold red"}
@@ -34,7 +35,7 @@ def doctor(
         detail = finding.detail + (f"\n→ {finding.fix}" if finding.fix else "")
         check, before = ("" if finding.check == before else finding.check), finding.check
         table.add_row(f"[{colour}]{finding.status}[/]", check, detail.replace("[", r"\["))
-    Console().print(table)
+    tables(json).print(table)
     broken = [finding.check for finding in findings if finding.status == "broken"]
     if json:
         write_json(json, {"ok": not broken, "findings": [finding.as_json() for finding in findings]})

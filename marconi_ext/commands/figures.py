@@ -23,13 +23,11 @@ def figures(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Requests taken of each real trace.")] = None,
     processes: Annotated[int, typer.Option(min=0, help="Worker processes; 0: one a core.")] = 0,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="All rows as JSON too.")] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE|-", help="All rows as JSON too.")] = None,
 ) -> None:
     """Draw the paper's figures 7, 8, 10, 11, 12a, 12b and 13 (PNG, SVG, CSV)."""
-    from rich.console import Console
-
     from marconi_ext.errors import BadInputError
-    from marconi_ext.output import stderr_console, write_json
+    from marconi_ext.output import check_writable, stderr_console, tables, write_json
     from marconi_ext.simulator import figures_data as data
     from marconi_ext.simulator import figures_plot as plot
     from marconi_ext.simulator.capacity import parse_capacities
@@ -37,6 +35,7 @@ def figures(
     from marconi_ext.simulator.workload import load_workload
     from marconi_ext.traces.source import open_source
 
+    check_writable(json)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -58,7 +57,7 @@ def figures(
             in_gb = {name: tuple(size / 1e9 for size in sizes) for name in names}
             scope = data.Scope(names, in_gb, 1, workers, status.update)
         cells, lengths = data.base_rows(scope)
-        tables = {
+        drawn = {
             "figure_7": cells,
             "figure_8": data.gains(cells, "SGLang+"),
             "figure_10": lengths,
@@ -68,16 +67,16 @@ def figures(
             "figure_13": data.arrival_rows(scope),
         }
     plot.figure_7(cells, out)
-    if tables["figure_8"]:
-        plot.figure_8(tables["figure_8"], out)
+    if drawn["figure_8"]:
+        plot.figure_8(drawn["figure_8"], out)
     plot.figure_10(lengths, out)
-    plot.figure_11(tables["figure_11"], out)
-    plot.figure_12(tables["figure_12a"], "ratio", "attention : SSM layers", "figure_12a", out)
-    plot.figure_12(tables["figure_12b"], "state_dim", "state size N of the SSM layers", "figure_12b", out)
-    plot.figure_13(tables["figure_13"], out)
-    for name, rows in tables.items():
+    plot.figure_11(drawn["figure_11"], out)
+    plot.figure_12(drawn["figure_12a"], "ratio", "attention : SSM layers", "figure_12a", out)
+    plot.figure_12(drawn["figure_12b"], "state_dim", "state size N of the SSM layers", "figure_12b", out)
+    plot.figure_13(drawn["figure_13"], out)
+    for name, rows in drawn.items():
         if rows:
             plot.write_csv(out / f"{name}.csv", rows)
     if json:
-        write_json(json, tables)
-    Console().print(f"{len(tables)} figures as PNG, SVG and CSV in {out}")
+        write_json(json, drawn)
+    tables(json).print(f"{len(drawn)} figures as PNG, SVG and CSV in {out}")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from marconi_ext.errors import BadInputError, CheckFailedError
-from marconi_ext.output import stderr_console, write_json
+from marconi_ext.output import check_writable, stderr_console, tables, write_json
 
 app = typer.Typer(no_args_is_help=True, help="Checkpoint kernels: resources, bytes, estimated overhead.")
 
@@ -18,7 +18,9 @@ def kernels() -> None:
 
 @app.command()
 def report(
-    json: Annotated[Path | None, typer.Option(help="Write the whole report to this file.")] = None,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE|-", help="Write the whole report as JSON.")
+    ] = None,
     hardware: Annotated[
         str, typer.Option(help="GPU of the printed estimates: A100, H100, B200, MI300X.")
     ] = "H100",
@@ -34,10 +36,10 @@ def report(
         raise BadInputError(
             f"kernels report needs torch and triton ({error.name} is missing): pip install 'marconi-ext[sglang]'"
         ) from error
+    check_writable(json)
     if hardware not in HARDWARE:
         raise BadInputError(f"--hardware {hardware}: choose one of {', '.join(HARDWARE)}")
 
-    from rich.console import Console
     from rich.progress import Progress
 
     from marconi_ext.commands.kernel_tables import cost_table, estimate_table, resource_table
@@ -50,7 +52,7 @@ def report(
         raise BadInputError(f"kernels report: {error}") from error
     if json is not None:
         write_json(json, result)
-    console = Console()
+    console = tables(json)
     console.print(resource_table(result["resources"]))
     console.print(cost_table(result["costs"]))
     console.print(estimate_table(result["estimates"], HARDWARE[hardware].name, prefill_tokens=8192))

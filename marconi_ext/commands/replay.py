@@ -89,20 +89,20 @@ def replay(
         str, typer.Option(help="The server's name in tables and reports.", rich_help_panel=RESULTS)
     ] = "server",
     json: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The summary as JSON too.", rich_help_panel=RESULTS)
+        Path | None, typer.Option(metavar="FILE|-", help="The summary as JSON too.", rich_help_panel=RESULTS)
     ] = None,
 ) -> None:
     """Replay a trace against a running server: hit rate, what it lost against the ideal, TTFT, failures."""
     from marconi_ext.client import GenerateClient
     from marconi_ext.errors import BadInputError, CheckFailedError
     from marconi_ext.openai_client import ChatClient, CompletionsClient
-    from marconi_ext.output import check_writable, write_json
+    from marconi_ext.output import check_writable, tables, write_json
     from marconi_ext.player import play
     from marconi_ext.progress import ReplayProgress
     from marconi_ext.prompt_text import PromptText
     from marconi_ext.provenance import provenance
     from marconi_ext.replay import Pacing
-    from marconi_ext.replay_view import print_summary
+    from marconi_ext.replay_view import WIDTH, print_summary
     from marconi_ext.results import ArmInfo, ResultsFolder, RunInfo, Timing, arm_folder
     from marconi_ext.run_folder import new_folder, now
     from marconi_ext.selection import Selection
@@ -194,8 +194,9 @@ def replay(
         )
     summary = played.summary
     folder.write_run(info.model_copy(update={"finished": not summary.error, "error": summary.error}))
-    print_summary(traffic.name, summary)
-    print(f"results: {folder.path}")
+    console = tables(json, WIDTH)
+    print_summary(console, traffic.name, summary)
+    console.print(f"results: {folder.path}", markup=False, highlight=False, soft_wrap=True)
     if json:
         write_json(
             json, {"run": folder.run().model_dump(mode="json"), "summary": summary.model_dump(mode="json")}

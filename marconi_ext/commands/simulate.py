@@ -49,11 +49,12 @@ def simulate(
     response_s: Annotated[
         float, typer.Option(help="Mean seconds between a session's requests, likewise.")
     ] = 5.0,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all cells as JSON.")] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE|-", help="Write all cells as JSON.")] = None,
 ) -> None:
     """Simulate cache policies on a trace: token hit rate, FLOPs saved, and what was lost to which cause."""
-    from marconi_ext.commands.simulate_tables import print_cells
+    from marconi_ext.commands.simulate_tables import WIDTH, print_cells
     from marconi_ext.errors import BadInputError
+    from marconi_ext.output import check_writable, tables
     from marconi_ext.policies.registry import parse_policy
     from marconi_ext.profiles import load_profile
     from marconi_ext.simulator.capacity import parse_capacities
@@ -63,6 +64,7 @@ def simulate(
     from marconi_ext.simulator.workload import load_workload
     from marconi_ext.traces.source import open_source, reporting
 
+    check_writable(json)
     if objective not in ("flops", "tokens"):
         raise BadInputError(f"--objective {objective}: want flops or tokens")
     if gpu not in GPUS:
@@ -134,8 +136,8 @@ def simulate(
                 run_cells(
                     workload, jobs, profile, options, processes=processes or default_processes(), done=keep
                 )
-    results.write()
-    print_cells(results.cells if resume else shown)
+    results.finish()
+    print_cells(tables(json, WIDTH), results.cells if resume else shown)
 
 
 def _cells_bar(total: int, title: str):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from rich.console import Console
+from rich.table import Table
+
 from marconi_ext.simulator.capacity import Capacity
 
+WIDTH = 132
 
-def print_cells(cells: list[dict]) -> None:
+
+def print_cells(console: Console, cells: list[dict]) -> None:
     """One row a cell; all rates in % of prompt tokens."""
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table(
         title="% of prompt tokens; FLOPs saved in % of all prefill FLOPs; TTFT is a roofline estimate"
     )
@@ -33,9 +35,6 @@ def print_cells(cells: list[dict]) -> None:
             f"{ttft['p50_ms']:.1f} / {ttft['p95_ms']:.1f}",
             f"{cell['seconds']:.1f}",
         )
-    console = Console()
-    if not console.is_terminal:
-        console.width = 132  # a table cut to 80 columns is no use in a log
     console.print(table)
 
 

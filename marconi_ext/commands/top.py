@@ -13,7 +13,7 @@ def top(
         bool, typer.Option("--once", help="Print totals since the server's start and end.")
     ] = False,
     json: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Add each look as one line of JSON; - is stdout.")
+        Path | None, typer.Option(metavar="FILE|-", help="Add each look as one line of JSON.")
     ] = None,
     api_key: Annotated[
         str | None, typer.Option(envvar="MARCONI_API_KEY", help="The server's API key, if it has one.")
@@ -22,16 +22,14 @@ def top(
     """Hit rate, loss by cause, states, evictions and parameters of a server with --enable-marconi; Ctrl-C ends."""
     from rich.console import Console
 
-    from marconi_ext.output import check_writable
+    from marconi_ext.output import check_writable, to_stdout
     from marconi_ext.watch.loop import JsonLines, LineScreen, LiveScreen, Quiet, watch
     from marconi_ext.watch.server import WatchedServer
 
-    to_stdout = json is not None and str(json) == "-"
-    if not to_stdout:
-        check_writable(json)
+    check_writable(json)
     console = Console()
     server = WatchedServer(url, api_key)
-    if to_stdout:
+    if to_stdout(json):
         screen = Quiet()
     elif console.is_terminal and not once:
         screen = LiveScreen(console)

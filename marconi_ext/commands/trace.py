@@ -32,11 +32,13 @@ def info(
     seed: Seed = 0,
     sessions_per_s: SessionRate = 1.0,
     response_s: ResponseTime = 5.0,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the figures as JSON too.")] = None,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE|-", help="Write the figures as JSON too.")
+    ] = None,
 ) -> None:
     """Lengths, timing, sharing and ideal hit rate of a trace."""
     from marconi_ext.commands.trace_tables import print_description
-    from marconi_ext.output import check_writable, write_json
+    from marconi_ext.output import check_writable, tables, write_json
     from marconi_ext.traces.describe import describe
     from marconi_ext.traces.source import open_source, reporting
 
@@ -54,7 +56,7 @@ def info(
             on_problem=progress.problem,
         )
         figures = {"trace": trace, **describe(progress.count(stream)), "broken_records": progress.problems}
-    print_description(figures)
+    print_description(tables(json), figures)
     if json:
         write_json(json, figures)
 

@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.table import Table
 
 
-def print_description(figures: dict) -> None:
+def print_description(console: Console, figures: dict) -> None:
     """Print what traces.describe found."""
     table = Table(title=figures["trace"], show_header=False, title_justify="left")
     table.add_column(style="bold")
@@ -24,7 +24,7 @@ def print_description(figures: dict) -> None:
     table.add_row("  lost to first divergence", f"{figures['first_divergence']:.2f} % with exact states")
     if figures["broken_records"]:
         table.add_row("broken records skipped", f"{figures['broken_records']:,}")
-    Console().print(table)
+    console.print(table)
 
 
 def _spread(values: dict[str, float]) -> str:

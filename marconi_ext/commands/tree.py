@@ -8,7 +8,7 @@ import typer
 
 def tree(
     url: Annotated[str, typer.Argument(help="The server, e.g. http://127.0.0.1:30000.")],
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the nodes as JSON.")] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE|-", help="Write the nodes as JSON.")] = None,
     tokens: Annotated[
         bool,
         typer.Option("--tokens", help="With token ids, which tell what was asked. Needs --json."),
@@ -23,10 +23,8 @@ def tree(
 
     The server stops for the walk: some 10 ms for a thousand nodes.
     """
-    from rich.console import Console
-
     from marconi_ext.errors import BadInputError
-    from marconi_ext.output import check_writable, write_json
+    from marconi_ext.output import check_writable, tables, write_json
     from marconi_ext.watch.server import WatchedServer
     from marconi_ext.watch.tree_view import draw_tree, summary
 
@@ -35,7 +33,7 @@ def tree(
         raise BadInputError("--tokens: give --json FILE as well; token ids are not printed")
     server = WatchedServer(url, api_key)
     trees = server.tree(with_tokens=tokens)
-    console = Console()
+    console = tables(json)
     for rank, dump in enumerate(trees):
         console.print(draw_tree(dump, f"rank {rank}: {summary(dump)}", depth), highlight=False)
     if json is not None:

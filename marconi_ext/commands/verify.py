@@ -30,7 +30,7 @@ def verify(
     tokenizer: Annotated[str, typer.Option(help="For traces of text: tekken or a folder.")] = "tekken",
     server_flags: Annotated[str, typer.Option(help="More SGLang flags, in one text.")] = "",
     log: Annotated[Path | None, typer.Option(metavar="FILE", help="Keep the server's log there.")] = None,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all requests as JSON.")] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE|-", help="Write all requests as JSON.")] = None,
 ) -> None:
     """Send requests one at a time to a live server and through the simulator with the same pools.
 
@@ -42,14 +42,13 @@ def verify(
     import tempfile
     from dataclasses import asdict
 
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.table import Table
 
     from marconi_ext.demo_traffic import synthetic_workloads, trace_workload
     from marconi_ext.engine_options import ModelFacts, has_gpu
     from marconi_ext.errors import CheckFailedError
-    from marconi_ext.output import check_writable, stderr_console, write_json
+    from marconi_ext.output import check_writable, stderr_console, tables, write_json
     from marconi_ext.provenance import provenance
     from marconi_ext.toy_model import write_model
     from marconi_ext.traces.source import SYNTHETIC
@@ -86,7 +85,7 @@ def verify(
             result = run(options, lambda served: progress.advance(task))
     if json:
         write_json(json, {**asdict(result), "agrees": result.agrees, "provenance": provenance(seed)})
-    console = Console()
+    console = tables(json)
     prompt = sum(request.prompt_tokens for request in result.requests)
     hit = sum(request.live for request in result.requests)
     lost = sum(request.kv_tokens - request.simulated for request in result.requests)

@@ -9,7 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from marconi_ext.errors import BadInputError
+from marconi_ext.output import to_stdout, write_json
 from marconi_ext.policies.registry import PolicyName
 from marconi_ext.profiles import ModelProfile
 from marconi_ext.simulator.capacity import Capacity
@@ -34,15 +37,47 @@ class CellKey:
         return pools == wanted and names == (self.trace, self.seed, self.policy, self.model)
 
 
+class _AsWritten(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _Estimate(_AsWritten):
+    p50_ms: float
+    p95_ms: float
+
+
+class _Cell(_AsWritten):
+    """What is read again of a cell, to tell it from others and to show it."""
+
+    trace: str
+    seed: int
+    policy: str
+    model: str
+    capacity_bytes: int | None
+    slots: int | None
+    tokens: int | None
+    token_hit_rate: float | None
+    ideal_hit_rate: float | None
+    flops_saved_fraction: float | None
+    state_limited_loss: float | None
+    kv_limited_loss: float | None = None
+    ttft_estimate: _Estimate
+    seconds: float
+
+
+class _Sweep(_AsWritten):
+    cells: list[_Cell]
+
+
 class Results:
-    """The JSON file of a sweep; written after each cell, so that a stopped sweep can go on."""
+    """The JSON of a sweep; a file is written after each cell, so that a stopped sweep can go on."""
 
     def __init__(self, path: Path | None, header: dict, resume: bool) -> None:
         self._path = path
         self._header = header
         self.cells: list[dict] = []
         if resume:
-            if path is None:
+            if path is None or to_stdout(path):
                 raise BadInputError("--resume: needs --json FILE, the file to go on from")
             if path.exists():
                 self.cells = self._read(path)
@@ -50,9 +85,14 @@ class Results:
     def _read(self, path: Path) -> list[dict]:
         try:
             old = json.loads(path.read_text(encoding="utf-8"))
-            cells = old.pop("cells")
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+            _Sweep.model_validate(old)
+        except ValidationError as error:
+            first = error.errors()[0]
+            why = f"{'.'.join(map(str, first['loc'])) or 'the whole'}: {first['msg']}"
+            raise BadInputError(f"--resume: {path} is not a sweep's result: {why}") from None
+        except (OSError, ValueError, RecursionError) as error:
             raise BadInputError(f"--resume: {path} is not a sweep's result: {error}") from None
+        cells = old.pop("cells")
         if old != self._header:
             differ = sorted(k for k in {*old, *self._header} if old.get(k) != self._header.get(k))
             raise BadInputError(f"--resume: {path} was made with other options: {', '.join(differ)}")
@@ -63,17 +103,26 @@ class Results:
 
     def add(self, cell: dict) -> None:
         self.cells.append(cell)
-        self.write()
+        if not to_stdout(self._path):
+            self._replace()
 
-    def write(self) -> None:
+    def finish(self) -> None:
+        """Write all of it, with no cell as well."""
+        if to_stdout(self._path):
+            write_json(self._path, self._document())
+        else:
+            self._replace()
+
+    def _document(self) -> dict:
+        return {**self._header, "cells": self.cells}
+
+    def _replace(self) -> None:
         """Replace the file in one step."""
         if self._path is None:
             return
         scratch = self._path.with_name(self._path.name + ".part")
         try:
-            scratch.write_text(
-                json.dumps({**self._header, "cells": self.cells}, indent=1) + "\n", encoding="utf-8"
-            )
+            scratch.write_text(json.dumps(self._document(), indent=1) + "\n", encoding="utf-8")
             scratch.replace(self._path)
         except OSError as error:
             raise BadInputError(f"--json {self._path}: {error.strerror}") from None

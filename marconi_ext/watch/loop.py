@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from marconi_ext.errors import BadInputError
+from marconi_ext.output import to_stdout
 from marconi_ext.watch import view
 from marconi_ext.watch.rates import activity, as_json, restarted
 from marconi_ext.watch.server import Poll, UnreachableError, WatchedServer
@@ -98,9 +99,7 @@ class JsonLines:
     def __enter__(self) -> Self:
         if self._path is not None:
             try:
-                self._stream = (
-                    sys.stdout if str(self._path) == "-" else self._path.open("a", encoding="utf-8")
-                )
+                self._stream = sys.stdout if to_stdout(self._path) else self._path.open("a", encoding="utf-8")
             except OSError as error:
                 raise BadInputError(f"--json {self._path}: {error.strerror}") from None
         return self

@@ -77,6 +77,25 @@ def test_resume_runs_only_what_is_missing(trace, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
+    "content",
+    ["", "[]", "7", "{}", '{"cells": 3}', '{"cells": [3]}', '{"cells": [{"trace": "t"}]}', "[" * 99_999],
+)
+def test_resume_refuses_what_is_no_sweep(trace, tmp_path, content: str) -> None:
+    out = tmp_path / "o.json"
+    out.write_text(content)
+    done = marconi("simulate", "--trace", str(trace), "--json", str(out), "--resume")
+    assert done.returncode == 2 and "is not a sweep's result" in done.stderr
+    assert "Traceback" not in done.stderr and out.read_text() == content
+
+
+def test_json_to_stdout_comes_alone(trace) -> None:
+    base = ("simulate", "--trace", str(trace), "--capacity", "slots=4", "--policy", "lru", "--json", "-")
+    done = marconi(*base, "--processes", "1")
+    assert done.returncode == 0 and len(json.loads(done.stdout)["cells"]) == 1, done.stderr
+    assert marconi(*base, "--resume").returncode == 2
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--policy", "fifo"), "--policy: unknown 'fifo'"),
@@ -88,6 +107,7 @@ def test_resume_runs_only_what_is_missing(trace, tmp_path) -> None:
         (("--gpu", "tpu"), "--gpu"),
         (("--objective", "joy"), "--objective"),
         (("--resume",), "--resume"),
+        (("--json", "/nowhere/x.json"), "--json /nowhere/x.json"),
     ],
 )
 def test_bad_input_names_the_flag(trace, arguments, message) -> None:
