@@ -1,5 +1,6 @@
 """`marconi bench`: the same traffic against one arm's server after another, again and again."""
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from marconi_ext.arm_server import ArmServer, ServerOptions, started_together, warm_up
 from marconi_ext.arms import Arm
 from marconi_ext.client import GenerateClient
+from marconi_ext.errors import BadInputError
 from marconi_ext.outcome import INTERRUPTED
 from marconi_ext.player import play
 from marconi_ext.progress import ReplayProgress
@@ -73,7 +75,6 @@ def run_bench(options: BenchOptions, progress: ReplayProgress) -> dict[str, Resu
     """
     folders = results_folders(options)
     infos = {traffic.name: _run_info(options, traffic) for traffic in options.traffics}
-    error = "interrupted"
     try:
         for arms, plays in groups(options):
             progress.wait(f"starting {', '.join(arm.name for arm in arms)}")
@@ -91,13 +92,14 @@ def run_bench(options: BenchOptions, progress: ReplayProgress) -> dict[str, Resu
                             noted = _note(info, arm, servers[arm], repeat)
                             folder.write_run(info)
                             _play(options, traffic, servers[arm], folder, noted, repeat, progress)
-        error = None
-    except Exception as reason:
-        error = str(reason)
+    except BaseException as reason:
+        error = str(reason) if isinstance(reason, Exception) else INTERRUPTED
+        with contextlib.suppress(BadInputError, OSError):  # a full disk must not hide why the run ended
+            for name, folder in folders.items():
+                folder.write_run(infos[name].model_copy(update={"error": error}))
         raise
-    finally:
-        for name, folder in folders.items():
-            folder.write_run(infos[name].model_copy(update={"finished": error is None, "error": error}))
+    for name, folder in folders.items():
+        folder.write_run(infos[name].model_copy(update={"finished": True}))
     return folders
 
 

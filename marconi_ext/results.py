@@ -107,6 +107,11 @@ class ResultsFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
+    @property
+    def started(self) -> bool:
+        """Whether a run began to write here."""
+        return (self.path / RUN_FILE).exists()
+
     def run(self) -> RunInfo:
         """run.json. Refuses a version other than SCHEMA_VERSION."""
         raw = read_json(self.path / RUN_FILE)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from marconi_ext.arms import choose_arms
 from marconi_ext.bench_driver import BenchOptions, groups
@@ -104,6 +105,14 @@ def test_lost_requests_are_no_success(model: Path, tmp_path: Path, monkeypatch) 
     monkeypatch.setenv("STUB_EVERY", "5")
     with pytest.raises(CheckFailedError, match="weren't answered"):
         bench_and_print(options(model, tmp_path / "out", "stock"))
+
+
+def test_a_run_that_fails_before_it_begins_says_why(model: Path, tmp_path: Path) -> None:
+    broken = options(model, tmp_path / "out", "stock", history="mine")
+    with pytest.raises(ValidationError, match="history"):
+        bench_and_print(broken, tmp_path / "bench.json")
+    written = json.loads((tmp_path / "bench.json").read_text())
+    assert written["comparisons"] == [] and "history" in written["error"]
 
 
 def results(folder: Path, arms: dict[str, list[list[tuple]]]) -> ResultsFolder:
