@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import heapq
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from marconi_ext.client import OK, Answer, StreamingClient
+from marconi_ext.errors import BadInputError
 from marconi_ext.plan import Item, Plan, ScriptPlan
 from marconi_ext.traces.script import Script
 
@@ -29,6 +31,7 @@ class Pacing:
     retries: further attempts for a request that the server didn't take (RETRIED, RETRIED_HTTP), backoff_s
     before the first and twice as long before each next one
     give_up_after: failures in a row that end the run; None: never
+    Raises BadInputError for a speed or rate that is no positive number; messages name the commands' flags.
     """
 
     concurrency: int = 1
@@ -38,6 +41,11 @@ class Pacing:
     retries: int = 0
     backoff_s: float = 0.25
     give_up_after: int | None = GIVE_UP_AFTER
+
+    def __post_init__(self) -> None:
+        for flag, value in (("--speed", self.speed), ("--max-rate", self.max_rate)):
+            if value is not None and not 0 < value < math.inf:
+                raise BadInputError(f"{flag} {value:g}: must be a positive number")
 
 
 @dataclass(frozen=True, eq=False)

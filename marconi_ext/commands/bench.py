@@ -124,6 +124,12 @@ def bench(
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # so that servers are stopped too
     if history not in ("trace", "own"):
         raise BadInputError(f"--history {history}: choose trace or own")
+    pacing = Pacing(
+        concurrency=concurrency,
+        timed=speed is not None,
+        speed=1.0 if speed is None else speed,
+        max_rate=max_rate,
+    )
     check_writable(json)
     with tempfile.TemporaryDirectory(prefix="marconi-model-") as scratch:
         on_cpu = cpu if cpu is not None else not (model_path and has_gpu())
@@ -168,9 +174,7 @@ def bench(
                 request_timeout_s=request_timeout,
                 arms=chosen,
                 traffics=traffics,
-                pacing=Pacing(
-                    concurrency=concurrency, timed=speed is not None, speed=speed or 1.0, max_rate=max_rate
-                ),
+                pacing=pacing,
                 folder=new_folder(out, "bench"),
                 history=history,
                 repeats=repeat,

@@ -113,8 +113,15 @@ def replay(
 
     if history not in ("trace", "own"):
         raise BadInputError(f"--history {history}: choose trace or own")
-    if not speed > 0 or (max_rate is not None and not max_rate > 0):
-        raise BadInputError("--speed and --max-rate must be positive")
+    closed = concurrency is not None
+    pacing = Pacing(
+        concurrency=concurrency or max_open,
+        timed=not closed,
+        speed=speed,
+        max_rate=max_rate,
+        retries=retries,
+        give_up_after=give_up_after or None,
+    )
     check_writable(json)
     folder = ResultsFolder(new_folder(out, "replay"))
     target = look_at(url)
@@ -132,15 +139,6 @@ def replay(
             on_problem=progress.problem,
             on_request=progress.one,
         )
-    closed = concurrency is not None
-    pacing = Pacing(
-        concurrency=concurrency or max_open,
-        timed=not closed,
-        speed=speed,
-        max_rate=max_rate,
-        retries=retries,
-        give_up_after=give_up_after or None,
-    )
     if chosen == "generate":
         client = GenerateClient(target.url, timeout_s=timeout)
     else:

@@ -159,7 +159,9 @@ def wait_for_lines(out: Path, count: int) -> None:
 def test_bad_usage_names_the_flag(tmp_path: Path) -> None:
     for options, message in (
         (("--history", "mine"), "--history mine"),
-        (("--speed", "0"), "--speed"),
+        (("--speed", "0"), "--speed 0"),
+        (("--speed", "inf"), "--speed inf"),
+        (("--max-rate", "nan"), "--max-rate nan"),
         (("--json", "/nowhere/x.json"), "--json /nowhere/x.json"),
     ):
         found = replay("http://127.0.0.1:9", tmp_path / "out", *options)
