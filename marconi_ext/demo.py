@@ -11,6 +11,7 @@ from marconi_ext.arm_server import ServerOptions, started_together, warm_up
 from marconi_ext.arms import Arm
 from marconi_ext.client import GenerateClient
 from marconi_ext.engine_options import to_flags
+from marconi_ext.errors import BadInputError
 from marconi_ext.measure import Figures, answers_that_differ, measure
 from marconi_ext.replay import Record, Run, replay
 from marconi_ext.results import arm_folder
@@ -118,9 +119,12 @@ def quick_flags(*, cpu: bool) -> tuple[str, ...]:
 
 @contextmanager
 def log_folder(wanted: Path | None) -> Iterator[Path]:
-    """The folder asked for, or one that goes when the demo ends."""
+    """The folder asked for, or one that goes when the demo ends. Raises BadInputError."""
     if wanted is not None:
-        wanted.mkdir(parents=True, exist_ok=True)
+        try:
+            wanted.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInputError(f"--logs {wanted}: {error.strerror}") from None
         yield wanted
         return
     with tempfile.TemporaryDirectory(prefix="marconi-demo-") as folder:

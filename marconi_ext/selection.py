@@ -9,6 +9,8 @@ from marconi_ext.errors import BadInputError
 from marconi_ext.traces.request import Request, token_array
 from marconi_ext.traces.script import Script
 
+ANSWER_TOKENS = 1_024  # that an answer may have where nothing says so
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -19,6 +21,7 @@ class Selection:
     max_prompt_tokens: end a session before its first longer prompt
     limit: the first so many requests of what is left
     max_output_tokens: ask for no longer answers; where they become the history, it is shorter too
+    Raises BadInputError for a scale that is no share.
     """
 
     sessions: int | None = None
@@ -28,14 +31,23 @@ class Selection:
     limit: int | None = None
     max_output_tokens: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.scale is not None and not 0 < self.scale <= 1:
+            raise BadInputError(f"--scale {self.scale}: must be over 0 and at most 1")
+
+    def within(self, context_tokens: int | None) -> "Selection":
+        """With prompts that leave room for an answer in a model's context, unless their length is given."""
+        if self.max_prompt_tokens or not context_tokens:
+            return self
+        longest = context_tokens - (self.max_output_tokens or ANSWER_TOKENS)
+        return replace(self, max_prompt_tokens=max(1, longest))
+
     def as_json(self) -> dict:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def select(requests: Iterable[Request], selection: Selection) -> list[Request]:
     """The requests that are kept, in their order, arrival times from 0 on. Raises BadInputError for none."""
-    if selection.scale is not None and not 0 < selection.scale <= 1:
-        raise BadInputError(f"--scale {selection.scale}: must be over 0 and at most 1")
     chosen: dict[str, int] = {}  # session -> its turns kept so far
     ended: set[str] = set()
     kept: list[Request] = []

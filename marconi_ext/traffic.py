@@ -1,10 +1,10 @@
 """The traffic of a replay: a trace or synthetic conversations, cut to size, as a fresh plan for each run."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from marconi_ext.errors import BadInputError
 from marconi_ext.plan import Plan, RecordedPlan, ScriptPlan, with_own_history
@@ -14,10 +14,16 @@ from marconi_ext.traces.problems import Problem
 from marconi_ext.traces.request import Request
 from marconi_ext.traces.rescript import fold
 from marconi_ext.traces.script import VOCABULARY, Script, play
-from marconi_ext.traces.source import SYNTHETIC, open_source
+from marconi_ext.traces.source import SYNTHETIC, open_source, reporting
 from marconi_ext.traces.synthetic import scripts
 
 History = Literal["trace", "own"]
+
+
+def check_history(text: str) -> None:
+    """Raise BadInputError unless it is a History."""
+    if text not in get_args(History):
+        raise BadInputError(f"--history {text}: choose trace or own")
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,33 @@ def load_traffic(
     if history == "trace":
         return Traffic(name, info, lambda: RecordedPlan(requests, longest))
     return Traffic(name, info, lambda: with_own_history(requests, vocabulary or VOCABULARY, longest))
+
+
+def load_traffics(
+    sources: Sequence[str],
+    selection: Selection,
+    *,
+    history: History,
+    vocabulary: int | None = None,
+    reading: Reading | None = None,
+) -> list[Traffic]:
+    """As load_traffic for each of several sources, with progress shown. Raises BadInputError."""
+    with reporting() as progress:
+        found = [
+            load_traffic(
+                source,
+                selection,
+                history=history,
+                vocabulary=vocabulary,
+                reading=reading,
+                on_problem=progress.problem,
+                on_request=progress.one,
+            )
+            for source in sources
+        ]
+    if len({traffic.name for traffic in found}) < len(found):
+        raise BadInputError("--trace: two of them have the same name; run them one at a time")
+    return found
 
 
 def _synthetic(

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from marconi_ext.commands import traffic_options as options
+from marconi_ext.commands import traffic_options as traffic
 
 SERVERS = "Servers"
 TIMING = "When"
@@ -78,18 +78,18 @@ def bench(
     max_rate: Annotated[
         float | None, typer.Option(help="Requests a second at most.", rich_help_panel=TIMING)
     ] = None,
-    sessions: options.Sessions = None,
-    turns: options.Turns = None,
-    limit: options.Limit = None,
-    max_prompt_tokens: options.MaxPromptTokens = None,
-    max_output_tokens: options.MaxOutputTokens = None,
-    scale: options.Scale = None,
-    format: options.Format = "auto",
-    tokenizer: options.Tokenizer = "tekken",
-    strict: options.Strict = False,
-    seed: options.Seed = 0,
-    sessions_per_s: options.SessionsPerS = 1.0,
-    response_s: options.ResponseS = 5.0,
+    sessions: traffic.Sessions = None,
+    turns: traffic.Turns = None,
+    limit: traffic.Limit = None,
+    max_prompt_tokens: traffic.MaxPromptTokens = None,
+    max_output_tokens: traffic.MaxOutputTokens = None,
+    scale: traffic.Scale = None,
+    format: traffic.Format = "auto",
+    tokenizer: traffic.Tokenizer = "tekken",
+    strict: traffic.Strict = False,
+    seed: traffic.Seed = 0,
+    sessions_per_s: traffic.SessionsPerS = 1.0,
+    response_s: traffic.ResponseS = 5.0,
     watch: Annotated[
         float, typer.Option(min=0, help="Seconds between looks at the server.", rich_help_panel=RESULTS)
     ] = 1.0,
@@ -102,84 +102,43 @@ def bench(
     ] = None,
 ) -> None:
     """Compare servers on the same traffic: hit rate, loss, TTFT, throughput, with intervals."""
-    import shlex
-    import signal
-    import sys
-    import tempfile
-
-    from marconi_ext.arms import choose_arms
-    from marconi_ext.attention_model import write_attention_model
     from marconi_ext.bench_driver import BenchOptions
     from marconi_ext.bench_report import bench_and_print
-    from marconi_ext.engine_options import ModelFacts, has_gpu
-    from marconi_ext.errors import BadInputError
+    from marconi_ext.commands.server_setup import prepared, small_model, split_flags
     from marconi_ext.output import check_writable
     from marconi_ext.replay import Pacing
     from marconi_ext.run_folder import new_folder
     from marconi_ext.selection import Selection
-    from marconi_ext.toy_model import ToyModel, write_model
-    from marconi_ext.traces.source import reporting
-    from marconi_ext.traffic import Reading, load_traffic
+    from marconi_ext.traffic import Reading, check_history, load_traffics
 
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # so that servers are stopped too
-    if history not in ("trace", "own"):
-        raise BadInputError(f"--history {history}: choose trace or own")
-    pacing = Pacing(
-        concurrency=concurrency,
-        timed=speed is not None,
-        speed=1.0 if speed is None else speed,
-        max_rate=max_rate,
-    )
+    check_history(history)
     check_writable(json)
-    with tempfile.TemporaryDirectory(prefix="marconi-model-") as scratch:
-        on_cpu = cpu if cpu is not None else not (model_path and has_gpu())
-        try:
-            toy = ToyModel(hidden=hidden, pattern=pattern)
-        except ValueError as error:
-            raise BadInputError(f"--hidden, --pattern: {error}") from None
-        model = model_path or write_model(Path(scratch) / "toy-hybrid", toy)
-        facts = ModelFacts(model)
-        chosen = choose_arms(arms, facts.chunk_tokens)
-        attention_model = None
-        if any(arm.attention_only for arm in chosen):
-            attention_model = write_attention_model(Path(scratch) / "toy-attention", facts.vocabulary)
-        longest = max_prompt_tokens or options.context_left(facts.context_tokens, max_output_tokens)
-        selection = Selection(sessions, turns, scale, longest, limit, max_output_tokens)
-        reading = Reading(format, tokenizer, strict, seed, sessions_per_s, response_s)
-        with reporting() as progress:
-            traffics = [
-                load_traffic(
-                    one,
-                    selection,
-                    history=history,
-                    vocabulary=facts.vocabulary,
-                    reading=reading,
-                    on_problem=progress.problem,
-                    on_request=progress.one,
-                )
-                for one in trace
-            ]
-        if len({traffic.name for traffic in traffics}) < len(traffics):
-            raise BadInputError("--trace: two of them have the same name; run them one at a time")
-        bench_and_print(
-            BenchOptions(
-                model_path=model,
-                cpu=on_cpu,
-                attention_model=attention_model,
-                state_slots=state_slots,
-                max_total_tokens=max_total_tokens,
-                seed=seed,
-                extra_flags=tuple(shlex.split(server_flags)),
-                start_timeout_s=start_timeout,
-                request_timeout_s=request_timeout,
-                arms=chosen,
-                traffics=traffics,
-                pacing=pacing,
-                folder=new_folder(out, "bench"),
-                history=history,
-                repeats=repeat,
-                side_by_side=side_by_side,
-                watch_s=watch,
-            ),
-            json,
+    pacing = Pacing(concurrency, speed is not None, 1.0 if speed is None else speed, max_rate)
+    selection = Selection(sessions, turns, scale, max_prompt_tokens, limit, max_output_tokens)
+    reading = Reading(format, tokenizer, strict, seed, sessions_per_s, response_s)
+    extra_flags = split_flags(server_flags)
+    toy = small_model("--hidden, --pattern", hidden=hidden, pattern=pattern)
+    with prepared(model_path, cpu, toy) as setup:
+        chosen, attention_model = setup.arms(arms)
+        fitting, vocabulary = selection.within(setup.facts.context_tokens), setup.facts.vocabulary
+        traffics = load_traffics(trace, fitting, history=history, vocabulary=vocabulary, reading=reading)
+        options = BenchOptions(
+            model_path=setup.model,
+            cpu=setup.cpu,
+            attention_model=attention_model,
+            state_slots=state_slots,
+            max_total_tokens=max_total_tokens,
+            seed=seed,
+            extra_flags=extra_flags,
+            start_timeout_s=start_timeout,
+            request_timeout_s=request_timeout,
+            arms=chosen,
+            traffics=traffics,
+            pacing=pacing,
+            folder=new_folder(out, "bench"),
+            history=history,
+            repeats=repeat,
+            side_by_side=side_by_side,
+            watch_s=watch,
         )
+        bench_and_print(options, json)

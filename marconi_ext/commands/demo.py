@@ -52,41 +52,30 @@ def demo(
     ] = None,
 ) -> None:
     """Replay the same traffic against stock SGLang and SGLang with the extension, and show the difference."""
-    import shlex
-    import signal
-    import sys
-    import tempfile
-
-    from marconi_ext.arms import choose_arms
-    from marconi_ext.attention_model import write_attention_model
-    from marconi_ext.demo import DemoOptions, as_json, quick_flags, run_demo
+    from marconi_ext.commands.server_setup import prepared, small_model, split_flags
+    from marconi_ext.demo import DemoOptions, quick_flags
+    from marconi_ext.demo_report import demo_and_print
     from marconi_ext.demo_traffic import synthetic_workloads, trace_workload
-    from marconi_ext.demo_view import WIDTH, ProgressWatcher, print_tables
-    from marconi_ext.engine_options import ModelFacts, available_memory_gib, has_gpu
-    from marconi_ext.errors import BadInputError, CheckFailedError
-    from marconi_ext.output import check_writable, tables, write_json
-    from marconi_ext.provenance import provenance
+    from marconi_ext.engine_options import available_memory_gib
+    from marconi_ext.errors import BadInputError
+    from marconi_ext.output import check_writable
 
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # so that servers are stopped too
     check_writable(json)
+    extra_flags = split_flags(server_flags)
     if model_path and model_chunk:
         raise BadInputError("--model-chunk is for the small model; the model of --model-path has its own")
-    with tempfile.TemporaryDirectory(prefix="marconi-model-") as folder:
-        on_cpu = cpu if cpu is not None else not (model_path and has_gpu())
-        model = model_path or write_small_model(Path(folder) / "toy-hybrid", model_chunk)
-        facts = ModelFacts(model)
+    toy = small_model(f"--model-chunk {model_chunk}", chunk_size=model_chunk) if model_chunk else None
+    with prepared(model_path, cpu, toy) as setup:
         if trace:
-            limit = max_prompt_tokens or (4_096 if on_cpu else facts.context_tokens // 2)
-            traffic = trace_workload(trace, facts, requests, limit, format, tokenizer, strict, seed)
+            longest = max_prompt_tokens or (4_096 if setup.cpu else setup.facts.context_tokens // 2)
+            traffic = trace_workload(trace, setup.facts, requests, longest, format, tokenizer, strict, seed)
         else:
-            traffic = synthetic_workloads(workloads, facts, sessions, seed)
-        chosen = choose_arms(arms, facts.chunk_tokens)
-        attention_model = None
-        if any(arm.attention_only for arm in chosen):
-            attention_model = write_attention_model(Path(folder) / "toy-attention", facts.vocabulary)
+            traffic = synthetic_workloads(workloads, setup.facts, sessions, seed)
+        chosen, attention_model = setup.arms(arms)
+        enough_memory = available_memory_gib() > SERVER_GIB * len(chosen)
         options = DemoOptions(
-            model_path=model,
-            cpu=on_cpu,
+            model_path=setup.model,
+            cpu=setup.cpu,
             arms=chosen,
             attention_model=attention_model,
             workloads=traffic,
@@ -94,35 +83,10 @@ def demo(
             state_slots=state_slots,
             max_total_tokens=max_total_tokens,
             seed=seed,
-            extra_flags=(*quick_flags(cpu=on_cpu), *shlex.split(server_flags)),
+            extra_flags=(*quick_flags(cpu=setup.cpu), *extra_flags),
             start_timeout_s=start_timeout,
             request_timeout_s=request_timeout,
             logs=logs,
-            side_by_side=on_cpu and model_path is None and available_memory_gib() > SERVER_GIB * len(chosen),
+            side_by_side=setup.cpu and model_path is None and enough_memory,
         )
-        results, error = [], None
-        try:
-            with ProgressWatcher() as watcher:
-                for result in run_demo(options, watcher):
-                    results.append(result)
-        except (CheckFailedError, KeyboardInterrupt) as reason:
-            error = str(reason) or "interrupted"
-            raise
-        finally:  # what was measured before a failure or Ctrl-C is shown and written all the same
-            if results:
-                print_tables(tables(json, WIDTH), results)
-            if json:
-                write_json(json, as_json(results, provenance(seed), error))
-    if any(result.incomplete() for result in results):
-        raise CheckFailedError("some requests failed or were never sent: see the column `failed`")
-
-
-def write_small_model(folder: Path, chunk_tokens: int | None) -> Path:
-    """The bundled model. Raises BadInputError."""
-    from marconi_ext.errors import BadInputError
-    from marconi_ext.toy_model import ToyModel, write_model
-
-    try:
-        return write_model(folder, ToyModel(chunk_size=chunk_tokens) if chunk_tokens else ToyModel())
-    except ValueError as error:
-        raise BadInputError(f"--model-chunk {chunk_tokens}: {error}") from None
+        demo_and_print(options, json)

@@ -25,8 +25,3 @@ Strict = Annotated[bool, _option("Refuse a trace with a broken line.")]
 Seed = Annotated[int, _option("Of drawn arrivals and synthetic traffic.", min=0)]
 SessionsPerS = Annotated[float, _option("Where the trace has no times: sessions a second.")]
 ResponseS = Annotated[float, _option("Mean seconds between turns, likewise.")]
-
-
-def context_left(context_tokens: int | None, max_output_tokens: int | None) -> int | None:
-    """The longest prompt that a model's context leaves room for; answers up to 1,024 tokens by default."""
-    return max(1, context_tokens - (max_output_tokens or 1_024)) if context_tokens else None

@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-SHOWN = 20
-
 
 def verify(
     trace: Annotated[
@@ -36,74 +34,34 @@ def verify(
 
     Exit code 0 only where each request reused the same tokens and both hold the same at the end.
     """
-    import shlex
-    import signal
-    import sys
-    import tempfile
-    from dataclasses import asdict
-
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-    from rich.table import Table
-
-    from marconi_ext.demo_traffic import synthetic_workloads, trace_workload
-    from marconi_ext.engine_options import ModelFacts, has_gpu
-    from marconi_ext.errors import CheckFailedError
-    from marconi_ext.output import check_writable, stderr_console, tables, write_json
-    from marconi_ext.provenance import provenance
-    from marconi_ext.toy_model import write_model
+    from marconi_ext.commands.server_setup import prepared, split_flags
+    from marconi_ext.demo_traffic import trace_workload
+    from marconi_ext.output import check_writable
     from marconi_ext.traces.source import SYNTHETIC
+    from marconi_ext.traces.synthetic import scripts
     from marconi_ext.verify import VerifyOptions, require_live_policy
-    from marconi_ext.verify import verify as run
+    from marconi_ext.verify_view import verify_and_print
 
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # so that the server is stopped too
     check_writable(json)
+    check_writable(log, "--log")
     require_live_policy(policy)
-    with tempfile.TemporaryDirectory(prefix="marconi-model-") as folder:
-        on_cpu = cpu if cpu is not None else not (model_path and has_gpu())
-        model = model_path or write_model(Path(folder) / "toy-hybrid")
-        facts = ModelFacts(model)
+    extra_flags = split_flags(server_flags)
+    with prepared(model_path, cpu) as setup:
         if trace.startswith(SYNTHETIC):
-            found = synthetic_workloads(trace.removeprefix(SYNTHETIC), facts, None, seed)
+            found = scripts(trace.removeprefix(SYNTHETIC), seed=seed, vocabulary=setup.facts.vocabulary)
         else:
-            found = trace_workload(trace, facts, requests, max_prompt_tokens, format, tokenizer, False, seed)
-        (scripts,) = found.values()
+            longest = max_prompt_tokens
+            read = trace_workload(trace, setup.facts, requests, longest, format, tokenizer, False, seed)
+            (found,) = read.values()
         options = VerifyOptions(
-            model_path=model,
-            cpu=on_cpu,
-            scripts=scripts,
+            model_path=setup.model,
+            cpu=setup.cpu,
+            scripts=found,
             requests=requests,
             policy=policy,
             slots=slots,
             tokens=tokens,
-            extra_flags=tuple(shlex.split(server_flags)),
+            extra_flags=extra_flags,
             log=log,
         )
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-        with Progress(*columns, console=stderr_console()) as progress:
-            total = min(requests, sum(len(script.turns) for script in scripts))
-            task = progress.add_task("live", total=total)
-            result = run(options, lambda served: progress.advance(task))
-    if json:
-        write_json(json, {**asdict(result), "agrees": result.agrees, "provenance": provenance(seed)})
-    console = tables(json)
-    prompt = sum(request.prompt_tokens for request in result.requests)
-    hit = sum(request.live for request in result.requests)
-    lost = sum(request.kv_tokens - request.simulated for request in result.requests)
-    console.print(
-        f"{len(result.requests)} requests, {policy}, {result.slots} slots, {result.tokens:,} KV tokens: "
-        f"{100 * hit / prompt:.2f} % of {prompt:,} prompt tokens reused, "
-        f"{100 * lost / prompt:.2f} % lost for want of a state",
-        highlight=False,
-    )
-    if result.agrees:
-        console.print("live and simulated agree on every request")
-        return
-    table = Table("request", "session", "turn", "prompt", "live", "simulated", title="Differences")
-    for one in result.differing[:SHOWN]:
-        cells = (one.number, one.session_id, one.turn, one.prompt_tokens, one.live, one.simulated)
-        table.add_row(*map(str, cells))
-    console.print(table)
-    raise CheckFailedError(
-        f"{len(result.differing)} of {len(result.requests)} requests differ; at the end live holds "
-        f"{result.live_holds} states and KV tokens, simulated {result.simulated_holds}"
-    )
+        verify_and_print(options, seed, json)

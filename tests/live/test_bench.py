@@ -205,6 +205,8 @@ def test_bad_usage_names_the_flag_and_exits_2(tmp_path: Path) -> None:
         ((*trace, "--arms", "stock:max-state=3"), "arm stock knows slots"),
         ((*trace, "--history", "mine"), "--history mine"),
         ((*trace, *trace), "the same name"),
+        ((*trace, "--scale", "0"), "--scale 0"),
+        ((*trace, "--server-flags", '"abc'), "No closing quotation"),
         ((*trace, "--speed", "-1"), "--speed -1"),
         ((*trace, "--speed", "0"), "--speed 0"),
         ((*trace, "--max-rate", "nan"), "--max-rate nan"),

@@ -161,6 +161,8 @@ def marconi(*arguments: str) -> subprocess.CompletedProcess:
         (("--model-chunk", "64", "--model-path", "/nowhere"), "--model-chunk is for the small model"),
         (("--concurrency", "0"), "concurrency"),
         (("--colour", "red"), "--colour"),
+        (("--server-flags", '"abc'), "--server-flags '\"abc': No closing quotation"),
+        (("--workloads", "agent", "--sessions", "1", "--logs", "/proc/nope"), "--logs /proc/nope"),
     ],
 )
 def test_bad_usage_names_the_flag_and_exits_2(arguments: tuple[str, ...], message: str) -> None:

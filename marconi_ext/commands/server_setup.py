@@ -1,0 +1,71 @@
+"""What `marconi demo`, `bench` and `verify` set up alike before they start servers, and take down again."""
+
+import shlex
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from marconi_ext.arms import Arm, choose_arms
+from marconi_ext.attention_model import write_attention_model
+from marconi_ext.engine_options import ModelFacts, has_gpu
+from marconi_ext.errors import BadInputError
+from marconi_ext.toy_model import ToyModel, write_model
+
+
+@dataclass(frozen=True)
+class Setup:
+    """model: the folder of the model, own or small; cpu: where servers run; scratch: folder that goes at the end"""
+
+    model: Path
+    facts: ModelFacts
+    cpu: bool
+    scratch: Path
+
+    def arms(self, names: str) -> tuple[list[Arm], Path | None]:
+        """The arms of `--arms`, and the attention-only model's folder if one of them serves it."""
+        chosen = choose_arms(names, self.facts.chunk_tokens)
+        if not any(arm.attention_only for arm in chosen):
+            return chosen, None
+        return chosen, write_attention_model(self.scratch / "toy-attention", self.facts.vocabulary)
+
+
+@contextmanager
+def prepared(model_path: Path | None, cpu: bool | None, toy: ToyModel | None = None) -> Iterator[Setup]:
+    """The model and where it runs. A SIGTERM meanwhile ends this process as an exit does: servers are stopped.
+
+    model_path: None for the small model, of the sizes in `toy`; cpu: None for what the machine has
+    """
+    with ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="marconi-model-") as folder:
+        model = model_path or write_model(Path(folder) / "toy-hybrid", toy)
+        on_cpu = cpu if cpu is not None else not (model_path and has_gpu())
+        yield Setup(model, ModelFacts(model), on_cpu, Path(folder))
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Make SIGTERM raise SystemExit, so that what is open is closed."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def small_model(flags: str, **sizes: object) -> ToyModel:
+    """The small model with other sizes. Raises BadInputError that begins with `flags`, those that set them."""
+    try:
+        return ToyModel(**sizes)
+    except ValueError as error:
+        raise BadInputError(f"{flags}: {error}") from None
+
+
+def split_flags(text: str) -> tuple[str, ...]:
+    """The words of `--server-flags`, quoted as in a shell. Raises BadInputError."""
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise BadInputError(f"--server-flags {text!r}: {error}") from None
