@@ -9,12 +9,12 @@ from marconi_ext.arm_server import ArmServer, ServerOptions, started_together, w
 from marconi_ext.arms import Arm
 from marconi_ext.client import GenerateClient
 from marconi_ext.errors import BadInputError
-from marconi_ext.outcome import INTERRUPTED
+from marconi_ext.outcome import INTERRUPTED, timing
 from marconi_ext.player import play
 from marconi_ext.progress import ReplayProgress
 from marconi_ext.provenance import provenance
 from marconi_ext.replay import Pacing
-from marconi_ext.results import ArmInfo, ResultsFolder, RunInfo, Timing, arm_folder
+from marconi_ext.results import ArmInfo, ResultsFolder, RunInfo, arm_folder
 from marconi_ext.run_folder import now
 from marconi_ext.traffic import Traffic
 
@@ -134,20 +134,13 @@ def _play(
 
 
 def _run_info(options: BenchOptions, traffic: Traffic) -> RunInfo:
-    pacing = options.pacing
     return RunInfo(
         created=now(),
         title=traffic.name,
         provenance=provenance(options.seed),
         model={"path": str(options.model_path), "platform": "cpu" if options.cpu else "gpu"},
         trace=traffic.info,
-        timing=Timing(
-            loop="open" if pacing.timed else "closed",
-            speed=pacing.speed if pacing.timed else None,
-            max_rate=pacing.max_rate,
-            concurrency=pacing.concurrency,
-            history=options.history,
-        ),
+        timing=timing(options.pacing, options.history),
         arms=[],
         repeats=options.repeats,
     )

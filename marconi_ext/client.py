@@ -12,6 +12,7 @@ import aiohttp
 import numpy as np
 import orjson
 
+from marconi_ext.http_client import bearer
 from marconi_ext.traces.request import token_array
 
 OK = "ok"
@@ -77,18 +78,22 @@ class StreamingClient:
 
     path = ""
 
-    def __init__(self, url: str, *, timeout_s: float = 120.0, connections: int = 0) -> None:
-        """timeout_s: for the whole answer; connections: most open at once, 0 for no limit."""
+    def __init__(
+        self, url: str, *, timeout_s: float = 120.0, connections: int = 0, api_key: str | None = None
+    ) -> None:
+        """timeout_s: for the whole answer; connections: most open at once, 0 for no limit; api_key: the
+        server's. Raises BadInputError for a key that can't be sent."""
         self._url = url.rstrip("/")
         self._timeout_s = timeout_s
         self._connections = connections
+        self._headers = {"Content-Type": "application/json", **bearer(api_key)}
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self):
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=self._connections, keepalive_timeout=KEEP_ALIVE_S),
             timeout=aiohttp.ClientTimeout(total=self._timeout_s, sock_connect=CONNECT_S),
-            headers={"Content-Type": "application/json"},
+            headers=self._headers,
         )
         return self
 

@@ -69,10 +69,12 @@ class ModelFacts:
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise BadInputError(f"--model-path {folder}: no readable config.json there ({error})") from None
-        config = {**config, **config.get("text_config", {})}
-        self.chunk_tokens = int(
-            config.get("chunk_size") or config.get("mamba_chunk_size") or FALLBACK_CHUNK_TOKENS
-        )
-        self.vocabulary = int(config["vocab_size"])
-        self.context_tokens = int(config.get("max_position_embeddings") or 8_192)
-        self.architecture = (config.get("architectures") or ["unknown"])[0]
+        try:
+            config = {**config, **config.get("text_config", {})}
+            chunk_tokens = config.get("chunk_size") or config.get("mamba_chunk_size")
+            self.chunk_tokens = int(chunk_tokens or FALLBACK_CHUNK_TOKENS)
+            self.vocabulary = int(config["vocab_size"])
+            self.context_tokens = int(config.get("max_position_embeddings") or 8_192)
+            self.architecture = str((config.get("architectures") or ["unknown"])[0])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise BadInputError(f"--model-path {folder}: its config.json is no model's ({error!r})") from None

@@ -10,8 +10,8 @@ import numpy as np
 from marconi_ext.ideal import Reusable, split_loss
 from marconi_ext.measure import yardstick
 from marconi_ext.percent import percent
-from marconi_ext.replay import Record, Run
-from marconi_ext.results import Percentiles, RequestRecord, ServerSnapshot, Status, Summary
+from marconi_ext.replay import Pacing, Record, Run
+from marconi_ext.results import Percentiles, RequestRecord, ServerSnapshot, Status, Summary, Timing
 
 INTERRUPTED = "interrupted"
 STOCK_STATES = (
@@ -20,6 +20,17 @@ STOCK_STATES = (
 )  # counted in slots, their name aside
 GAUGES = re.compile(r"^slots\.|(^|\.)(states|parameters)\.")  # they say what is, and don't count
 DIGITS = 6  # of seconds: microseconds
+
+
+def timing(pacing: Pacing, history: str) -> Timing:
+    """How requests were paced, as results keep it."""
+    return Timing(
+        loop="open" if pacing.timed else "closed",
+        speed=pacing.speed if pacing.timed else None,
+        max_rate=pacing.max_rate,
+        concurrency=pacing.concurrency,
+        history=history,
+    )
 
 
 def as_record(record: Record, began_s: float, reusable: Reusable | None = None) -> RequestRecord:

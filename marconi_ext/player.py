@@ -7,6 +7,7 @@ import resource
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from marconi_ext.client import StreamingClient
 from marconi_ext.outcome import INTERRUPTED, all_records, as_record, summarise
@@ -36,20 +37,23 @@ def play(
     folder: RepeatFolder,
     *,
     url: str,
+    api_key: str | None = None,
     watch_s: float = 1.0,
     page_size: int = 1,
     on_record: Callable[[Record, Replay], None] | None = None,
 ) -> Played:
     """Play a plan to its end, and write what came of it.
 
-    Ctrl-C stops it: requests in flight are cancelled, and what there is is written. watch_s: seconds
-    between looks at the server, 0 for none but at the start and the end. Lines are on disk within
+    Ctrl-C stops it: requests in flight are cancelled, and what there is is written. Lines are on disk within
     JOURNAL_S while it runs, and are replaced by the same with their ideal reuse at the end.
+
+    url, api_key: of the server, which is looked at every watch_s seconds, 0 for only at the start and the end
     """
     allow_open_files(pacing.concurrency + FILES_BESIDES)
     snapshots: list[ServerSnapshot] = []
     with without_garbage_pauses():
-        run = asyncio.run(_play(plan, client, pacing, folder, url, watch_s, snapshots, on_record))
+        watch = partial(ServerWatch, url, watch_s, api_key=api_key)
+        run = asyncio.run(_play(plan, client, pacing, folder, watch, snapshots, on_record))
     records = all_records(run, page_size)
     summary = summarise(records, run, snapshots)
     folder.write_requests(records)
@@ -62,8 +66,7 @@ async def _play(
     client: StreamingClient,
     pacing: Pacing,
     folder: RepeatFolder,
-    url: str,
-    watch_s: float,
+    watch: Callable[[Callable[[ServerSnapshot], None]], ServerWatch],
     snapshots: list[ServerSnapshot],
     on_record: Callable[[Record, Replay], None] | None,
 ) -> Run:
@@ -84,7 +87,7 @@ async def _play(
     folder.clear()
     try:
         with stopped_by_ctrl_c(replay):
-            async with client, ServerWatch(url, watch_s, snapshot), _journal(folder, lines, ended, replay):
+            async with client, watch(snapshot), _journal(folder, lines, ended, replay):
                 return await replay.run()
     finally:
         _write(folder, lines, ended, replay)

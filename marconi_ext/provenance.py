@@ -2,24 +2,37 @@
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+KEY_FLAG = re.compile(r"--(?:admin-)?api-key")
+KEY = re.compile(rf"({KEY_FLAG.pattern}[ =]).+")  # to the end: a key may be quoted and hold blanks
 PACKAGES = ("marconi-ext", "sglang", "torch", "triton", "numpy", "mistral-common")
 
 
 def provenance(seed: int) -> dict:
     """All of it, ready for JSON."""
     return {
-        "command": " ".join(sys.argv),
+        "command": " ".join(without_keys(sys.argv)),
         "seed": seed,
         "versions": {"python": platform.python_version(), **{name: installed(name) for name in PACKAGES}},
         "git_revision": git_revision(),
         "hardware": hardware(),
     }
+
+
+def without_keys(arguments: Sequence[str]) -> list[str]:
+    """A command line without the keys in it, those inside a quoted list of flags included."""
+    found = [KEY.sub(r"\1***", one) for one in arguments]
+    for place, flag in enumerate(found[:-1]):
+        if KEY_FLAG.fullmatch(flag):
+            found[place + 1] = "***"
+    return found
 
 
 def installed(package: str) -> str | None:

@@ -28,7 +28,9 @@ def rows(summary: Summary) -> list[tuple[str, str]]:
     if summary.retries:
         found.append(("retries", f"{summary.retries:,}, for {summary.retried_requests:,} requests"))
     found.append(("prompt tokens", f"{summary.prompt_tokens:,}"))
-    if summary.hit_rate is None:
+    if not summary.answered:
+        found.append(("hit rate", "–"))
+    elif summary.hit_rate is None:
         found.append(("hit rate", "the server doesn't report cached tokens (SGLang: --enable-cache-report)"))
     else:
         found.append(("hit rate", f"{summary.hit_rate:.2f} % of prompt tokens"))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import aiohttp
 import orjson
 
+from marconi_ext.http_client import bearer
 from marconi_ext.results import ServerSnapshot
 
 SAMPLE = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*(?:\{.*\})?)\s+(\S+)")
@@ -25,14 +26,23 @@ class ServerWatch:
     none; failures of a server that is just dying are left to the requests to tell.
     """
 
-    def __init__(self, url: str, every_s: float, on_snapshot: Callable[[ServerSnapshot], None]) -> None:
+    def __init__(
+        self,
+        url: str,
+        every_s: float,
+        on_snapshot: Callable[[ServerSnapshot], None],
+        api_key: str | None = None,
+    ) -> None:
+        self._headers = bearer(api_key)
         self._url, self._every_s, self._tell = url.rstrip("/"), every_s, on_snapshot
         self._began_s = 0.0
         self._paths = {"/server_info", "/metrics"}
         self._task: asyncio.Task | None = None
 
     async def __aenter__(self) -> "ServerWatch":
-        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ASK_S))
+        self._session = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=ASK_S), headers=self._headers
+        )
         await self._look()
         self._began_s = time.perf_counter()
         if self._every_s > 0:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from marconi_ext.commands import traffic_options as options
+from marconi_ext.commands import traffic_options as traffic
 from marconi_ext.commands.traffic_options import TRAFFIC
 
 TIMING = "When"
@@ -21,6 +21,9 @@ def replay(
         str, typer.Option(help="generate (SGLang, token ids), completions or chat (OpenAI, text), auto.")
     ] = "auto",
     model: Annotated[str | None, typer.Option(help="Model name for OpenAI endpoints; default: ask.")] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="MARCONI_API_KEY", help="The server's API key, if it has one.")
+    ] = None,
     history: Annotated[
         str, typer.Option(help="trace: prompts as recorded; own: with the server's own answers in them.")
     ] = "trace",
@@ -37,21 +40,21 @@ def replay(
     max_open: Annotated[
         int, typer.Option(min=1, help="In flight at most; more are held back.", rich_help_panel=TIMING)
     ] = DEFAULT_MAX_OPEN,
-    sessions: options.Sessions = None,
-    turns: options.Turns = None,
-    limit: options.Limit = None,
-    max_prompt_tokens: options.MaxPromptTokens = None,
-    max_output_tokens: options.MaxOutputTokens = None,
-    scale: options.Scale = None,
+    sessions: traffic.Sessions = None,
+    turns: traffic.Turns = None,
+    limit: traffic.Limit = None,
+    max_prompt_tokens: traffic.MaxPromptTokens = None,
+    max_output_tokens: traffic.MaxOutputTokens = None,
+    scale: traffic.Scale = None,
     vocabulary: Annotated[
         int | None,
         typer.Option(
             min=1_001, help="Fold token ids into so many; default: the model's.", rich_help_panel=TRAFFIC
         ),
     ] = None,
-    format: options.Format = "auto",
-    tokenizer: options.Tokenizer = "tekken",
-    strict: options.Strict = False,
+    format: traffic.Format = "auto",
+    tokenizer: traffic.Tokenizer = "tekken",
+    strict: traffic.Strict = False,
     free_length: Annotated[
         bool,
         typer.Option(
@@ -60,9 +63,9 @@ def replay(
             rich_help_panel=TRAFFIC,
         ),
     ] = False,
-    seed: options.Seed = 0,
-    sessions_per_s: options.SessionsPerS = 1.0,
-    response_s: options.ResponseS = 5.0,
+    seed: traffic.Seed = 0,
+    sessions_per_s: traffic.SessionsPerS = 1.0,
+    response_s: traffic.ResponseS = 5.0,
     timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds for a whole answer.", rich_help_panel=FAILURES)
     ] = 300.0,
@@ -93,26 +96,20 @@ def replay(
     ] = None,
 ) -> None:
     """Replay a trace against a running server: hit rate, what it lost against the ideal, TTFT, failures."""
-    from marconi_ext.client import GenerateClient
-    from marconi_ext.errors import BadInputError, CheckFailedError
-    from marconi_ext.openai_client import ChatClient, CompletionsClient
-    from marconi_ext.output import check_writable, tables, write_json
-    from marconi_ext.player import play
-    from marconi_ext.progress import ReplayProgress
-    from marconi_ext.prompt_text import PromptText
-    from marconi_ext.provenance import provenance
+    from marconi_ext.errors import CheckFailedError
+    from marconi_ext.output import check_writable
     from marconi_ext.replay import Pacing
-    from marconi_ext.replay_view import WIDTH, print_summary
-    from marconi_ext.results import ArmInfo, ResultsFolder, RunInfo, Timing, arm_folder
-    from marconi_ext.run_folder import new_folder, now
+    from marconi_ext.replay_driver import ReplayOptions, replay_and_print
+    from marconi_ext.run_folder import free_folder
     from marconi_ext.selection import Selection
-    from marconi_ext.target import choose_endpoint, look_at
-    from marconi_ext.target import flush as flush_cache
-    from marconi_ext.traces.source import reporting
-    from marconi_ext.traffic import Reading, load_traffic
+    from marconi_ext.target import check_endpoint
+    from marconi_ext.traces.source import check_source
+    from marconi_ext.traffic import Reading, check_history
 
-    if history not in ("trace", "own"):
-        raise BadInputError(f"--history {history}: choose trace or own")
+    check_history(history)
+    check_endpoint(endpoint)
+    check_source(trace, sessions_per_s, response_s)
+    check_writable(json)
     closed = concurrency is not None
     pacing = Pacing(
         concurrency=concurrency or max_open,
@@ -122,83 +119,25 @@ def replay(
         retries=retries,
         give_up_after=give_up_after or None,
     )
-    check_writable(json)
-    folder = ResultsFolder(new_folder(out, "replay"))
-    target = look_at(url)
-    chosen = choose_endpoint(endpoint, target)
-    longest = max_prompt_tokens or options.context_left(target.context_tokens, max_output_tokens)
-    selection = Selection(sessions, turns, scale, longest, limit, max_output_tokens)
-    reading = Reading(format, tokenizer, strict, seed, sessions_per_s, response_s)
-    with reporting() as progress:
-        traffic = load_traffic(
-            trace,
-            selection,
-            history=history,
-            vocabulary=vocabulary or (target.vocabulary if chosen == "generate" else None),
-            reading=reading,
-            on_problem=progress.problem,
-            on_request=progress.one,
-        )
-    if chosen == "generate":
-        client = GenerateClient(target.url, timeout_s=timeout)
-    else:
-        kind = ChatClient if chosen == "chat" else CompletionsClient
-        client = kind(
-            target.url,
-            model=model or target.model,
-            text=PromptText(tokenizer),
-            exact_length=not free_length,
-            timeout_s=timeout,
-        )
-    if flush:
-        flush_cache(target)
-    arm = ArmInfo(
-        name=label,
-        folder=arm_folder(label),
-        meaning=f"{target.url}, {chosen}",
-        status_line="the extension is live (/server_info)" if target.extended else None,
-        page_size=target.page_size,
+    options = ReplayOptions(
+        url=url,
+        source=trace,
+        endpoint=endpoint,
+        model=model,
+        api_key=api_key,
+        history=history,
+        pacing=pacing,
+        selection=Selection(sessions, turns, scale, max_prompt_tokens, limit, max_output_tokens),
+        reading=Reading(format, tokenizer, strict, seed, sessions_per_s, response_s),
+        vocabulary=vocabulary,
+        exact_length=not free_length,
+        timeout_s=timeout,
+        flush=flush,
+        watch_s=watch,
+        folder=free_folder(out, "replay"),
+        label=label,
     )
-    info = RunInfo(
-        created=now(),
-        title=traffic.name,
-        provenance=provenance(seed),
-        model={"name": target.model, "server_version": target.version, "endpoint": chosen},
-        trace=traffic.info,
-        timing=Timing(
-            loop="closed" if closed else "open",
-            speed=None if closed else speed,
-            max_rate=max_rate,
-            concurrency=pacing.concurrency,
-            history=history,
-        ),
-        arms=[arm],
-        repeats=1,
-        order=[(label, 0)],
-    )
-    folder.write_run(info)
-    plan = traffic.plan()
-    with ReplayProgress() as progress:
-        progress.open_bar(traffic.name, len(plan.items))
-        played = play(
-            plan,
-            client,
-            pacing,
-            folder.repeat(arm, 0),
-            url=target.url,
-            watch_s=watch,
-            page_size=target.page_size,
-            on_record=lambda record, live: progress.record(record, live.open_requests),
-        )
-    summary = played.summary
-    folder.write_run(info.model_copy(update={"finished": not summary.error, "error": summary.error}))
-    console = tables(json, WIDTH)
-    print_summary(console, traffic.name, summary)
-    console.print(f"results: {folder.path}", markup=False, highlight=False, soft_wrap=True)
-    if json:
-        write_json(
-            json, {"run": folder.run().model_dump(mode="json"), "summary": summary.model_dump(mode="json")}
-        )
+    summary = replay_and_print(options, json)
     if summary.interrupted:
         raise typer.Exit(130)
     if summary.answered < summary.requests:

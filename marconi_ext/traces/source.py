@@ -1,5 +1,6 @@
 """A trace named on the command line: a file, a folder or `synthetic:NAME`, with progress shown."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,16 +29,13 @@ def open_source(
     on_problem: Callable[[Problem], None] | None = None,
 ) -> Iterator[Request]:
     """Open what `--trace` names. Raises BadInputError for what can't be opened."""
-    if not (sessions_per_s > 0 and response_s >= 0):
-        raise BadInputError("--sessions-per-s must be positive and --response-s at least 0")
+    check_source(trace, sessions_per_s, response_s)
     if trace.startswith(SYNTHETIC):
         from itertools import islice
 
         from marconi_ext.traces.synthetic import synthetic
 
         return islice(synthetic(trace.removeprefix(SYNTHETIC), seed=seed), limit)
-    if not Path(trace).exists():
-        raise BadInputError(f"trace {trace}: no such file or folder (synthetic traffic is synthetic:NAME)")
     return read_trace(
         trace,
         format=format,
@@ -47,6 +45,18 @@ def open_source(
         arrivals=Arrivals(seed, sessions_per_s, response_s),
         on_problem=on_problem,
     )
+
+
+def check_source(trace: str, sessions_per_s: float = 1.0, response_s: float = 5.0) -> None:
+    """Raise BadInputError for what can't be opened, before anything else is done for it."""
+    if not (0 < sessions_per_s < math.inf and 0 <= response_s < math.inf):
+        raise BadInputError("--sessions-per-s must be positive and --response-s at least 0")
+    if trace.startswith(SYNTHETIC):
+        from marconi_ext.traces.synthetic import check_name
+
+        check_name(trace.removeprefix(SYNTHETIC))
+    elif not Path(trace).exists():
+        raise BadInputError(f"trace {trace}: no such file or folder (synthetic traffic is synthetic:NAME)")
 
 
 class Reporter:

@@ -29,8 +29,7 @@ def scripts(
     sizes: fields of the kind's sizes to change, e.g. user_tokens=(50, 300) or sessions_per_s=2.0
     Raises BadInputError for an unknown name or field, or a size that makes no traffic.
     """
-    if name not in GENERATORS:
-        raise BadInputError(f"synthetic:{name}: not one of {', '.join(SYNTHETIC_NAMES)}")
+    check_name(name)
     if seed < 0:
         raise BadInputError(f"--seed {seed}: must be at least 0")
     default, generate = GENERATORS[name]
@@ -42,6 +41,12 @@ def scripts(
     for key, value in sizes.items():
         check_size(name, key, value)
     return generate(replace(default, **sizes), seed, vocabulary)
+
+
+def check_name(name: str) -> None:
+    """Raise BadInputError for an unknown kind of traffic."""
+    if name not in GENERATORS:
+        raise BadInputError(f"synthetic:{name}: not one of {', '.join(SYNTHETIC_NAMES)}")
 
 
 def synthetic(name: str, *, seed: int = 0, sessions: int | None = None, **sizes) -> Iterator[Request]:

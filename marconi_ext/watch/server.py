@@ -52,6 +52,8 @@ class WatchedServer:
             if not httpx.URL(self.url).host:
                 raise ValueError("no host in it")
             self._http = direct_client(self.url, timeout_s=TIMEOUT_S, api_key=api_key)
+        except BadInputError:
+            raise
         except (ValueError, httpx.InvalidURL) as error:
             raise BadInputError(f"URL {url!r}: {error}; expected http://HOST:PORT") from None
         self._has_metrics = True

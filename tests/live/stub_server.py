@@ -5,7 +5,8 @@ whose prompt is longer than STUB_FROM tokens (default 0), each STUB_EVERY-th of 
   ok, http-500, error-event, not-json, odd, odder, cut, torn, short, hang, reset, die, abort, busy (503 once a prompt),
   below-none, above-all (cached tokens), negative, fractional (token ids)
 or for the start: die-at-start, never-healthy. STUB_LINE is printed at the start, STUB_CHILD=1 adds a child.
-STUB_TTFT_S delays first tokens. Text prompts count a token a character.
+STUB_TTFT_S delays first tokens. Text prompts count a token a character. STUB_KEY is asked for as SGLang does.
+STUB_INFO is what /server_info answers instead.
 """
 
 import asyncio
@@ -25,6 +26,7 @@ MODE = os.environ.get("STUB_MODE", "ok")
 FROM = int(os.environ.get("STUB_FROM", "0"))
 EVERY = int(os.environ.get("STUB_EVERY", "1"))
 TTFT_S = float(os.environ.get("STUB_TTFT_S", "0"))
+KEY = os.environ.get("STUB_KEY")
 NO_CACHE = bool(os.environ.get("STUB_NO_CACHE"))
 EXTENDED = bool(os.environ.get("STUB_LINE")) and "--enable-marconi" in sys.argv
 
@@ -146,7 +148,18 @@ async def openai(request: web.Request) -> web.StreamResponse:
     return await answer(request, prompt, body["max_tokens"], events)
 
 
+@web.middleware
+async def key_asked_for(request: web.Request, handler) -> web.StreamResponse:
+    allowed = request.headers.get("Authorization") == f"Bearer {KEY}" or request.path in (
+        "/health",
+        "/metrics",
+    )
+    return await handler(request) if allowed or not KEY else web.Response(status=401, text="Unauthorized")
+
+
 async def server_info(request: web.Request) -> web.Response:
+    if "STUB_INFO" in os.environ:
+        return web.Response(text=os.environ["STUB_INFO"], content_type="application/json")
     marconi = {
         "version": "0.1.0",
         "stats": {
@@ -179,7 +192,7 @@ async def flush(request: web.Request) -> web.Response:
 
 
 def serve(port: int) -> None:
-    app = web.Application(client_max_size=2**30)
+    app = web.Application(client_max_size=2**30, middlewares=[key_asked_for])
     app.router.add_post("/generate", generate)
     app.router.add_post("/v1/completions", openai)
     app.router.add_post("/v1/chat/completions", openai)

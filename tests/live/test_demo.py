@@ -134,8 +134,11 @@ def test_options_and_environment(monkeypatch, tmp_path: Path, model: Path) -> No
     assert not {"SGLANG_USE_CPU_ENGINE", "SGLANG_PLATFORM"} & set(environment(cpu=False))
     facts = ModelFacts(model)
     assert (facts.chunk_tokens, facts.vocabulary) == (64, 4_096)
-    with pytest.raises(BadInputError, match="--model-path"):
-        ModelFacts(tmp_path)
+    for content in (None, "{", "[]", "{}", '{"vocab_size": "all"}', '{"vocab_size": 9, "text_config": 1}'):
+        if content:
+            (tmp_path / "config.json").write_text(content)
+        with pytest.raises(BadInputError, match="--model-path"):
+            ModelFacts(tmp_path)
 
 
 @pytest.mark.parametrize("arms", ["", "nonsense", "stock,stock"])

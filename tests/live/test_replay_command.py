@@ -156,8 +156,62 @@ def wait_for_lines(out: Path, count: int) -> None:
         time.sleep(0.1)
 
 
+def test_a_key_is_asked_for_used_and_written_nowhere(tmp_path: Path, monkeypatch) -> None:
+    out, key = tmp_path / "out", "sesame-4711"
+    with stub(tmp_path, "--enable-marconi", STUB_LINE="x", STUB_KEY=key) as server:
+        refused = replay(server.url, out)
+        assert refused.returncode == 1 and "give the server's key with --api-key" in refused.stderr
+        refused = replay(server.url, out, "--api-key", "wrong")
+        assert refused.returncode == 1 and "give another key" in refused.stderr and not out.exists()
+        found = replay(server.url, out, "--api-key", key, "--concurrency", "4", "--flush", "--json", "-")
+        assert found.returncode == 0, found.stderr
+        monkeypatch.setenv("MARCONI_API_KEY", key)
+        assert replay(server.url, tmp_path / "2", "--endpoint", "chat").returncode == 0
+    run, summary, _, snapshots = results(out)
+    assert (
+        summary.answered == REQUESTS
+        and snapshots[-1].marconi
+        and "--api-key ***" in run.provenance["command"]
+    )
+    shown = json.loads(found.stdout)  # nothing else is on stdout
+    assert shown["summary"]["answered"] == REQUESTS and shown["run"]["finished"]
+    written = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) > 6 and not any(key in text for text in (*written, found.stdout, found.stderr))
+
+
+def test_where_nothing_is_answered_no_hint_is_given(tmp_path: Path) -> None:
+    with stub(tmp_path, STUB_MODE="http-500") as server:
+        found = replay(server.url, tmp_path / "out", "--retries", "0", "--give-up-after", "3")
+    assert found.returncode == 1 and "--enable-cache-report" not in found.stdout
+    assert "HTTP 500: out of luck" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("info", "message"),
+    [
+        ('{"page_size": "many"}', "odd page_size"),
+        ('{"page_size": -1}', "odd page_size"),
+        ('{"internal_states": [null]}', "odd internal_states.0"),
+        ('{"internal_states": {"marconi": 1}}', "odd internal_states"),
+        ('{"model_path": ["a"]}', "odd model_path"),
+        ('{"context_length": {}}', "odd context_length"),
+    ],
+)
+def test_a_server_that_says_odd_things_is_no_traceback(tmp_path: Path, info: str, message: str) -> None:
+    with stub(tmp_path, STUB_INFO=info) as server:
+        found = replay(server.url, tmp_path / "out")
+    assert found.returncode == 1 and message in found.stderr and "Traceback" not in found.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_bad_usage_names_the_flag(tmp_path: Path) -> None:
     for options, message in (
+        (("--endpoint", "magic"), "--endpoint magic"),
+        (("--scale", "0"), "--scale 0"),
+        (("--sessions-per-s", "0"), "--sessions-per-s"),
+        (("--trace", "synthetic:holiday"), "synthetic:holiday"),
+        (("--url", "http://[::1"), "--url http://[::1"),
+        (("--api-key", "two\nlines"), "--api-key: holds characters"),
         (("--history", "mine"), "--history mine"),
         (("--speed", "0"), "--speed 0"),
         (("--speed", "inf"), "--speed inf"),
@@ -168,10 +222,8 @@ def test_bad_usage_names_the_flag(tmp_path: Path) -> None:
         assert found.returncode == 2 and message in found.stderr, found.stderr
     found = replay("http://127.0.0.1:9", tmp_path / "out")
     assert found.returncode == 1 and "nobody answers there" in found.stderr
-    assert not list(tmp_path.glob("out/*"))
+    assert not (tmp_path / "out").exists()
     with stub(tmp_path) as server:
-        found = replay(server.url, tmp_path / "out", "--endpoint", "magic")
-        assert found.returncode == 2 and "--endpoint magic" in found.stderr
         assert replay(server.url, tmp_path / "out", "--concurrency", "4").returncode == 0
         found = replay(server.url, tmp_path / "out")
     assert found.returncode == 2 and "holds results already" in found.stderr
