@@ -60,98 +60,27 @@ def simulate(
     from marconi_ext.simulator.capacity import parse_capacities
     from marconi_ext.simulator.cell import Options
     from marconi_ext.simulator.roofline import GPUS
-    from marconi_ext.simulator.sweep import CellKey, Results, default_processes, run_cells
-    from marconi_ext.simulator.workload import load_workload
-    from marconi_ext.traces.source import open_source, reporting
+    from marconi_ext.simulator.sweep import Results, default_processes
+    from marconi_ext.simulator.sweep_run import Sweep, run_sweep
+    from marconi_ext.traffic import Reading
 
     check_writable(json)
     if objective not in ("flops", "tokens"):
         raise BadInputError(f"--objective {objective}: want flops or tokens")
     if gpu not in GPUS:
         raise BadInputError(f"--gpu {gpu}: unknown; known: {', '.join(GPUS)}")
-    policies = [parse_policy(name) for name in policy.split(",") if name.strip()]
-    if not policies:
-        raise BadInputError("--policy: empty")
-    capacities = parse_capacities(capacity)
-    profile = load_profile(model, ssm_dtype=ssm_dtype, kv_dtype=kv_dtype, tp=tp)
-    for chosen in policies:
-        if chosen.family == "artifact" and (
-            profile.name != "paper-7b" or any(c.bytes is None for c in capacities)
-        ):
-            raise BadInputError(f"--policy {chosen.text}: wants --model paper-7b and --capacity in bytes")
-    options = Options(objective, concurrency, per_request, gpu)
-    header = {
-        "model": profile.name,
-        "units": {
-            "rates, losses and causes": "fraction of prompt tokens",
-            "flops_saved": "FLOPs",
-            "hits": "tokens",
-        },
-        "options": {
-            "objective": objective,
-            "concurrency": concurrency,
-            "per_request": per_request,
-            "gpu": gpu,
-            "tp": tp,
-            "ssm_dtype": ssm_dtype,
-            "kv_dtype": kv_dtype,
-            "format": format,
-            "tokenizer": tokenizer,
-            "limit": limit,
-            "sessions_per_s": sessions_per_s,
-            "response_s": response_s,
-        },
-    }
+    sweep = Sweep(
+        traces=trace,
+        seeds=seeds,
+        policies=[parse_policy(name) for name in policy.split(",") if name.strip()],
+        capacities=parse_capacities(capacity),
+        profile=load_profile(model, ssm_dtype=ssm_dtype, kv_dtype=kv_dtype, tp=tp),
+        options=Options(objective, concurrency, per_request, gpu),
+        reading=Reading(format, tokenizer, strict, 0, sessions_per_s, response_s),
+        limit=limit,
+        processes=processes or default_processes(),
+    )
+    header = sweep.header(tp=tp, ssm_dtype=ssm_dtype, kv_dtype=kv_dtype)
     results = Results(json, header, resume)
-    shown = []
-    for name in trace:
-        for seed in range(seeds):
-            jobs = []
-            for size in capacities:
-                for chosen in policies:
-                    if not results.has(CellKey(name, seed, chosen.text, size, profile.name)):
-                        jobs.append((chosen, size))
-            if not jobs:
-                continue
-            with reporting() as progress:
-                stream = open_source(
-                    name,
-                    format=format,
-                    tokenizer=tokenizer,
-                    strict=strict,
-                    limit=limit,
-                    seed=seed,
-                    sessions_per_s=sessions_per_s,
-                    response_s=response_s,
-                    on_problem=progress.problem,
-                )
-                workload = load_workload(name, seed, progress.count(stream))
-            with _cells_bar(len(jobs), f"{name} seed {seed}") as advance:
-
-                def keep(cell: dict, advance=advance) -> None:
-                    results.add(cell)
-                    shown.append(cell)
-                    advance()
-
-                run_cells(
-                    workload, jobs, profile, options, processes=processes or default_processes(), done=keep
-                )
-    results.finish()
-    print_cells(tables(json, WIDTH), results.cells if resume else shown)
-
-
-def _cells_bar(total: int, title: str):
-    from contextlib import contextmanager
-
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    from marconi_ext.output import stderr_console
-
-    @contextmanager
-    def bar():
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=stderr_console()) as progress:
-            task = progress.add_task(title, total=total)
-            yield lambda: progress.advance(task)
-
-    return bar()
+    ran = run_sweep(sweep, results)
+    print_cells(tables(json, WIDTH), results.cells if resume else ran)
