@@ -8,6 +8,8 @@ import typer
 from marconi_ext.errors import BadInputError, CheckFailedError
 from marconi_ext.output import check_writable, stderr_console, tables, write_json
 
+WIDTH = 110
+
 app = typer.Typer(no_args_is_help=True, help="Checkpoint kernels: resources, bytes, estimated overhead.")
 
 
@@ -52,7 +54,7 @@ def report(
         raise BadInputError(f"kernels report: {error}") from error
     if json is not None:
         write_json(json, result)
-    console = tables(json)
+    console = tables(json, WIDTH)
     console.print(resource_table(result["resources"]))
     console.print(cost_table(result["costs"]))
     console.print(estimate_table(result["estimates"], HARDWARE[hardware].name, prefill_tokens=8192))
