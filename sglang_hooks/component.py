@@ -2,8 +2,9 @@
 
 Stock tracks one grid-aligned state an extend in two ping-pong slots a request. Here a request holds its running
 slot, plus one slot a wanted checkpoint until that is in the tree; the last state is the running slot itself.
-What is saved and what is evicted is decided by `marconi_ext.policies`: this file tells its keeper what happens to
-SGLang's tree, and carries out the answers.
+What is saved and what is evicted is decided by `marconi_ext.policies`: the component tells its keeper what happens to
+SGLang's tree, and carries out the answers. Matching and planning are here, what enters the tree in `publishing.py`,
+what leaves it in `state_eviction.py`.
 Source of the replaced behaviour: SGLang 0.5.23, mem_cache/unified_cache/components/mamba.py.
 """
 
@@ -13,16 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
-from sglang.srt.mem_cache.base_prefix_cache import EvictParams, InsertParams, InsertResult, MatchResult
+from sglang.srt.mem_cache.base_prefix_cache import EvictParams, MatchResult
 from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.unified_cache.components.base import CacheTransferPhase
 from sglang.srt.utils import rank_consensus_checker
 
-from marconi_ext.config import CheckpointKind, MarconiConfig
+from marconi_ext.config import MarconiConfig
 from marconi_ext.policies.admission import Offer
 from marconi_ext.policies.background import Tuner
-from marconi_ext.policies.checkpoints import Kind
 from marconi_ext.policies.keeper import Keeper
 from marconi_ext.policies.messages import MessageHeaders
 from marconi_ext.policies.records import TreeRecords, row_of
@@ -31,7 +30,7 @@ from marconi_ext.policies.tuner import Marconi
 
 from .ledger import CheckpointLedger, PendingCheckpoint
 from .policy import kind_name, saved_kinds
-from .state_eviction import StateEviction
+from .publishing import StatePublishing, is_probe
 from .stats import CacheStats
 from .tree_core import depth_of
 
@@ -40,17 +39,12 @@ if TYPE_CHECKING:
     from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode
 
 
-class MarconiMambaComponent(StateEviction):
+class MarconiMambaComponent(StatePublishing):
     """Exact checkpoints, slots with one owner at a time, the least valuable state evicted first."""
 
-    config: MarconiConfig
-    ledger: CheckpointLedger
-    stats: CacheStats
     keeper: Keeper | None = (
         None  # set by `adopt`, before any request; the constructor resets the tree earlier
     )
-    publishing: PendingCheckpoint | None = None  # the checkpoint that checkpoint_into_tree inserts just now
-    key_begins_at = 0  # tokens of the path that the inserted key leaves out: see `MarconiRadixCache.publish`
     keeps_stock_order = False
     headers = MessageHeaders()  # set once the scheduler has its tokenizer
 
@@ -61,8 +55,7 @@ class MarconiMambaComponent(StateEviction):
         self.config, self.keeper, self.ledger, self.stats = config, keeper, ledger, stats
         self.records = TreeRecords(keeper, lambda node: len(node.key), self._is_alive)
         self.serving = Serving(keeper, self.records, saved_kinds(config), self.cache.page_size)
-        self._plans: dict[Req, Plan] = {}
-        self._pending: dict[int, PendingCheckpoint] = {}  # by row
+        self._plans, self._pending = {}, {}
         stats.states_by_kind = self.states_by_kind
         self.tuner = None
         if isinstance(keeper.eviction, Marconi):
@@ -156,7 +149,7 @@ class MarconiMambaComponent(StateEviction):
 
     def plan_request(self, req: Req) -> None:
         """Take a slot for each checkpoint that this extend should save; none left is no error."""
-        if _is_probe(req):
+        if is_probe(req):
             return
         plan = self._plans.get(req)
         if plan is None:
@@ -229,165 +222,6 @@ class MarconiMambaComponent(StateEviction):
             self.ledger.counters["refused"] += 1
         return slot
 
-    # ---- publishing: checkpoint_into_tree calls prepare, inserts, then calls cleanup ----
-
-    def prepare_for_caching_req(
-        self, req: Req, insert_params: InsertParams, token_ids_len: int, is_finished: bool
-    ) -> int | None:
-        """Name the state that goes with the key; 0 means that there is nothing to insert.
-
-        A finished request's KV goes in even where no state can go with it: it shows where later requests part.
-        """
-        if self.publishing is not None:
-            insert_params.mamba_value = self.publishing.slot
-            return self.publishing.position_tokens
-        if not is_finished or _is_probe(req):
-            return 0
-        # The running slot has consumed kv_committed_len tokens: under overlap one step more than the finish
-        # saw. It can stand for the key only where the two lengths agree.
-        wanted = self.config.saves(CheckpointKind.LAST_TOKEN)
-        aligned = token_ids_len == req.kv.kv_committed_len and token_ids_len % self.cache.page_size == 0
-        if wanted and aligned:
-            insert_params.mamba_value = req.kv.mamba_pool_idx.unsqueeze(-1).clone()
-            return token_ids_len
-        if self.cache.page_size > 1:  # decode states at page multiples, tracked by stock
-            return (
-                super().prepare_for_caching_req(req, insert_params, token_ids_len, is_finished)
-                if wanted
-                else 0
-            )
-        if wanted:
-            self.ledger.counters["last_token_misaligned"] += 1
-        return token_ids_len
-
-    def commit_insert_component_data(
-        self,
-        node: UnifiedTreeNode,
-        is_new_leaf: bool,
-        params: InsertParams,
-        result: InsertResult,
-        cache_actions: list[Any],
-    ) -> None:
-        """As stock, where there is a state; keeps the policy's book in step."""
-        if params.mamba_value is None:
-            result.mamba_exist = True  # none was taken
-        else:
-            super().commit_insert_component_data(node, is_new_leaf, params, result, cache_actions)
-        self.records.tend(node)
-        self.records.tend(node.parent)
-        if node.component_data[self.component_type].value is None:
-            if not node.children:
-                self.dead_leaves.add(node)
-            return
-        self._enter(node, self.key_begins_at + len(params.key), inserted=not result.mamba_exist)
-
-    def _enter(self, node: UnifiedTreeNode, depth_tokens: int, *, inserted: bool) -> None:
-        """The state at `node` is in the tree: so says the book from now on."""
-        keeper, pending = self.keeper, self.publishing
-        row = row_of(node)
-        if pending is not None and pending.row >= 0:
-            row = self.serving.settle(pending.plan, pending.row, node)
-            self._unpend(pending)
-        kind = Kind.LAST_TOKEN if pending is None else pending.kind
-        if row < 0:
-            row = self.records.record(node, depth_tokens, kind)
-        if not keeper.book.live[row]:
-            keeper.offer(row, Offer(depth_tokens, kind))
-            keeper.saved(row)
-        elif not inserted:
-            keeper.touch(row)
-        if inserted:
-            self.stats.saved(kind_name(kind))
-        self.locks_changed(node)
-
-    def cleanup_after_caching_req(
-        self,
-        req: Req,
-        is_finished: bool,
-        insert_result: InsertResult | None = None,
-        insert_params: InsertParams | None = None,
-    ) -> None:
-        """Give back every slot that the insert didn't take; a finished or released request keeps none."""
-        inserted = insert_result is not None and not insert_result.mamba_exist
-        if self.publishing is not None:
-            kind = kind_name(self.publishing.kind)
-            if not inserted:
-                self._free(self.publishing.slot)
-            self.ledger.counters[f"published_{kind}" if inserted else "duplicate"] += 1
-            return
-        if not is_finished:
-            return
-        for pending in self.ledger.take(req):
-            self._free(pending.slot)
-            self._abandon(pending)
-            self.ledger.counters["released_unpublished"] += 1
-        self._end_plan(req, insert_result)
-        donates_running_slot = (
-            insert_params is not None
-            and insert_params.mamba_value is not None
-            and insert_params.mamba_keep_idx is None
-        )
-        if not donates_running_slot:
-            super().cleanup_after_caching_req(req, True, insert_result, insert_params)
-            return
-        if inserted:
-            self._forget_running_slot(req)
-        else:
-            self.cache.req_to_token_pool.free_mamba_cache(req)
-        self.ledger.counters["published_last-token" if inserted else "duplicate"] += 1
-
-    def _free(self, slot: torch.Tensor) -> None:
-        self.cache.req_to_token_pool.mamba_allocator.free(slot)
-
-    def _forget_running_slot(self, req: Req) -> None:
-        """The tree owns the running slot now: free the request's tracking slots and clear its fields."""
-        req.kv.mamba_pool_idx = self.tree_core._empty_device_indices  # so that no slot is freed for it
-        self.cache.req_to_token_pool.free_mamba_cache(req)
-
-    def _unpend(self, pending: PendingCheckpoint) -> None:
-        """The pending checkpoint's row is no longer held for it."""
-        if self._pending.pop(pending.row, None) is not None and self.keeper.book.in_use[pending.row]:
-            self.keeper.book.pins[pending.row] = max(self.keeper.book.pins[pending.row] - 1, 0)
-        pending.row = -1
-
-    def _abandon(self, pending: PendingCheckpoint) -> None:
-        """A planned state will never be: its request was aborted or retracted."""
-        row = pending.row
-        if row >= 0:
-            self._unpend(pending)
-            self.keeper.refused(row)
-
-    def _end_plan(self, req: Req, insert_result: InsertResult | None) -> None:
-        """Find a node for the records of what wasn't saved, where the request's KV is in the tree; else forget."""
-        plan = self._plans.pop(req, None)
-        if plan is None:
-            return
-        last = None
-        if insert_result is not None and not self.tree_core.enable_hicache:
-            last = self.tree_core.node_by_id(insert_result.last_device_node)
-        for row, depth in sorted(plan.homeless.items(), key=lambda item: item[1]):
-            node = None if last is None else self._boundary(last, depth)
-            if node is None:
-                self.serving.drop(plan, row)
-            else:
-                self.serving.settle(plan, row, node)
-                self.locks_changed(node)
-        self.serving.end(plan)
-
-    def _boundary(self, last: UnifiedTreeNode, depth_tokens: int) -> UnifiedTreeNode | None:
-        """The node at `depth_tokens` on the path to `last`, split off if need be; None: the path is shorter."""
-        end = depth_of(last)
-        if not 0 < depth_tokens <= end:
-            return None
-        node = last
-        while end - len(node.key) >= depth_tokens:
-            end -= len(node.key)
-            node = node.parent
-        if end == depth_tokens:
-            return node
-        upper, _ = self.tree_core._split_node(node.key, node, depth_tokens - (end - len(node.key)))
-        return upper
-
     # ---- the tree changes ----
 
     def redistribute_on_node_split(self, new_parent: UnifiedTreeNode, child: UnifiedTreeNode) -> None:
@@ -422,15 +256,3 @@ class MarconiMambaComponent(StateEviction):
             publishing, self.publishing = self.publishing, None
             self._enter(node, depth_of(node), inserted=False)
             self.publishing = publishing
-
-    def locks_changed(self, node: UnifiedTreeNode) -> None:
-        """Bring the book's pins of the node's state up to date."""
-        row = row_of(node)
-        if row >= 0:
-            locks = node.component_data[self.component_type].lock_ref
-            self.keeper.book.pins[row] = locks + (row in self._pending)
-
-
-def _is_probe(req: Req) -> bool:
-    """SGLang's own health check: a token that nobody sends again, and that says nothing of traffic."""
-    return isinstance(req.rid, str) and req.rid.startswith(HEALTH_CHECK_RID_PREFIX)

@@ -5,8 +5,8 @@ Remove a hook when upstream offers the same as an API; the signatures are compar
 before anything is patched.
 
 Not patched but subclassed, and handed to SGLang through its own registries and arguments: UnifiedRadixCache
-(`cache.py`, to publish several states a request), MambaComponent (`component.py`, exact states; `state_eviction.py`,
-the policy's eviction), FullComponent (`kv_eviction.py`, the order in which KV goes), UnifiedTreeCore (`tree_core.py`,
+(`cache.py`, to publish several states a request), MambaComponent (`component.py`, exact states; `publishing.py`,
+`state_eviction.py`), FullComponent (`kv_eviction.py`, the order in which KV goes), UnifiedTreeCore (`tree_core.py`,
 shorter walks and changes in one step).
 """
 
