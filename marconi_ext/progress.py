@@ -62,7 +62,7 @@ class ReplayProgress:
         """A request has ended."""
         answer = record.answer
         if answer.status == OK:
-            self._prompt += len(record.prompt)
+            self._prompt += answer.prompt_tokens or len(record.prompt)  # of text as the server counts
             self._cached += answer.cached_tokens or 0
             if answer.ttft_s is not None:
                 self._ttft_ms.append(1e3 * answer.ttft_s)

@@ -56,8 +56,8 @@ def look_at(url: str, api_key: str | None = None) -> Target:
     for path, page in pages.items():
         # Behind a gateway only /server_info may be out of reach, as good as missing.
         if page.status_code in REFUSED and (path == MODELS or pages[MODELS].status_code != 200):
-            key = "another key than" if api_key else "the server's key with"
-            raise CheckFailedError(f"--url {url}: HTTP {page.status_code} for {path}; give {key} --api-key")
+            fix = "it doesn't take this --api-key" if api_key else "give the server's key with --api-key"
+            raise CheckFailedError(f"--url {url}: HTTP {page.status_code} for {path}; {fix}")
     models, info = _parsed(_Models, url, pages[MODELS]), _parsed(_Info, url, pages[INFO])
     served = models.data[0] if models.data else _Served()
     facts = _facts(info.model_path)
