@@ -6,6 +6,7 @@ into command-line flags, so that a test in one process and a demo over HTTP run 
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from marconi_ext.errors import BadInputError
@@ -21,6 +22,7 @@ CPU_OPTIONS: dict[str, object] = {
     "grammar_backend": "none",
 }
 CPU_ENVIRONMENT = {"SGLANG_PLATFORM": CPU_PLATFORM, "SGLANG_MAMBA_CONV_DTYPE": "float32"}
+LOOPBACK = ("127.0.0.1", "localhost")
 FOREIGN_VARIABLES = ("SGLANG_USE_CPU_ENGINE", "SGLANG_PLATFORM", "TRITON_INTERPRET")
 
 
@@ -41,7 +43,15 @@ def environment(*, cpu: bool) -> dict[str, str]:
     inherited = {key: value for key, value in os.environ.items() if key not in FOREIGN_VARIABLES}
     if cpu:
         inherited.setdefault("OMP_NUM_THREADS", "1")  # small models gain nothing, and spinning threads cost
-    return inherited | (CPU_ENVIRONMENT if cpu else {})
+    return inherited | loopback_direct(inherited) | (CPU_ENVIRONMENT if cpu else {})
+
+
+def loopback_direct(variables: Mapping[str, str]) -> dict[str, str]:
+    """What keeps a server from asking itself through the user's proxy, as SGLang's warm-up would."""
+    before = variables.get("no_proxy") or variables.get("NO_PROXY") or ""
+    if before.strip() == "*":
+        return {}
+    return dict.fromkeys(("no_proxy", "NO_PROXY"), ",".join(filter(None, (before, *LOOPBACK))))
 
 
 def has_gpu() -> bool:

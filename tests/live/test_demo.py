@@ -132,6 +132,11 @@ def test_options_and_environment(monkeypatch, tmp_path: Path, model: Path) -> No
     monkeypatch.setenv("SGLANG_PLATFORM", "other")
     assert environment(cpu=True)["SGLANG_PLATFORM"] == "marconi_cpu"
     assert not {"SGLANG_USE_CPU_ENGINE", "SGLANG_PLATFORM"} & set(environment(cpu=False))
+    monkeypatch.setenv("no_proxy", "example.org")
+    asked_directly = environment(cpu=False)
+    assert asked_directly["no_proxy"] == asked_directly["NO_PROXY"] == "example.org,127.0.0.1,localhost"
+    monkeypatch.setenv("no_proxy", "*")
+    assert environment(cpu=False)["no_proxy"] == "*"
     facts = ModelFacts(model)
     assert (facts.chunk_tokens, facts.vocabulary) == (64, 4_096)
     for content in (None, "{", "[]", "{}", '{"vocab_size": "all"}', '{"vocab_size": 9, "text_config": 1}'):
