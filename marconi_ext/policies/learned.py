@@ -148,13 +148,17 @@ class LearnedIndex:
         return np.fromiter(self._changed, np.int64, len(self._changed))
 
     def _refresh(self, book: CheckpointBook, tick: int) -> None:
+        self._settle(book, tick)
+        self.index.refresh(tick - self._refreshed)
+        self._refreshed = tick
+
+    def _settle(self, book: CheckpointBook, tick: int) -> None:
+        """Tell the index what records lived through."""
         rows, self._account_from = _block(self._account_from, book.size)
         rows = rows[self._known[rows] & (self._counted[rows] < tick)]
         use = self._use[rows]
         self.index.expose(self._label[rows], self._counted[rows] - use, tick - use)
         self._counted[rows] = tick
-        self.index.refresh(tick - self._refreshed)
-        self._refreshed = tick
 
     # --- classes -----------------------------------------------------------------------------------------
 

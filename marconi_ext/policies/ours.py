@@ -1,20 +1,20 @@
-"""Our own policy: the learned index with a guard, in FLOPs saved per byte.
+"""Our own policy: the learned index with finer classes and a test for change, in FLOPs saved per byte.
 
-Where plain LRU turns out ahead (`guard.py`), the traffic isn't what it was: most of what the index has seen is
-forgotten, and until it has learned anew, states that LRU would hold go last.
+Where the traffic isn't what it was (`change.py`), the index begins anew from what was seen of late, and records that
+weren't used since count little until it has learned.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
+from math import exp
 
 import numpy as np
 
+from marconi_ext.policies.change import CHANGED_NATS, ChangeTest
 from marconi_ext.policies.checkpoints import CheckpointBook, Kind
 from marconi_ext.policies.eviction import Currency
-from marconi_ext.policies.guard import LruGuard
 from marconi_ext.policies.learned import INSIDE, LearnedIndex
-from marconi_ext.policies.reuse_index import KEPT_WHEN_WRONG
 
 # Expected hazards relative to a tail's, by group: what each kind of state is for. A few uses overrule them, and results
 # hardly depend on them by factors of two.
@@ -33,6 +33,7 @@ _OFTEN = _TAILS + 12  # the classes of those forked often: by the mean requests 
 _RATES = (4, 16, 64)
 
 REFRESH_REQUESTS = 32
+BEFORE = exp(-CHANGED_NATS)  # how likely it is that a record not used since a change still counts
 FEW_REQUESTS = 256  # since it began to learn: it refreshes four times as often
 
 
@@ -46,14 +47,19 @@ class Ours(LearnedIndex):
 
     def __init__(self, currency: Currency | None = None, half_life_requests: float = 4000.0) -> None:
         super().__init__(currency, half_life_requests)
-        self.guard = LruGuard()
+        self.change = ChangeTest(self.index, FEW_REQUESTS)
+        self.changes = 0
         self.by_kv = ByKv(self)
         self._began = 0  # tick from which on the index has learned
+        self._since = 0  # tick from which on the traffic is what it is
 
     def request(self, book: CheckpointBook, path: list[int], served: int, tick: int) -> None:
-        if self.guard.request(book, path, served, tick):
-            self.index.forget(KEPT_WHEN_WRONG)
-            self._began = tick
+        hit = served >= 0 and 2 * book.depth.item(served) >= book.depth.item(path[-1])
+        if self.change.due(tick, hit):
+            self._fit(len(book.live))
+            self._settle(book, tick)
+            if self.change.test(tick):
+                self._begin_anew(book, tick)
         super().request(book, path, served, tick)
         if served >= 0 and self._known[served]:
             self._account(served, tick)
@@ -78,33 +84,35 @@ class Ours(LearnedIndex):
             return int(Kind.BRANCH)
         return super()._kind(book, row)
 
-    def offered(self, book: CheckpointBook, row: int, tick: int) -> None:
-        super().offered(book, row, tick)
-        self.guard.offered(book, row)
+    def _begin_anew(self, book: CheckpointBook, tick: int) -> None:
+        self.index.begin_from(self.change.lately)
+        self._since, self._began = self.change.since, tick
+        self.changes += 1
+        self._refresh(book, tick)
 
-    def forgotten(self, book: CheckpointBook, row: int) -> None:
-        self.guard.forgotten(row)
-        super().forgotten(book, row)
+    def _refresh(self, book: CheckpointBook, tick: int) -> None:
+        super()._refresh(book, tick)
+        self.change.mark()
 
-    def scores(self, book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray:
-        score = super().scores(book, rows, tick)
-        if self.guard.active:
-            held = np.fromiter((row in self.guard for row in rows.tolist()), bool, len(rows))
-            score[held] = (score[held] + 1e-15) * 1e30  # above all others, in their own order
-        return score
+    def _indices(self, rows: np.ndarray, tick: int) -> np.ndarray:
+        index = super()._indices(rows, tick)
+        if self._anew(tick):
+            index[self._use.take(rows) < self._since] *= BEFORE
+        return index
 
-    def floors(self, book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray:
-        return self.scores(book, rows, tick) if self.guard.active else super().floors(book, rows, tick)
+    def _index(self, row: int, tick: int) -> float:
+        index = super()._index(row, tick)
+        return index * BEFORE if self._anew(tick) and self._use.item(row) < self._since else index
 
-    def score(self, book: CheckpointBook, row: int, tick: int) -> float:
-        score = super().score(book, row, tick)
-        return (score + 1e-15) * 1e30 if self.guard.active and row in self.guard else score
+    def _anew(self, tick: int) -> bool:
+        """Whether it hasn't learned much since it began, or began anew."""
+        return tick - self._began <= FEW_REQUESTS
 
     def _refresh_every(self, tick: int) -> int:
-        return REFRESH_REQUESTS if tick - self._began > FEW_REQUESTS else REFRESH_REQUESTS // 4
+        return REFRESH_REQUESTS // 4 if self._anew(tick) else REFRESH_REQUESTS
 
     def parameters(self) -> dict[str, float]:
-        return {**super().parameters(), "guarded_requests": float(self.guard.requests)}
+        return {**super().parameters(), "changes": float(self.changes)}
 
 
 class ByKv:

@@ -14,8 +14,9 @@ from marconi_ext.policies.admission import (
 )
 from marconi_ext.policies.checkpoints import CheckpointBook, Fate, Kind
 from marconi_ext.policies.eviction import Currency, FlopAware, Lru, LruLeaf, SegLen
+from marconi_ext.policies.hazards import age_bucket
 from marconi_ext.policies.registry import parse_policy
-from marconi_ext.policies.reuse_index import ReuseIndex, age_bucket
+from marconi_ext.policies.reuse_index import ReuseIndex
 from marconi_ext.policies.tuner import Marconi
 
 

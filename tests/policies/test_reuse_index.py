@@ -33,11 +33,13 @@ def test_a_group_is_estimated_as_one_class() -> None:
     assert np.allclose(parts[1], whole.value[0])
 
 
-def test_forgetting_keeps_rates_and_gives_up_confidence() -> None:
-    index = index_of([40.0, 40.0, 20.0], [400.0, 400.0, 200.0])
-    index.forget(0.25)
-    assert index.uses[0, 6] / index.exposure[0, 6] == 0.1
-    assert index.uses.sum() == 25.0
+def test_beginning_from_what_was_seen_of_late_forgets_all_else() -> None:
+    index, lately = index_of([40.0, 40.0, 20.0], [400.0, 400.0, 200.0]), index_of([0.0, 3.0, 0.0], [9.0] * 3)
+    index.begin_from(lately)
+    index.refresh(DOUBT_REQUESTS)  # nothing is new since, so nothing is in doubt
+    assert np.isclose(index.uses.sum(), 3.0)
+    assert np.isclose(index.exposure.sum(), 27.0)
+    assert np.allclose(index.value, lately.value, rtol=0.05)
 
 
 def refreshed_after(uses: float) -> ReuseIndex:

@@ -132,7 +132,7 @@ def test_more_victims_at_one_tick_are_the_next_lowest_that_may_still_go() -> Non
 @pytest.mark.parametrize("policy", [LearnedIndex, Ours])
 @pytest.mark.parametrize("kv_bytes", [0.0, 3.0])
 def test_learned_policies_bound_their_scores_and_score_single_rows_alike(policy, kv_bytes: float) -> None:
-    """Through traffic with ghosts, pins and forks, guarded or not, the search agrees with a full scan to the bit."""
+    """Through traffic with ghosts, pins and forks, changed or not, the search agrees with a full scan to the bit."""
     rng, currency = np.random.default_rng(1), Currency(2.0, 0.01, 1e4, kv_bytes)
     keeper = Keeper(Exact(), policy(currency), currency)
     book, rule, places = keeper.book, keeper.eviction, []
@@ -143,7 +143,8 @@ def test_learned_policies_bound_their_scores_and_score_single_rows_alike(policy,
         served = next((row for row in reversed(path) if book.live[row]), -1)
         keeper.use(path, served)
         if isinstance(rule, Ours):
-            rule.guard.active = turn % 7 == 0
+            rule._began = keeper.tick - 300 * (turn % 2)
+            rule._since = keeper.tick - 40
         parent = path[-1] if path else -1
         depth = 1 + int(rng.integers(1, 500)) + (int(book.depth[parent]) if path else 0)
         kind = Kind(int(rng.integers(4)))

@@ -1,0 +1,88 @@
+"""Has the traffic changed? Does what was seen of late foretell which records are used better than all that was learned?
+
+Two sets of hazards foretell, from one test to the next, *which* record a request uses, each in proportion to its
+hazard: those learned over thousands of requests, and those of the last few alone. The log of the ratio of what happened
+under both (nats) is summed up from where it was last nothing (a CUSUM test). Only which records are used counts: fewer
+uses than usual, as in a burst of prompts that share nothing, are no reason to make room.
+
+A test counts all records once, so it isn't made with each request, but sooner where one is suspicious: of the
+evidence so far, or of misses where hits are usual.
+"""
+
+from __future__ import annotations
+
+from math import log
+
+import numpy as np
+
+from marconi_ext.policies.hazards import Hazards
+from marconi_ext.policies.reuse_index import ReuseIndex
+
+CHANGED_NATS = 5.0  # 150 times likelier: less happens by chance
+SUSPICIOUS_NATS = 2.0
+TEST_REQUESTS, SUSPICIOUS_REQUESTS = 16, 4  # from one test to the next
+HALF_LIFE_REQUESTS = 16  # of what was seen of late
+USUAL_REQUESTS = 64  # over which the usual share of hits is taken
+FEWER = 1 / 4  # of the usual share, where misses are suspicious
+_SHARES = (0.05, 0.75)  # between which it is taken to be: nothing is suspicious at once
+
+
+class ChangeTest:
+    """Of one index, which has been told of all uses and exposure when `test` is called.
+
+    from_tick: there is no evidence before; traffic from an empty cache changes by itself
+    `lately`: what was seen of late; `since`: the tick from which on the evidence speaks
+    """
+
+    def __init__(self, index: ReuseIndex, from_tick: int = 0) -> None:
+        self.from_tick = from_tick
+        self.lately = Hazards(index.classes, index.prior, index.groups)
+        self.since = 0
+        self._index = index
+        self._rate = self._foretold()
+        self._seen = np.zeros((2, *index.uses.shape))  # the index's uses and exposure, counted already
+        self._tested = 0
+        self._evidence = self._misses = 0.0  # nats
+        self._hits = 0.5  # usual share
+
+    def due(self, tick: int, hit: bool) -> bool:
+        """A request, and whether most of the states known on its way served. True: it is time to `test`."""
+        share = min(max(self._hits, _SHARES[0]), _SHARES[1])
+        self._hits += (hit - self._hits) / USUAL_REQUESTS
+        self._misses = max(self._misses + log(FEWER if hit else (1 - FEWER * share) / (1 - share)), 0.0)
+        suspicious = max(self._evidence, self._misses) > SUSPICIOUS_NATS
+        return tick - self._tested >= (SUSPICIOUS_REQUESTS if suspicious else TEST_REQUESTS)
+
+    def test(self, tick: int) -> bool:
+        """Whether the traffic has changed. It was what it has been up to `since`."""
+        index, lately = self._index, self.lately
+        uses, exposure = index.uses - self._seen[0], index.exposure - self._seen[1]
+        in_all = (exposure * index.rate).sum()
+        if in_all > 0 and tick > self.from_tick:
+            foretold = (exposure * self._rate).sum() / in_all
+            found = (uses * log_ratio(self._rate, index.rate)).sum() - uses.sum() * log(foretold)
+            self._evidence = max(self._evidence + found, 0.0)
+        decay = 0.5 ** ((tick - self._tested) / HALF_LIFE_REQUESTS)
+        lately.uses = (lately.uses + uses) * decay
+        lately.exposure = (lately.exposure + exposure) * decay
+        self._rate, self._tested, self._misses = self._foretold(), tick, 0.0
+        self._seen[:] = index.uses, index.exposure
+        changed = self._evidence > CHANGED_NATS
+        if changed:
+            self._evidence = 0.0
+        elif self._evidence == 0.0:
+            self.since = tick
+        return changed
+
+    def mark(self) -> None:
+        """The index is refreshed: what it foretells from is no evidence of how well it does."""
+        self._seen[:] = self._index.uses, self._index.exposure
+
+    def _foretold(self) -> np.ndarray:
+        rates, of_class = self.lately.rates()
+        return rates[of_class]
+
+
+def log_ratio(rate: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Log of the ratio of two tables of hazards."""
+    return np.log(np.maximum(rate, 1e-12) / np.maximum(other, 1e-12))

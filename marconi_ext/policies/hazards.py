@@ -1,0 +1,126 @@
+"""Hazards of reuse: by class of checkpoint and age, how often a record is used in a request.
+
+For each class and age bucket (half octaves of requests) uses and exposure (requests during which a record of
+the class had that age) are counted. Where little has been seen, a bucket leans on its class, and a class on what is
+expected of it (`prior`, relative to a tail): hazard = pooled hazard at this age × the class's factor, each believed as
+far as it was observed. The pooled hazard itself leans on a curve that falls with age as 1/age, at the level of all
+uses. Classes may be parts of groups: the group is estimated as one class, and its parts have its hazards times a
+factor, as far as their uses differ from the group's by more than a standard deviation (believing all of a difference
+cost more by chance than it gave).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+import numpy as np
+
+BUCKETS = 33
+_EDGES = np.concatenate([[0.0], 2.0 ** (np.arange(BUCKETS) / 2)])  # bucket k: ages [_EDGES[k], _EDGES[k+1])
+WIDTHS = np.diff(_EDGES)
+_LOWER = np.maximum(_EDGES[:-1], 1.0)
+_EDGES_LIST = _EDGES.tolist()
+# of ages in whole requests, up to the last bucket's first: looking one up costs less than a search
+_AGES = np.arange(int(_EDGES[BUCKETS - 1]) + 2)
+BUCKET_OF = (_EDGES.searchsorted(_AGES, side="right") - 1).astype(np.int8)
+_BUCKET_BELOW = np.maximum(_EDGES.searchsorted(_AGES, side="left") - 1, 0).astype(
+    np.int8
+)  # of ages just below
+PRIOR_USES = 2.0  # expected uses after which a class is believed as much as its prior, a bucket as its class
+POOLED_USES = 0.5  # the same, of all classes together at one age
+
+
+def age_bucket(age: np.ndarray) -> np.ndarray:
+    """Bucket of ages in requests, >= 0."""
+    return np.minimum(_EDGES.searchsorted(age, side="right") - 1, BUCKETS - 1)
+
+
+def bucket_of_age(age: float) -> int:
+    """As `age_bucket`, for one age."""
+    return min(bisect_right(_EDGES_LIST, age) - 1, BUCKETS - 1)
+
+
+class Hazards:
+    """Tables of [classes, BUCKETS].
+
+    prior: float64[groups] - expected hazard of each group relative to the others'; None: all alike
+    groups: int[classes] - the group of each class, ascending from 0; None: each is its own (needs no prior)
+    """
+
+    def __init__(
+        self, classes: int, prior: np.ndarray | None = None, groups: np.ndarray | None = None
+    ) -> None:
+        self.classes = classes
+        self.prior = None if prior is None else np.asarray(prior, np.float64)
+        self.groups = np.arange(classes) if groups is None else np.asarray(groups)
+        self._firsts = np.flatnonzero(np.diff(self.groups, prepend=-1))  # the first class of each group
+        self._is_part = np.bincount(self.groups)[self.groups] > 1
+        self.uses = np.zeros((classes, BUCKETS))
+        self.exposure = np.zeros((classes, BUCKETS))
+
+    def used(self, label: int, age: int) -> None:
+        """A record of class `label` was used at this age."""
+        self.uses[label, bucket_of_age(age)] += 1
+
+    def expose_one(self, label: int, from_age: int, to_age: int) -> None:
+        """As `expose`, for one record."""
+        first = bucket_of_age(from_age)
+        last = bucket_of_age(max(to_age - 1e-9, from_age))
+        low, exposure = float(from_age), self.exposure[label]
+        for bucket in range(first, last):
+            exposure[bucket] += _EDGES_LIST[bucket + 1] - low
+            low = _EDGES_LIST[bucket + 1]
+        exposure[last] += to_age - low
+
+    def expose(self, labels: np.ndarray, from_age: np.ndarray, to_age: np.ndarray) -> None:
+        """Records of these classes lived from one age to another without a use."""
+        first = BUCKET_OF.take(from_age, mode="clip").astype(np.int64)
+        last = np.maximum(_BUCKET_BELOW.take(to_age, mode="clip"), first)
+        low, high = from_age.astype(np.float64), to_age.astype(np.float64)
+        total = np.zeros(self.exposure.size)
+        while len(low):  # one bucket a turn; few records span many
+            overlap = np.minimum(_EDGES[first + 1], high) - np.maximum(_EDGES[first], low)
+            overlap[first == BUCKETS - 1] = (high - low)[first == BUCKETS - 1]
+            total += np.bincount(labels * BUCKETS + first, overlap, minlength=total.size)
+            more = first < last
+            labels, high, first, last = labels[more], high[more], first[more] + 1, last[more]
+            low = _EDGES[first]
+        self.exposure += total.reshape(self.exposure.shape)
+
+    def rates(self) -> tuple[np.ndarray, np.ndarray]:
+        """Hazards by age, of what was seen and of what is believed before that counts; the row of each class."""
+        if self.prior is None:
+            weight = 2 * _LOWER
+            expected = (self.uses.sum(0) + 0.25) / (self.exposure.sum(0) + weight)
+            return (self.uses + weight * expected) / (self.exposure + weight), self.groups
+        uses = np.add.reduceat(self.uses, self._firsts)
+        exposure = np.add.reduceat(self.exposure, self._firsts)
+        rates = _leaning(uses, exposure, self._expected(uses, exposure))
+        whole = rates[self.groups]
+        expected = (self.exposure * whole).sum(1)
+        more = self.uses.sum(1) - expected
+        others = np.flatnonzero(self._is_part & (np.abs(more) > np.sqrt(expected)))
+        if len(others) == 0:
+            return rates, self.groups
+        more, expected = more[others], expected[others]
+        factor = 1 + (more - np.sign(more) * np.sqrt(expected)) / (expected + PRIOR_USES)
+        of_class = self.groups.copy()
+        of_class[others] = len(rates) + np.arange(len(others))
+        return np.concatenate([rates, factor[:, None] * whole[others]]), of_class
+
+    def _expected(self, uses: np.ndarray, exposure: np.ndarray) -> np.ndarray:
+        """Hazard that a group's bucket is believed to have before its own uses count."""
+        factor = self.prior
+        for _ in range(3):  # pooled hazard given the groups' factors, and those given the pooled hazard
+            weighted = factor @ exposure
+            level = (uses.sum() + 0.25) / ((weighted / _LOWER).sum() + PRIOR_USES)
+            weight = POOLED_USES / level * _LOWER  # an age without uses leans on hazard = level / age
+            pooled = (uses.sum(0) + POOLED_USES) / (weighted + weight)
+            factor = (uses.sum(1) + PRIOR_USES * self.prior) / (exposure @ pooled + PRIOR_USES)
+        return factor[:, None] * pooled
+
+
+def _leaning(uses: np.ndarray, exposure: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Hazards observed, that lean on `expected` as on PRIOR_USES uses seen at that rate."""
+    weight = PRIOR_USES / np.maximum(expected, 1e-9)
+    return (uses + weight * expected) / (exposure + weight)
