@@ -51,7 +51,7 @@ class ChangeTest:
         self._hits += (hit - self._hits) / USUAL_REQUESTS
         self._misses = max(self._misses + log(FEWER if hit else (1 - FEWER * share) / (1 - share)), 0.0)
         suspicious = max(self._evidence, self._misses) > SUSPICIOUS_NATS
-        return tick - self._tested >= (SUSPICIOUS_REQUESTS if suspicious else TEST_REQUESTS)
+        return tick % TEST_REQUESTS == 0 or (suspicious and tick - self._tested >= SUSPICIOUS_REQUESTS)
 
     def test(self, tick: int) -> bool:
         """Whether the traffic has changed. It was what it has been up to `since`."""
@@ -59,9 +59,10 @@ class ChangeTest:
         uses, exposure = index.uses - self._seen[0], index.exposure - self._seen[1]
         in_all = (exposure * index.rate).sum()
         if in_all > 0 and tick > self.from_tick:
+            used = uses.nonzero()
             foretold = (exposure * self._rate).sum() / in_all
-            found = (uses * log_ratio(self._rate, index.rate)).sum() - uses.sum() * log(foretold)
-            self._evidence = max(self._evidence + found, 0.0)
+            likelier = np.log(self._rate[used] / (index.rate[used] * foretold))
+            self._evidence = max(self._evidence + float((uses[used] * likelier).sum()), 0.0)
         decay = 0.5 ** ((tick - self._tested) / HALF_LIFE_REQUESTS)
         lately.uses = (lately.uses + uses) * decay
         lately.exposure = (lately.exposure + exposure) * decay
@@ -81,8 +82,3 @@ class ChangeTest:
     def _foretold(self) -> np.ndarray:
         rates, of_class = self.lately.rates()
         return rates[of_class]
-
-
-def log_ratio(rate: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Log of the ratio of two tables of hazards."""
-    return np.log(np.maximum(rate, 1e-12) / np.maximum(other, 1e-12))
