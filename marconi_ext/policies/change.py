@@ -5,13 +5,11 @@ hazard: those learned over thousands of requests, and those of the last few alon
 under both (nats) is summed up from where it was last nothing (a CUSUM test). Only which records are used counts: fewer
 uses than usual, as in a burst of prompts that share nothing, are no reason to make room.
 
-A test counts all records once, so it isn't made with each request, but sooner where one is suspicious: of the
-evidence so far, or of misses where hits are usual.
+A test counts all records once, so it isn't made with each request, but sooner where something is suspicious: the
+evidence so far, or a lead of LRU's.
 """
 
 from __future__ import annotations
-
-from math import log
 
 import numpy as np
 
@@ -22,9 +20,6 @@ CHANGED_NATS = 5.0  # 150 times likelier: less happens by chance
 SUSPICIOUS_NATS = 2.0
 TEST_REQUESTS, SUSPICIOUS_REQUESTS = 16, 4  # from one test to the next
 HALF_LIFE_REQUESTS = 16  # of what was seen of late
-USUAL_REQUESTS = 64  # over which the usual share of hits is taken
-FEWER = 1 / 4  # of the usual share, where misses are suspicious
-_SHARES = (0.05, 0.75)  # between which it is taken to be: nothing is suspicious at once
 
 
 class ChangeTest:
@@ -42,15 +37,11 @@ class ChangeTest:
         self._rate = self._foretold()
         self._seen = np.zeros((2, *index.uses.shape))  # the index's uses and exposure, counted already
         self._tested = 0
-        self._evidence = self._misses = 0.0  # nats
-        self._hits = 0.5  # usual share
+        self._evidence = 0.0  # nats
 
-    def due(self, tick: int, hit: bool) -> bool:
-        """A request, and whether most of the states known on its way served. True: it is time to `test`."""
-        share = min(max(self._hits, _SHARES[0]), _SHARES[1])
-        self._hits += (hit - self._hits) / USUAL_REQUESTS
-        self._misses = max(self._misses + log(FEWER if hit else (1 - FEWER * share) / (1 - share)), 0.0)
-        suspicious = max(self._evidence, self._misses) > SUSPICIOUS_NATS
+    def due(self, tick: int, suspicious: bool) -> bool:
+        """Whether it is time to `test`. suspicious: for other reasons than the evidence so far"""
+        suspicious = suspicious or self._evidence > SUSPICIOUS_NATS
         return tick % TEST_REQUESTS == 0 or (suspicious and tick - self._tested >= SUSPICIOUS_REQUESTS)
 
     def test(self, tick: int) -> bool:
@@ -66,7 +57,7 @@ class ChangeTest:
         decay = 0.5 ** ((tick - self._tested) / HALF_LIFE_REQUESTS)
         lately.uses = (lately.uses + uses) * decay
         lately.exposure = (lately.exposure + exposure) * decay
-        self._rate, self._tested, self._misses = self._foretold(), tick, 0.0
+        self._rate, self._tested = self._foretold(), tick
         self._seen[:] = index.uses, index.exposure
         changed = self._evidence > CHANGED_NATS
         if changed:

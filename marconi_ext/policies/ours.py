@@ -1,7 +1,7 @@
 """Our own policy: the learned index with finer classes and a test for change, in FLOPs saved per byte.
 
-Where the traffic isn't what it was (`change.py`), the index begins anew from what was seen of late, and records that
-weren't used since count little until it has learned.
+Where the traffic isn't what it was (`change.py`), or plain LRU turns out ahead (`guard.py`), the index begins anew from
+what was seen of late, and records that weren't used since count little until it has learned.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from marconi_ext.policies.change import CHANGED_NATS, ChangeTest
 from marconi_ext.policies.checkpoints import CheckpointBook, Kind
 from marconi_ext.policies.eviction import Currency
+from marconi_ext.policies.guard import LruGuard
 from marconi_ext.policies.learned import INSIDE, LearnedIndex
 
 # Expected hazards relative to a tail's, by group: what each kind of state is for. A few uses overrule them, and results
@@ -34,6 +35,8 @@ _RATES = (4, 16, 64)
 
 REFRESH_REQUESTS = 32
 BEFORE = exp(-CHANGED_NATS)  # how likely it is that a record not used since a change still counts
+LEAD_HITS = 6.0  # by which LRU must be ahead: less happens by chance
+SUSPICIOUS_HITS = 1.0
 FEW_REQUESTS = 256  # since it began to learn: it refreshes four times as often
 
 
@@ -48,18 +51,22 @@ class Ours(LearnedIndex):
     def __init__(self, currency: Currency | None = None, half_life_requests: float = 4000.0) -> None:
         super().__init__(currency, half_life_requests)
         self.change = ChangeTest(self.index, FEW_REQUESTS)
+        self.guard = LruGuard()
         self.changes = 0
         self.by_kv = ByKv(self)
         self._began = 0  # tick from which on the index has learned
         self._since = 0  # tick from which on the traffic is what it is
 
     def request(self, book: CheckpointBook, path: list[int], served: int, tick: int) -> None:
-        hit = served >= 0 and 2 * book.depth.item(served) >= book.depth.item(path[-1])
-        if self.change.due(tick, hit):
+        guard = self.guard
+        guard.request(book, path, served, tick)
+        if guard.lead > LEAD_HITS or self.change.due(tick, guard.lead > SUSPICIOUS_HITS):
             self._fit(len(book.live))
             self._settle(book, tick)
             if self.change.test(tick):
-                self._begin_anew(book, tick)
+                self._begin_anew(book, tick, self.change.since)
+            elif guard.lead > LEAD_HITS:
+                self._begin_anew(book, tick, guard.since)
         super().request(book, path, served, tick)
         if served >= 0 and self._known[served]:
             self._account(served, tick)
@@ -84,9 +91,18 @@ class Ours(LearnedIndex):
             return int(Kind.BRANCH)
         return super()._kind(book, row)
 
-    def _begin_anew(self, book: CheckpointBook, tick: int) -> None:
+    def offered(self, book: CheckpointBook, row: int, tick: int) -> None:
+        super().offered(book, row, tick)
+        self.guard.offered(book, row)
+
+    def forgotten(self, book: CheckpointBook, row: int) -> None:
+        self.guard.forgotten(row)
+        super().forgotten(book, row)
+
+    def _begin_anew(self, book: CheckpointBook, tick: int, since: int) -> None:
         self.index.begin_from(self.change.lately)
-        self._since, self._began = self.change.since, tick
+        self.guard.restart()
+        self._since, self._began = since, tick
         self.changes += 1
         self._refresh(book, tick)
 

@@ -81,19 +81,20 @@ def test_what_the_index_has_learned_since_is_no_evidence(change) -> None:
     assert test.lately.uses[1].sum() == 0.0
 
 
-def test_misses_where_hits_are_usual_are_looked_into(change) -> None:
-    """After 200 hits, two misses are suspicious. Where misses are usual, they aren't."""
+def test_a_test_is_due_every_sixteen_requests_and_sooner_where_something_is_suspicious(change) -> None:
     _, test = change
-    for tick in range(1, 201):
-        if test.due(tick, hit=True):
-            test.test(tick)
-    first = next(tick for tick in range(201, 217) if test.due(tick, hit=False))
-    assert first <= 200 + SUSPICIOUS_REQUESTS
-    for tick in range(first, 1000):
-        if test.due(tick, hit=False):
-            last = test._tested
-            test.test(tick)
-    assert test._tested - last == TEST_REQUESTS
+    assert [tick for tick in range(1, 40) if test.due(tick, suspicious=False)] == [16, 32]
+    test.test(32)
+    assert [tick for tick in range(33, 40) if test.due(tick, suspicious=True)] == [36, 37, 38, 39]
+    test._evidence = 3.0
+    assert test.due(32 + SUSPICIOUS_REQUESTS, suspicious=False)
+
+
+def test_there_is_no_evidence_while_an_empty_cache_fills(change) -> None:
+    index, test = change
+    test.from_tick = 1000
+    assert not any(windows(index, test, (0.0, 8.0), 10))
+    assert test.since == test._tested
 
 
 def test_records_of_before_count_little_until_the_index_has_learned() -> None:
@@ -105,8 +106,7 @@ def test_records_of_before_count_little_until_the_index_has_learned() -> None:
     rule._use[rows] = rule._counted[rows] = 80, 120
     tick = FEW_REQUESTS + 1
     before = rule.scores(book, np.array(rows), tick)
-    rule.change.since = 100
-    rule._begin_anew(book, tick)
+    rule._begin_anew(book, tick, since=100)
     score = rule.scores(book, np.array(rows), tick)
     assert score[0] < 2 * BEFORE * score[1]
     assert rule.index.uses.sum() == 0  # nothing of late
