@@ -16,7 +16,7 @@ import numpy as np
 from marconi_ext.policies.hazards import Hazards
 from marconi_ext.policies.reuse_index import ReuseIndex
 
-CHANGED_NATS = 5.0  # 150 times likelier: less happens by chance
+CHANGED_NATS = 10.0  # 20,000 times likelier: uses come in bursts, so that less happens by chance
 SUSPICIOUS_NATS = 2.0
 TEST_REQUESTS, SUSPICIOUS_REQUESTS = 16, 4  # from one test to the next
 HALF_LIFE_REQUESTS = 16  # of what was seen of late

@@ -7,11 +7,10 @@ what was seen of late, and records that weren't used since count little until it
 from __future__ import annotations
 
 from bisect import bisect_right
-from math import exp
 
 import numpy as np
 
-from marconi_ext.policies.change import CHANGED_NATS, ChangeTest
+from marconi_ext.policies.change import ChangeTest
 from marconi_ext.policies.checkpoints import CheckpointBook, Kind
 from marconi_ext.policies.eviction import Currency
 from marconi_ext.policies.guard import LruGuard
@@ -34,7 +33,7 @@ _OFTEN = _TAILS + 12  # the classes of those forked often: by the mean requests 
 _RATES = (4, 16, 64)
 
 REFRESH_REQUESTS = 32
-BEFORE = exp(-CHANGED_NATS)  # how likely it is that a record not used since a change still counts
+BEFORE = 1 / 128  # of its index: what a record counts that was not used since a change
 LEAD_HITS = 6.0  # by which LRU must be ahead: less happens by chance
 SUSPICIOUS_HITS = 1.0
 FEW_REQUESTS = 256  # since it began to learn: it refreshes four times as often
