@@ -12,7 +12,7 @@ from marconi_ext.errors import BadInputError
 from marconi_ext.outcome import INTERRUPTED, timing
 from marconi_ext.player import play
 from marconi_ext.progress import ReplayProgress
-from marconi_ext.provenance import provenance
+from marconi_ext.provenance import provenance, without_keys
 from marconi_ext.replay import Pacing
 from marconi_ext.results import ArmInfo, ResultsFolder, RunInfo, arm_folder
 from marconi_ext.run_folder import now
@@ -152,7 +152,7 @@ def _note(info: RunInfo, arm: Arm, running: ArmServer, repeat: int) -> ArmInfo:
         name=arm.name,
         folder=arm_folder(arm.name),
         meaning=arm.meaning,
-        flags=running.flags,
+        flags=without_keys(running.flags),
         status_line=running.status_line,
         page_size=running.page_size,
     )
