@@ -33,7 +33,7 @@ _OFTEN = _TAILS + 12  # the classes of those forked often: by the mean requests 
 _RATES = (4, 16, 64)
 
 REFRESH_REQUESTS = 32
-BEFORE = 1 / 128  # of its index: what a record counts that was not used since a change
+BEFORE = 1 / 16  # of its index: what a record not used since a change counts; less makes a false alarm dear
 LEAD_HITS = 6.0  # by which LRU must be ahead: less happens by chance
 SUSPICIOUS_HITS = 1.0
 FEW_REQUESTS = 256  # since it began to learn: it refreshes four times as often
