@@ -45,7 +45,7 @@ class LearnedIndex:
 
     classes: ClassVar[int] = CLASSES
     tail_classes: ClassVar[int] = TAIL_CLASSES  # the first ones
-    prior: ClassVar[np.ndarray | None] = None  # the study's GIT expects nothing of a class before it is seen
+    prior: ClassVar[np.ndarray | None] = None  # `git` expects nothing of a class before it is seen
     groups: ClassVar[np.ndarray | None] = None
 
     def __init__(self, currency: Currency | None = None, half_life_requests: float = 4000.0) -> None:
