@@ -23,7 +23,6 @@ from marconi_ext.config import MarconiConfig
 from marconi_ext.policies.admission import Offer
 from marconi_ext.policies.background import Tuner
 from marconi_ext.policies.keeper import Keeper
-from marconi_ext.policies.messages import MessageHeaders
 from marconi_ext.policies.records import TreeRecords, row_of
 from marconi_ext.policies.serving import Match, Plan, Serving
 from marconi_ext.policies.tuner import Marconi
@@ -46,7 +45,6 @@ class MarconiMambaComponent(StatePublishing):
         None  # set by `adopt`, before any request; the constructor resets the tree earlier
     )
     keeps_stock_order = False
-    headers = MessageHeaders()  # set once the scheduler has its tokenizer
 
     def adopt(
         self, config: MarconiConfig, keeper: Keeper, ledger: CheckpointLedger, stats: CacheStats
@@ -174,8 +172,7 @@ class MarconiMambaComponent(StatePublishing):
             ahead = last.children.get(key.child_key(1))
         # A view for the call alone: SGLang appends to this array, which Python refuses while somebody has one.
         tokens = np.frombuffer(ids, np.int64)
-        match = Match(path, served, len(ids), req.prefix_len, ahead, tokens)
-        plan = self.serving.begin(match, self.headers.boundaries(tokens))
+        plan = self.serving.begin(Match(path, served, len(ids), req.prefix_len, ahead, tokens))
         if self.tuner is not None:
             self.tuner.step(self.keeper.tick)
         if not req.retracted_stain:

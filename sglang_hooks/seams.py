@@ -97,7 +97,7 @@ def _scheduler_init(
 
     state = live()
     if state is not None:
-        state.cache.mamba.headers = headers_for(scheduler, config)
+        state.cache.mamba.serving.headers = headers_for(scheduler, config)
     announce(scheduler)
     start_publishing(scheduler)
 

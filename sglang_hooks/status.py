@@ -25,7 +25,7 @@ def announce(scheduler: Any) -> None:
         cache.req_to_token_pool.mamba_allocator.size,
         cache.page_size,
         len(cache.req_to_token_pool.mamba_map),
-        len(cache.mamba.headers.headers),
+        len(cache.mamba.serving.headers.headers),
         scheduler.ps.tp_rank if hasattr(scheduler, "ps") else 0,
     )
 

@@ -8,7 +8,6 @@ import typer
 from marconi_ext.commands import traffic_options as traffic
 
 SERVERS = "Servers"
-TIMING = "When"
 RESULTS = "Results"
 
 
@@ -67,17 +66,17 @@ def bench(
     request_timeout: Annotated[
         float, typer.Option(min=1, help="Seconds an answer may take.", rich_help_panel=SERVERS)
     ] = 300,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight.", rich_help_panel=TIMING)] = 4,
+    concurrency: Annotated[
+        int, typer.Option(min=1, help="Requests in flight.", rich_help_panel=traffic.TIMING)
+    ] = 4,
     speed: Annotated[
         float | None,
         typer.Option(
             help="Keep the trace's times, so many times faster; default: send as soon as there is room.",
-            rich_help_panel=TIMING,
+            rich_help_panel=traffic.TIMING,
         ),
     ] = None,
-    max_rate: Annotated[
-        float | None, typer.Option(help="Requests a second at most.", rich_help_panel=TIMING)
-    ] = None,
+    max_rate: traffic.MaxRate = None,
     sessions: traffic.Sessions = None,
     turns: traffic.Turns = None,
     limit: traffic.Limit = None,

@@ -8,7 +8,6 @@ import typer
 from marconi_ext.commands import traffic_options as traffic
 from marconi_ext.commands.traffic_options import TRAFFIC
 
-TIMING = "When"
 FAILURES = "Failures"
 RESULTS = "Results"
 DEFAULT_MAX_OPEN = 4_096
@@ -29,16 +28,17 @@ def replay(
     ] = "trace",
     concurrency: Annotated[
         int | None,
-        typer.Option(min=1, help="Closed loop: so many in flight, times ignored.", rich_help_panel=TIMING),
+        typer.Option(
+            min=1, help="Closed loop: so many in flight, times ignored.", rich_help_panel=traffic.TIMING
+        ),
     ] = None,
     speed: Annotated[
-        float, typer.Option(help="The trace's times, so many times faster.", rich_help_panel=TIMING)
+        float, typer.Option(help="The trace's times, so many times faster.", rich_help_panel=traffic.TIMING)
     ] = 1.0,
-    max_rate: Annotated[
-        float | None, typer.Option(help="Requests a second at most.", rich_help_panel=TIMING)
-    ] = None,
+    max_rate: traffic.MaxRate = None,
     max_open: Annotated[
-        int, typer.Option(min=1, help="In flight at most; more are held back.", rich_help_panel=TIMING)
+        int,
+        typer.Option(min=1, help="In flight at most; more are held back.", rich_help_panel=traffic.TIMING),
     ] = DEFAULT_MAX_OPEN,
     sessions: traffic.Sessions = None,
     turns: traffic.Turns = None,

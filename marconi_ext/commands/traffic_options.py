@@ -1,10 +1,10 @@
-"""Options that `marconi replay` and `marconi bench` share: what is sent, and how it is cut to size."""
+"""Options that `marconi replay` and `marconi bench` share: what is sent, how it is cut to size, and when."""
 
 from typing import Annotated
 
 import typer
 
-TRAFFIC = "What to send"
+TRAFFIC, TIMING = "What to send", "When"
 
 
 def _option(help: str, **settings):
@@ -25,3 +25,4 @@ Strict = Annotated[bool, _option("Refuse a trace with a broken line.")]
 Seed = Annotated[int, _option("Of drawn arrivals and synthetic traffic.", min=0)]
 SessionsPerS = Annotated[float, _option("Where the trace has no times: sessions a second.")]
 ResponseS = Annotated[float, _option("Mean seconds between turns, likewise.")]
+MaxRate = Annotated[float | None, typer.Option(help="Requests a second at most.", rich_help_panel=TIMING)]

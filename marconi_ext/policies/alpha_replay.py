@@ -110,9 +110,8 @@ class _Pools:
         np.divide(1.0, tick + 1 - self._use[some], out=scores[0])
         scores[1] = self._log.currency.worth(self._depth[some], self._above[some])
         pinned = (self._pinned[rows] >= 0).nonzero()[0] if self._log.slots > 1 else rows[:0]
-        held = self._pinned[
-            rows[pinned]
-        ]  # by the running request: as their neighbours, so that the scale is the others'
+        held = self._pinned[rows[pinned]]
+        # those that a running request holds are as their neighbours, so that the scale is the others'
         scores[:, pinned, held] = scores[:, pinned, held - 1]
         recency, efficiency = _scaled(scores)
         utility = recency + ALPHAS[rows, None] * efficiency

@@ -18,6 +18,7 @@ import numpy as np
 from marconi_ext.policies.admission import Offer, PromptFacts
 from marconi_ext.policies.checkpoints import Kind
 from marconi_ext.policies.keeper import Keeper
+from marconi_ext.policies.messages import MessageHeaders
 from marconi_ext.policies.records import TreeRecords, row_of
 
 
@@ -69,8 +70,9 @@ class Serving:
         self.records = records
         self.kinds = frozenset(kinds)
         self.page_tokens = page_tokens
+        self.headers = MessageHeaders()  # of the server's chat template, set once that is known
 
-    def begin(self, match: Match, boundaries: tuple[int, ...] = ()) -> Plan:
+    def begin(self, match: Match) -> Plan:
         """A request's prefill is about to start: learn from its match, and plan its states.
 
         What was evicted since the match, to make room for the request itself, is left out.
@@ -98,7 +100,7 @@ class Serving:
             hit_tokens=match.hit_tokens,
             kv_tokens=match.kv_tokens,
             diverges=children > 0,
-            boundaries=boundaries,
+            boundaries=() if tokens is None else self.headers.boundaries(tokens),
             tokens=tokens,
         )
         plan = Plan(match, lost, self._wanted(facts))

@@ -54,7 +54,6 @@ class LiveRules:
         headers: MessageHeaders | None = None,
     ) -> None:
         self.tuner = tuner
-        self.headers = headers or MessageHeaders()
         self.shared_bytes = shared_bytes
         self.slots = slots
         self.tokens = tokens
@@ -63,6 +62,7 @@ class LiveRules:
         self.keeper = Keeper(admission, eviction, currency)
         self.records = TreeRecords(self.keeper, lambda node: len(node.tokens))
         self.serving = Serving(self.keeper, self.records, kinds)
+        self.serving.headers = headers or MessageHeaders()
         self._pending: list[_Pending] = []
         self._held_slots = 0  # by the running request, its own and those of states not published yet
         self._held_tokens = 0  # KV that is not in the tree yet
@@ -74,7 +74,7 @@ class LiveRules:
         if not self._take_slot():
             raise ValueError("slots: no room for a running request")
         self._take_tokens(len(prompt) - match.hit_tokens)
-        plan = self.serving.begin(match, self.headers.boundaries(prompt))
+        plan = self.serving.begin(match)
         if self.tuner is not None:
             self.tuner.step(self.keeper.tick)
         for offer in plan.offers:
