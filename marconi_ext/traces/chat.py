@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 
@@ -52,16 +53,33 @@ def parse_message(value: Any) -> Message:
 
 
 def content_text(content: Any) -> str:
-    """The text of a message's content: text, null, or a list of parts (only their text is kept)."""
+    """The text of a message's content: text, null, or a list of parts, each as a model sees it.
+
+    OpenAI's and Anthropic's parts: text and reasoning as they are, a tool's result as its content, a tool's use as
+    JSON of its name and input, anything else (an image, a file) as a short name that equal parts share.
+    """
     if content is None:
         return ""
     if isinstance(content, str):
         return content
     if isinstance(content, list) and all(isinstance(part, dict) for part in content):
-        texts = [part.get("text", "") for part in content]
-        if all(isinstance(text, str) for text in texts):
-            return "".join(texts)
+        return "".join(_part_text(part) for part in content)
     raise BrokenRecordError(f"content: expected text or a list of parts, found {short(content)}")
+
+
+def _part_text(part: dict) -> str:
+    for key in ("text", "thinking"):
+        if key in part:
+            if isinstance(part[key], str):
+                return part[key]
+            raise BrokenRecordError(f"content: {key}: expected text, found {short(part[key])}")
+    match part.get("type"):
+        case "tool_result":
+            return content_text(part.get("content"))
+        case "tool_use":
+            return compact({key: part.get(key) for key in ("name", "input")})
+    whole = compact(part).encode("utf-8", "surrogatepass")
+    return f"[{part.get('type', 'part')} {crc32(whole):08x}]"
 
 
 def compact(value: Any) -> str:

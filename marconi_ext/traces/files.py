@@ -40,6 +40,43 @@ def reading_failed(error: Exception) -> str:
     return f"can't be read: {getattr(error, 'strerror', None) or error}"
 
 
+def json_records(path: Path, problems: Problems) -> Iterator[tuple[int, dict]]:
+    """Yield (number, object) of a file that holds one object a line, one list of objects, or one object.
+
+    The number counts lines, or the list's items, from 1. What isn't an object is reported.
+    """
+    document = _whole_document(path)
+    if document is None:
+        yield from json_lines(path, problems)
+        return
+    for number, record in enumerate(document if isinstance(document, list) else [document], start=1):
+        if isinstance(record, dict):
+            yield number, record
+        else:
+            found = f"record {number}: expected an object, found {type(record).__name__}"
+            problems.add(str(path), number, found)
+
+
+def _whole_document(path: Path) -> Any:
+    """The file's one JSON value, where its first line isn't an object of its own; None: read it line by line."""
+    try:
+        with open_binary(path) as file:
+            first = next((line for line in file if line.strip()), b"")
+            if not first.lstrip().startswith((b"{", b"[")) or isinstance(_decoded(first), dict):
+                return None
+        with open_binary(path) as file:
+            return _decoded(file.read())
+    except READ_ERRORS:
+        return None
+
+
+def _decoded(raw: bytes) -> Any:
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+
+
 def json_lines(path: Path, problems: Problems) -> Iterator[tuple[int, dict]]:
     """Yield (line number, object) for each line; blank lines are passed over, broken ones reported."""
     line = 0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from marconi_ext.traces import fields
 from marconi_ext.traces.chat import Call, Message, linear_calls, single_call
-from marconi_ext.traces.files import json_lines
+from marconi_ext.traces.files import json_records
 from marconi_ext.traces.problems import Problems
 from marconi_ext.traces.sessions import display_messages
 from marconi_ext.traces.text import TextTokenizer
@@ -24,7 +24,7 @@ def read(paths: list[Path], problems: Problems, tokenizer: TextTokenizer) -> Ite
     """One session for each session_id; lines are sorted by time, those with an empty input dropped."""
     lines: dict[str, list[Line]] = {}
     for path in paths:
-        for number, record in json_lines(path, problems):
+        for number, record in json_records(path, problems):
             try:
                 name = fields.identifier(record, "session_id")
                 time_s = fields.number(record, "timestamp") / 1e6

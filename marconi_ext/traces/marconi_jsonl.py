@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from marconi_ext.traces import fields
-from marconi_ext.traces.files import json_lines
+from marconi_ext.traces.files import json_records
 from marconi_ext.traces.problems import Problems
 from marconi_ext.traces.request import Request
 
@@ -15,7 +15,7 @@ from marconi_ext.traces.request import Request
 def read(path: Path, problems: Problems) -> Iterator[Request]:
     """Yield the file's requests in its own order; arrival_s counts from the first good line's ts (s)."""
     start_s = None
-    for line, record in json_lines(path, problems):
+    for line, record in json_records(path, problems):
         try:
             ts = fields.number(record, "ts")
             request = Request(

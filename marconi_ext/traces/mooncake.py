@@ -1,16 +1,23 @@
-"""Mooncake's block-hash traces: each hash id stands for 512 prompt tokens together with all before it."""
+"""Block-hash traces, Mooncake's form: each hash id stands for a block of prompt tokens together with all before it.
 
+Mooncake's blocks have 512 tokens, others' 16 or 64: the size is what most of the first records agree with, or what
+they say in `block_size`.
+"""
+
+from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from marconi_ext.traces import fields
-from marconi_ext.traces.files import json_lines
+from marconi_ext.traces.files import json_records
 from marconi_ext.traces.problems import Problems
 from marconi_ext.traces.request import Request, token_array
 
-BLOCK_TOKENS = 512
+BLOCK_SIZES = 512, 1024, 256, 128, 64, 32, 16  # tokens; the first is taken where several fit alike
+LOOKED_AT = 200  # records that tell the size
 FIRST_TOKEN_ID = 1_000  # below it tokenizers keep their control tokens
 LAST_TOKEN_ID = 131_071  # Tekken's and Nemotron-H's vocabulary
 MAX_INPUT_TOKENS = 2**24  # a longer prompt is a typing error, not a request
@@ -18,12 +25,12 @@ MAX_INPUT_TOKENS = 2**24  # a longer prompt is a typing error, not a request
 
 def read(path: Path, problems: Problems) -> Iterator[Request]:
     """Yield requests in the file's order; every request is a session of its own, as no session is known."""
-    start_s = None
-    for line, record in json_lines(path, problems):
+    start_s, block_tokens = None, block_size(path)
+    for line, record in json_records(path, problems):
         try:
             arrival_s = fields.number(record, "timestamp") / 1e3
             length = fields.count(record, "input_length")
-            input_ids = expand_blocks(_hash_ids(record), length)
+            input_ids = expand_blocks(_hash_ids(record), length, block_tokens)
             answer = fields.count(record, "output_length")
             if answer > MAX_INPUT_TOKENS:
                 raise fields.BrokenRecordError(f"output_length: {answer} is over {MAX_INPUT_TOKENS}")
@@ -36,16 +43,30 @@ def read(path: Path, problems: Problems) -> Iterator[Request]:
         yield Request(f"{path.stem}/{line}", 0, arrival_s - start_s, input_ids, token_array(output_ids))
 
 
-def expand_blocks(hash_ids: list[int], length: int) -> np.ndarray:
-    """int32[length] - 512 deterministic tokens a hash id, the last block cut to the prompt's length."""
+def block_size(path: Path) -> int:
+    """Tokens a block, by the file's first records."""
+    agree: Counter[int] = Counter()
+    for _, record in islice(json_records(path, Problems(on_problem=lambda _: None)), LOOKED_AT):
+        try:
+            if "block_size" in record:
+                return max(fields.count(record, "block_size"), 1)
+            length, blocks = fields.count(record, "input_length"), len(_hash_ids(record))
+        except fields.BrokenRecordError:
+            continue
+        agree.update(size for size in BLOCK_SIZES if -(-length // size) == blocks)
+    return max(BLOCK_SIZES, key=lambda size: agree[size])
+
+
+def expand_blocks(hash_ids: list[int], length: int, block_tokens: int = BLOCK_SIZES[0]) -> np.ndarray:
+    """int32[length] - `block_tokens` deterministic tokens a hash id, the last block cut to the prompt's length."""
     if length < 1 or length > MAX_INPUT_TOKENS:
         raise fields.BrokenRecordError(f"input_length: {length} is not in 1 … {MAX_INPUT_TOKENS}")
-    blocks = -(-length // BLOCK_TOKENS)
+    blocks = -(-length // block_tokens)
     if len(hash_ids) != blocks:
         raise fields.BrokenRecordError(
-            f"hash_ids: {len(hash_ids)} ids, but {length} tokens are {blocks} blocks of {BLOCK_TOKENS}"
+            f"hash_ids: {len(hash_ids)} ids, but {length} tokens are {blocks} blocks of {block_tokens}"
         )
-    return token_array(np.concatenate([_tokens_of(np.uint64(h), BLOCK_TOKENS) for h in hash_ids])[:length])
+    return token_array(np.concatenate([_tokens_of(np.uint64(h), block_tokens) for h in hash_ids])[:length])
 
 
 def _hash_ids(record: dict) -> list[int]:

@@ -1,11 +1,14 @@
 """`read_trace`: any trace file or folder as one stream of requests, its format found by itself."""
 
 import json
+import shutil
+import sys
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
-from marconi_ext.traces import few_shot, lmcache, marconi_jsonl, mooncake, sessions, toolbench
+from marconi_ext.traces import agents, few_shot, lmcache, marconi_jsonl, mooncake, sessions, toolbench
 from marconi_ext.traces.files import READ_ERRORS, open_binary, why_unreadable
 from marconi_ext.traces.problems import Problem, Problems, TraceError
 from marconi_ext.traces.request import Request
@@ -19,6 +22,8 @@ SIGNS: dict[str, tuple[str, ...]] = {
     "messages": ("messages",),
     "tau_bench": ("traj",),
     "mt_bench_101": ("history",),
+    "swe_agent": ("history",),
+    "openhands": ("history",),
     "lmcache": ("input", "output", "timestamp"),
     "bbh_fewshot": ("examples",),
     "toolbench_dfs": ("tree", "answer_generation"),
@@ -34,10 +39,14 @@ PER_FILE = {
     "mt_bench_101": sessions.read_mt_bench,
     "sharegpt": sessions.read_sharegpt,
     "tau_few_shot": sessions.read_display,
+    "swe_agent": agents.read_swe_agent,
+    "openhands": agents.read_openhands,
 }
-SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
+SUFFIXES = (".jsonl", ".json", ".traj", ".jsonl.gz", ".json.gz")
+STANDARD_INPUT = "-"
 SNIFFED_LINES = 100  # broken lines at the top don't hide a format, but a file of garbage ends soon
 SNIFFED_BYTES = 64 * 2**20
+SHOWN_FIELDS = 12
 
 
 def read_trace(
@@ -50,25 +59,43 @@ def read_trace(
     arrivals: Arrivals | None = None,
     on_problem: Callable[[Problem], None] | None = None,
 ) -> Iterator[Request]:
-    """Yield the requests of a trace file, or of a folder of files of one format.
+    """Yield the requests of a trace file, of a folder of files of one format, or of standard input (`-`).
 
     format: one of FORMATS; tokenizer: 'tekken' or a Hugging Face folder, for traces of text
     strict: refuse a broken line instead of skipping it; limit: stop after so many requests
     arrivals: draws for traces without times; on_problem: called for each skipped record (else logged)
 
     The flat formats (marconi, mooncake) keep the file's order; sessions are merged in time order.
+    A folder's files of another format, and sessions without times among others with, are told of as problems.
     Raises TraceError: no such file, unknown format, a broken line (strict), or no request at all.
     """
-    path = Path(path)
     if format not in FORMATS:
         raise TraceError(f"--format {format}: not one of {', '.join(FORMATS)}")
+    if str(path) == STANDARD_INPUT:
+        return _read_standard_input(
+            format=format,
+            tokenizer=tokenizer,
+            strict=strict,
+            limit=limit,
+            arrivals=arrivals,
+            on_problem=on_problem,
+        )
+    path = Path(path)
     problems = Problems(strict=strict, on_problem=on_problem)
     files = [path] if path.is_file() else _files_below(path)
     if not files:
         raise TraceError(f"--trace {path}: no trace file there (looked for {', '.join(SUFFIXES)})")
-    format, files = _choose(path, files, ALIASES.get(format, format))
+    format, files = _choose(path, files, ALIASES.get(format, format), problems)
     stream = _stream(format, files, problems, tokenizer, arrivals or Arrivals())
     return _never_empty(islice(stream, limit), path, problems)
+
+
+def _read_standard_input(**options) -> Iterator[Request]:
+    """Sessions are sorted and tokenised late, so what comes in is kept in a file meanwhile."""
+    with NamedTemporaryFile(suffix=".jsonl") as kept:
+        shutil.copyfileobj(sys.stdin.buffer, kept)
+        kept.flush()
+        yield from read_trace(kept.name, **options)
 
 
 def _stream(
@@ -85,7 +112,13 @@ def _stream(
         found = toolbench.read(files, problems, text)
     else:
         found = chain.from_iterable(PER_FILE[format](file, problems, text) for file in files)
-    return place(found, arrivals)
+
+    def no_times(session) -> None:
+        problems.add(
+            str(files[0]), 0, f"session {session.session_id}: an answer has no time; its times are drawn"
+        )
+
+    return place(found, arrivals, no_times)
 
 
 def _never_empty(stream: Iterator[Request], path: Path, problems: Problems) -> Iterator[Request]:
@@ -108,41 +141,60 @@ def _files_below(path: Path) -> list[Path]:
     return sorted(p for p in path.rglob("*") if p.is_file() and p.name.endswith(SUFFIXES))
 
 
-def _choose(path: Path, files: list[Path], format: str) -> tuple[str, list[Path]]:
+def _choose(path: Path, files: list[Path], format: str, problems: Problems) -> tuple[str, list[Path]]:
     """The format and the files that have it. A folder may hold several: the first in SIGNS is taken."""
     if format != "auto" and len(files) == 1:
         return format, files
     found: dict[str, list[Path]] = {}
     for file in files:
         found.setdefault(sniff(file) or "", []).append(file)
-    if format != "auto":
-        if format not in found:
-            raise TraceError(f"--format {format}: no file of that format in {path}")
-        return format, found[format]
-    for known in SIGNS:
-        if known in found:
-            return known, found[known]
-    _refuse_unreadable(path)
-    raise TraceError(f"{path}: no known trace format; name one with --format ({', '.join(SIGNS)})")
+    if format != "auto" and format not in found:
+        raise TraceError(f"--format {format}: no file of that format in {path}")
+    chosen = format if format != "auto" else next((known for known in SIGNS if known in found), None)
+    if chosen is None:
+        _refuse_unreadable(path)
+        raise TraceError(f"{path}: no known trace format{_fields_found(files[0])}; known are {_signs()}")
+    for other in sorted(found.keys() - {chosen, ""}):
+        for file in found[other]:
+            problems.add(str(file), 0, f"is {other}, not {chosen}: passed over (--format {other} reads it)")
+    return chosen, found[chosen]
+
+
+def _fields_found(file: Path) -> str:
+    record = first_record(file)
+    if record is None:
+        return ": no JSON object in it"
+    names = ", ".join(sorted(map(str, record))[:SHOWN_FIELDS])
+    return f": its first record has the fields {names}" if names else ": its first record is empty"
+
+
+def _signs() -> str:
+    return "; ".join(f"{name} ({', '.join(signs)})" for name, signs in SIGNS.items())
 
 
 def sniff(path: Path) -> str | None:
     """The format of one file by the fields of its first record that can be read, or None."""
+    record = first_record(path)
+    return None if record is None else _by_fields(record)
+
+
+def first_record(path: Path) -> dict | None:
+    """The first JSON object of a file of lines, of a list, or of one object over many lines."""
     try:
         with open_binary(path) as file:
             for raw in islice(file, SNIFFED_LINES):
                 record = _decode(raw)
                 if isinstance(record, dict):
-                    return _by_fields(record)
+                    return record
                 if isinstance(record, list):
                     break
-        with open_binary(path) as file:  # one JSON value over many lines
+        with open_binary(path) as file:
             document = _decode(file.read(SNIFFED_BYTES))
     except READ_ERRORS:
         return None
     if isinstance(document, list) and document:
         document = document[0]
-    return _by_fields(document) if isinstance(document, dict) else None
+    return document if isinstance(document, dict) else None
 
 
 def _decode(raw: bytes):
@@ -153,4 +205,16 @@ def _decode(raw: bytes):
 
 
 def _by_fields(record: dict) -> str | None:
-    return next((name for name, signs in SIGNS.items() if all(sign in record for sign in signs)), None)
+    for name, signs in SIGNS.items():
+        if all(sign in record for sign in signs) and (signs != ("history",) or name == _history(record)):
+            return name
+    return None
+
+
+def _history(record: dict) -> str:
+    """Which of the formats that call their conversation `history` a record has."""
+    items = record["history"]
+    first = items[0] if isinstance(items, list) and items else None
+    if isinstance(first, list) or (isinstance(first, dict) and agents.is_event(first)):
+        return "openhands"
+    return "swe_agent" if isinstance(first, dict) and "role" in first else "mt_bench_101"

@@ -6,7 +6,7 @@ from typing import Any
 
 from marconi_ext.traces import fields
 from marconi_ext.traces.chat import Message, compact, content_text, linear_calls, parse_message
-from marconi_ext.traces.files import json_document, json_lines
+from marconi_ext.traces.files import json_records
 from marconi_ext.traces.problems import Problems
 from marconi_ext.traces.text import TextTokenizer
 from marconi_ext.traces.timeline import Session
@@ -15,8 +15,8 @@ NAMES = ("session_id", "conversation_id", "instance_id", "id")  # where a record
 
 
 def read_messages(path: Path, problems: Problems, tokenizer: TextTokenizer) -> Iterator[Session]:
-    """One conversation a line: {messages: [{role, content, call?: {created}}], tools?, session_id?}."""
-    for line, record in json_lines(path, problems):
+    """One conversation a record: {messages: [{role, content, call?: {created}}], tools?, session_id?}."""
+    for line, record in json_records(path, problems):
         try:
             yield messages_session(record, record_name(record, f"{path.stem}/{line}"), tokenizer)
         except fields.BrokenRecordError as error:
@@ -24,8 +24,8 @@ def read_messages(path: Path, problems: Problems, tokenizer: TextTokenizer) -> I
 
 
 def read_mt_bench(path: Path, problems: Problems, tokenizer: TextTokenizer) -> Iterator[Session]:
-    """One dialogue a line: {history: [{user, bot}]}."""
-    for line, record in json_lines(path, problems):
+    """One dialogue a record: {history: [{user, bot}]}."""
+    for line, record in json_records(path, problems):
         try:
             messages = []
             for turn in fields.listing(record, "history"):
@@ -39,8 +39,8 @@ def read_mt_bench(path: Path, problems: Problems, tokenizer: TextTokenizer) -> I
 
 
 def read_sharegpt(path: Path, problems: Problems, tokenizer: TextTokenizer) -> Iterator[Session]:
-    """A JSON list, or lines, of {conversations: [{from, value}]}."""
-    for line, record in records(path, problems):
+    """One conversation a record: {conversations: [{from, value}]}."""
+    for line, record in json_records(path, problems):
         try:
             turns = fields.listing(record, "conversations")
             messages = [
@@ -55,8 +55,8 @@ def read_sharegpt(path: Path, problems: Problems, tokenizer: TextTokenizer) -> I
 
 
 def read_tau_bench(path: Path, problems: Problems, tokenizer: TextTokenizer) -> Iterator[Session]:
-    """A JSON list of {task_id, trial, traj: [messages]}."""
-    for number, record in records(path, problems):
+    """One task a record: {task_id, trial, traj: [messages]}."""
+    for number, record in json_records(path, problems):
         try:
             record = {
                 "messages": fields.need(record, "traj"),
@@ -66,23 +66,6 @@ def read_tau_bench(path: Path, problems: Problems, tokenizer: TextTokenizer) -> 
             yield messages_session(record, name, tokenizer)
         except fields.BrokenRecordError as error:
             problems.add(str(path), number, f"record {number}: {error}")
-
-
-def records(path: Path, problems: Problems) -> Iterator[tuple[int, dict]]:
-    """(number, object) from lines, or from one JSON list; numbers count from 1."""
-    if path.name.removesuffix(".gz").endswith(".jsonl"):
-        yield from json_lines(path, problems)
-        return
-    document = json_document(path, problems)
-    if document is None:
-        return
-    for number, record in enumerate(document if isinstance(document, list) else [document], start=1):
-        if isinstance(record, dict):
-            yield number, record
-        else:
-            problems.add(
-                str(path), number, f"record {number}: expected an object, found {fields.short(record)}"
-            )
 
 
 def record_name(record: dict, default: str) -> str:
@@ -135,7 +118,7 @@ def display_messages(value: Any) -> list[Message]:
 
 def read_display(path: Path, problems: Problems, tokenizer: TextTokenizer) -> Iterator[Session]:
     """tau-bench's few-shot files: {messages_display: 'user: …\\nassistant: …'} a line."""
-    for line, record in json_lines(path, problems):
+    for line, record in json_records(path, problems):
         try:
             messages = display_messages(fields.text(record, "messages_display"))
             yield linear_session(f"{path.stem}/{line}", messages, tokenizer)

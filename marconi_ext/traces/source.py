@@ -8,7 +8,7 @@ from pathlib import Path
 from marconi_ext.errors import BadInputError
 from marconi_ext.output import stderr_console
 from marconi_ext.traces.problems import Problem
-from marconi_ext.traces.read import read_trace
+from marconi_ext.traces.read import STANDARD_INPUT, read_trace
 from marconi_ext.traces.request import Request
 from marconi_ext.traces.timeline import Arrivals
 
@@ -55,8 +55,10 @@ def check_source(trace: str, sessions_per_s: float = 1.0, response_s: float = 5.
         from marconi_ext.traces.synthetic import check_name
 
         check_name(trace.removeprefix(SYNTHETIC))
-    elif not Path(trace).exists():
-        raise BadInputError(f"trace {trace}: no such file or folder (synthetic traffic is synthetic:NAME)")
+    elif trace != STANDARD_INPUT and not Path(trace).exists():
+        raise BadInputError(
+            f"trace {trace}: no such file or folder (standard input is -, synthetic traffic is synthetic:NAME)"
+        )
 
 
 class Reporter:

@@ -51,10 +51,13 @@ class Session:
     times_s: list[float] | None = None
 
 
-def place(sessions: Iterable[Session], arrivals: Arrivals) -> Iterator[Request]:
+def place(
+    sessions: Iterable[Session], arrivals: Arrivals, without_times: Callable[[Session], None] = lambda _: None
+) -> Iterator[Request]:
     """Yield all sessions' requests in time order, from arrival_s = 0 on.
 
     Sessions with times are read to the end first, to sort them; sessions without are taken one by one.
+    without_times: told of each session that has none in a trace that has; it begins at a drawn time among the others
     """
     sessions = iter(sessions)
     first = next(sessions, None)
@@ -63,8 +66,22 @@ def place(sessions: Iterable[Session], arrivals: Arrivals) -> Iterator[Request]:
     if first.times_s is None:
         yield from _merge(_drawn(first, sessions, arrivals))
     else:
-        known = [s for s in (first, *sessions) if s.times_s]
-        yield from _merge(iter(sorted(((s.times_s, s) for s in known), key=lambda pair: pair[0][0])))
+        timed = list(_timed([first, *sessions], arrivals, without_times))
+        yield from _merge(iter(sorted(timed, key=lambda pair: pair[0][0])))
+
+
+def _timed(
+    sessions: list[Session], arrivals: Arrivals, without_times: Callable[[Session], None]
+) -> Iterator[tuple[list[float], Session]]:
+    starts = [session.times_s[0] for session in sessions if session.times_s]
+    rng = np.random.default_rng([arrivals.seed, 3])
+    for index, session in enumerate(sessions):
+        if session.times_s:
+            yield session.times_s, session
+        elif session.turns:
+            without_times(session)
+            start_s = float(rng.uniform(min(starts), max(starts)))
+            yield arrivals.turns_s(index, start_s, session.turns), session
 
 
 def _drawn(
