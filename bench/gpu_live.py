@@ -25,11 +25,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from marconi_ext.engine_options import environment, to_flags
+from marconi_ext.models.toy_model import ToyModel, write_model
 from marconi_ext.output import write_json
-from marconi_ext.provenance import provenance
-from marconi_ext.server import Server, ServerSpec
-from marconi_ext.toy_model import ToyModel, write_model
+from marconi_ext.results.provenance import provenance
+from marconi_ext.servers.engine_options import environment, to_flags
+from marconi_ext.servers.server import Server, ServerSpec
 from marconi_ext.traces.script import Histories, Script, in_order
 from marconi_ext.traces.workloads import AgentSizes, FewShotSizes, ForkSizes, agent, few_shot, fork
 

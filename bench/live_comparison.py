@@ -18,18 +18,18 @@ from typing import Annotated
 
 import typer
 
-from marconi_ext.arm_server import AMPLE_STATE_SLOTS
-from marconi_ext.arms import choose_arms
-from marconi_ext.bench_driver import BenchOptions, run_bench
-from marconi_ext.comparison import ArmFigures, Comparison, compare
-from marconi_ext.engine_options import ModelFacts
-from marconi_ext.progress import ReplayProgress
-from marconi_ext.replay import Pacing
-from marconi_ext.results import find_results
-from marconi_ext.run_folder import new_folder
-from marconi_ext.selection import Selection
-from marconi_ext.toy_model import ToyModel, write_model
-from marconi_ext.traffic import Traffic, load_traffic
+from marconi_ext.commands.bench.run import BenchOptions, run_bench
+from marconi_ext.models.toy_model import ToyModel, write_model
+from marconi_ext.replay.progress import ReplayProgress
+from marconi_ext.replay.selection import Selection
+from marconi_ext.replay.sender import Pacing
+from marconi_ext.replay.traffic import Traffic, load_traffic
+from marconi_ext.results.comparison import ArmFigures, Comparison, compare
+from marconi_ext.results.folder import find_results
+from marconi_ext.results.run_folder import new_folder
+from marconi_ext.servers.arm_server import AMPLE_STATE_SLOTS
+from marconi_ext.servers.arms import choose_arms
+from marconi_ext.servers.engine_options import ModelFacts
 
 ARMS = "stock,stock:max-states=3,marconi"
 REQUESTS = 56

@@ -25,13 +25,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from marconi_ext.arms import choose_arms, require_status
-from marconi_ext.client import GenerateClient
-from marconi_ext.engine_options import CPU_OPTIONS, ModelFacts, environment, to_flags
+from marconi_ext.models.toy_model import ToyModel, write_model
 from marconi_ext.output import check_writable, write_json
-from marconi_ext.provenance import provenance
-from marconi_ext.server import Server, ServerSpec
-from marconi_ext.toy_model import ToyModel, write_model
+from marconi_ext.replay.client import GenerateClient
+from marconi_ext.results.provenance import provenance
+from marconi_ext.servers.arms import choose_arms, require_status
+from marconi_ext.servers.engine_options import CPU_OPTIONS, ModelFacts, environment, to_flags
+from marconi_ext.servers.server import Server, ServerSpec
 from marconi_ext.traces.script import draw_tokens
 
 LIMIT = 1.03

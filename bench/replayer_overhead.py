@@ -28,19 +28,19 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from marconi_ext.client import Answer, GenerateClient, Stream
 from marconi_ext.output import check_writable, write_json
-from marconi_ext.plan import RecordedPlan
-from marconi_ext.player import play
-from marconi_ext.progress import ReplayProgress
-from marconi_ext.provenance import provenance
-from marconi_ext.replay import Pacing
-from marconi_ext.results import RepeatFolder
-from marconi_ext.server import Server, ServerSpec
+from marconi_ext.replay.client import Answer, GenerateClient, Stream
+from marconi_ext.replay.player import play
+from marconi_ext.replay.progress import ReplayProgress
+from marconi_ext.replay.schedule import RecordedPlan
+from marconi_ext.replay.sender import Pacing
+from marconi_ext.results.folder import RepeatFolder
+from marconi_ext.results.provenance import provenance
+from marconi_ext.servers.server import Server, ServerSpec
 from marconi_ext.traces.request import Request
 from marconi_ext.traces.script import draw_tokens
 
-STUB = (sys.executable, str(Path(__file__).parents[1] / "tests" / "live" / "stub_server.py"))
+STUB = (sys.executable, str(Path(__file__).parents[1] / "tests" / "helpers" / "stub_server.py"))
 LIMIT_MS = 2.0
 
 

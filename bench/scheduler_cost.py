@@ -27,7 +27,7 @@ from rich.progress import track
 from rich.table import Table
 
 from marconi_ext.output import check_writable, write_json
-from marconi_ext.provenance import provenance
+from marconi_ext.results.provenance import provenance
 
 TURNS, SESSIONS, ANSWER_TOKENS = 16, 8, 64
 LIMIT = 1.2  # times the Rust core's

@@ -21,10 +21,10 @@ import typer
 from marconi_ext.output import check_writable, write_json
 from marconi_ext.policies.registry import parse_policy
 from marconi_ext.profiles import load_profile
-from marconi_ext.provenance import provenance
-from marconi_ext.radix_tree import RadixTree
+from marconi_ext.results.provenance import provenance
 from marconi_ext.simulator.capacity import Capacity
 from marconi_ext.simulator.cell import Options, run_cell
+from marconi_ext.simulator.radix_tree import RadixTree
 from marconi_ext.simulator.workload import load_workload
 from marconi_ext.traces import Request, read_trace
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import typer
 
-from marconi_ext.toy_model import ToyModel, config_json
+from marconi_ext.models.toy_model import ToyModel, config_json
 
 CONFIG = Path(__file__).parents[1] / "marconi_ext/profiles/configs/nemotron-h-8b.json"
 

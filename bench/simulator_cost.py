@@ -21,7 +21,7 @@ from marconi_ext.policies.registry import parse_policy
 from marconi_ext.profiles import load_profile
 from marconi_ext.simulator.capacity import Capacity
 from marconi_ext.simulator.cell import Options, run_cell
-from marconi_ext.simulator.engine import Simulator
+from marconi_ext.simulator.simulator import Simulator
 from marconi_ext.simulator.workload import Workload, load_workload
 from marconi_ext.traces.source import open_source
 

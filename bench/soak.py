@@ -23,12 +23,12 @@ from rich.console import Console
 from rich.progress import Progress
 from soak_troubles import kill_tuners, memory_mb, slow_down_rank
 
-from marconi_ext.engine_options import CPU_OPTIONS, environment, to_flags
 from marconi_ext.errors import CheckFailedError
+from marconi_ext.models.toy_model import ToyModel, write_model
 from marconi_ext.output import check_writable, write_json
-from marconi_ext.provenance import provenance
-from marconi_ext.server import Server, ServerSpec
-from marconi_ext.toy_model import ToyModel, write_model
+from marconi_ext.results.provenance import provenance
+from marconi_ext.servers.engine_options import CPU_OPTIONS, environment, to_flags
+from marconi_ext.servers.server import Server, ServerSpec
 
 VOCABULARY = 4_096
 LOG_ERRORS = ("Scheduler hit an exception", "memory leak", "checkpoints dropped", "consensus")

@@ -11,7 +11,7 @@ from collections import Counter
 import numpy as np
 
 from marconi_ext.policies import tuner_process
-from marconi_ext.server import Server, group_members
+from marconi_ext.servers.server import Server, group_members
 
 KILL_EVERY_S = 8.0
 SECOND_RANK = "sglang::scheduler_TP1"

@@ -20,14 +20,14 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from marconi_ext.engine_options import ModelFacts
+from marconi_ext.commands.verify.run import Verification, VerifyOptions, require_live_policy, verify
+from marconi_ext.models.toy_model import write_model
 from marconi_ext.output import check_writable, write_json
-from marconi_ext.provenance import provenance
-from marconi_ext.toy_model import write_model
+from marconi_ext.results.provenance import provenance
+from marconi_ext.servers.engine_options import ModelFacts
 from marconi_ext.traces.read import read_trace
 from marconi_ext.traces.rescript import rescript
 from marconi_ext.traces.script import Script
-from marconi_ext.verify import Verification, VerifyOptions, require_live_policy, verify
 
 TRACES = {
     "mini_swe_agent": "mini_swe_agent/sessions.jsonl.gz",

@@ -13,20 +13,20 @@ from marconi_ext.errors import BadInputError, CheckFailedError
 # name -> (module, attribute): a plain function, or a typer app where the command has sub-commands of its own.
 # Command modules import nothing heavy at the top, so that `marconi --help` stays quick.
 COMMANDS: dict[str, tuple[str, str]] = {
-    "bench": ("marconi_ext.commands.bench", "bench"),
+    "bench": ("marconi_ext.commands.bench.cli", "bench"),
     "dashboard": ("marconi_ext.commands.dashboard", "dashboard"),
-    "demo": ("marconi_ext.commands.demo", "demo"),
-    "doctor": ("marconi_ext.commands.doctor", "doctor"),
-    "kernels": ("marconi_ext.commands.kernels", "app"),
+    "demo": ("marconi_ext.commands.demo.cli", "demo"),
+    "doctor": ("marconi_ext.commands.doctor.cli", "doctor"),
+    "kernels": ("marconi_ext.commands.kernels.cli", "app"),
     "model": ("marconi_ext.commands.model", "model"),
     "figures": ("marconi_ext.commands.figures", "figures"),
-    "replay": ("marconi_ext.commands.replay", "replay"),
+    "replay": ("marconi_ext.commands.replay.cli", "replay"),
     "report": ("marconi_ext.commands.report", "report"),
-    "simulate": ("marconi_ext.commands.simulate", "simulate"),
+    "simulate": ("marconi_ext.commands.simulate.cli", "simulate"),
     "top": ("marconi_ext.commands.top", "top"),
-    "trace": ("marconi_ext.commands.trace", "app"),
+    "trace": ("marconi_ext.commands.trace.cli", "app"),
     "tree": ("marconi_ext.commands.tree", "tree"),
-    "verify": ("marconi_ext.commands.verify", "verify"),
+    "verify": ("marconi_ext.commands.verify.cli", "verify"),
 }
 
 

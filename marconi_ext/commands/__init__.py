@@ -1,1 +1,4 @@
-"""One sub-command of `marconi` a file; nothing heavy is imported at the top of any of them."""
+"""One sub-command of `marconi` a folder (`cli`: options, `run`: what it does, `show`: what it prints) or a file.
+
+Nothing heavy is imported at the top of any `cli`.
+"""

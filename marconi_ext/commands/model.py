@@ -30,7 +30,7 @@ def model(
     force: Annotated[bool, typer.Option(help="Replace a model of other sizes.")] = False,
 ) -> None:
     """Write a small NemotronH-style model; the same options give the same files to the bit."""
-    from marconi_ext.toy_model import ToyModel, write_model
+    from marconi_ext.models.toy_model import ToyModel, write_model
 
     try:
         sizes = ToyModel(

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from marconi_ext.arms import Arm, choose_arms
-from marconi_ext.attention_model import write_attention_model
-from marconi_ext.engine_options import ModelFacts, has_gpu
 from marconi_ext.errors import BadInputError
-from marconi_ext.toy_model import ToyModel, write_model
+from marconi_ext.models.attention_model import write_attention_model
+from marconi_ext.models.toy_model import ToyModel, write_model
+from marconi_ext.servers.arms import Arm, choose_arms
+from marconi_ext.servers.engine_options import ModelFacts, has_gpu
 
 
 @dataclass(frozen=True)

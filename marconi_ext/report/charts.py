@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from marconi_ext.comparison import ArmFigures
 from marconi_ext.report import series
 from marconi_ext.report.series import ArmSeries
+from marconi_ext.results.comparison import ArmFigures
 
 # Lightness in the middle, so that they can be told on white and on black; dashes tell arms apart without colour.
 COLOURS = ("#3b8bd4", "#e0822e", "#2a9d78", "#c9609b", "#8f78d0", "#a8862c", "#5f8a9e", "#c2574f")

@@ -10,11 +10,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from marconi_ext import __version__
-from marconi_ext.comparison import ArmFigures, Comparison, Difference, compare
 from marconi_ext.errors import BadInputError
 from marconi_ext.report.charts import Chart, draw_charts
 from marconi_ext.report.series import read_arms
-from marconi_ext.results import ResultsFolder, RunInfo, find_results
+from marconi_ext.results.comparison import ArmFigures, Comparison, Difference, compare
+from marconi_ext.results.folder import ResultsFolder, RunInfo, find_results
 
 HTML_FILE, MARKDOWN_FILE = "report.html", "report.md"
 

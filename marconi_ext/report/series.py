@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from marconi_ext.results import RequestRecord, ResultsFolder, ServerSnapshot, Status
+from marconi_ext.results.folder import RequestRecord, ResultsFolder, ServerSnapshot, Status
 
 TIME_BINS = 40
 LENGTH_BINS = 6

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from marconi_ext.profiles import paper
-from marconi_ext.radix_tree import common_prefix_tokens
+from marconi_ext.simulator.radix_tree import common_prefix_tokens
 
 
 class ArtifactNode:

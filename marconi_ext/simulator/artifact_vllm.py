@@ -11,7 +11,7 @@ import heapq
 import numpy as np
 
 from marconi_ext.profiles import paper
-from marconi_ext.radix_tree import common_prefix_tokens
+from marconi_ext.simulator.radix_tree import common_prefix_tokens
 
 BLOCK_TOKENS = 32
 

@@ -18,8 +18,8 @@ from marconi_ext.simulator.artifact_tuning import TunedArtifact, flops_saved
 from marconi_ext.simulator.artifact_vllm import VllmTree
 from marconi_ext.simulator.capacity import Capacity
 from marconi_ext.simulator.clairvoyant import Clairvoyant, Future
-from marconi_ext.simulator.engine import Simulator
 from marconi_ext.simulator.roofline import ttft_estimate
+from marconi_ext.simulator.simulator import Simulator
 from marconi_ext.simulator.workload import Workload
 
 STATIC_ALPHAS = tuple(i / 10 for i in range(21))

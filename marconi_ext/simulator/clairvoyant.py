@@ -13,7 +13,7 @@ import numpy as np
 
 from marconi_ext.policies.checkpoints import CheckpointBook
 from marconi_ext.policies.eviction import Currency
-from marconi_ext.radix_tree import RadixTree
+from marconi_ext.simulator.radix_tree import RadixTree
 from marconi_ext.traces import Request
 
 

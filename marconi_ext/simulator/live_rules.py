@@ -21,8 +21,8 @@ from marconi_ext.policies.keeper import Keeper
 from marconi_ext.policies.messages import MessageHeaders
 from marconi_ext.policies.records import TreeRecords, row_of
 from marconi_ext.policies.serving import Match, Plan, Serving
-from marconi_ext.radix_tree import Node, RadixTree
-from marconi_ext.simulator.engine import Served
+from marconi_ext.simulator.radix_tree import Node, RadixTree
+from marconi_ext.simulator.simulator import Served
 
 
 @dataclass(slots=True)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from marconi_ext.radix_tree import RadixTree
+from marconi_ext.simulator.radix_tree import RadixTree
 from marconi_ext.traces import Request
 
 STEPS = 1000

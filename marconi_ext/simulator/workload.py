@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from marconi_ext.radix_tree import RadixTree
+from marconi_ext.simulator.radix_tree import RadixTree
 from marconi_ext.traces import Request
 
 
@@ -23,7 +23,7 @@ class Workload:
 
 
 def load_workload(name: str, seed: int, requests: Iterable[Request]) -> Workload:
-    """Read all requests; ideal as in `marconi_ext.ideal`: at most prompt − 1 tokens, answers less their last."""
+    """Read all requests; the ideal is that of `results.ideal`: at most prompt − 1 tokens, answers less their last."""
     kept = list(requests)
     tree, ideal = RadixTree(), 0
     for tick, request in enumerate(kept):

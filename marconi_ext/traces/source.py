@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from marconi_ext.errors import BadInputError
@@ -14,6 +15,18 @@ from marconi_ext.traces.timeline import Arrivals
 
 SYNTHETIC = "synthetic:"
 SHOWN_PROBLEMS = 10
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a trace is read: the options of `marconi trace`."""
+
+    format: str = "auto"
+    tokenizer: str = "tekken"
+    strict: bool = False
+    seed: int = 0
+    sessions_per_s: float = 1.0
+    response_s: float = 5.0
 
 
 def open_source(

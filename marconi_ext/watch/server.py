@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from marconi_ext.errors import BadInputError, CheckFailedError
-from marconi_ext.http_client import direct_client
+from marconi_ext.servers.http_client import direct_client
 
 TIMEOUT_S = 10.0
 DUMP_TIMEOUT_S = 120.0

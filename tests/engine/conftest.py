@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from live_server import Answer, LiveServer, running
 
-from marconi_ext.toy_model import ToyModel, write_model
+from marconi_ext.models.toy_model import ToyModel, write_model
 from marconi_ext.traces.script import Histories, Script, in_order
 from marconi_ext.traces.workloads import AgentSizes, FewShotSizes, ForkSizes, agent, few_shot, fork
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import httpx
 
-from marconi_ext.engine_options import CPU_OPTIONS, environment, to_flags
-from marconi_ext.server import Server, ServerSpec
+from marconi_ext.servers.engine_options import CPU_OPTIONS, environment, to_flags
+from marconi_ext.servers.server import Server, ServerSpec
 
 LEAK_CHECKS = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1"}
 PAGE_CHECKS = {"SGLANG_CHECK_KV_PAGE_INVARIANTS": "1"}  # a sort of the KV pool a step: for small pools only

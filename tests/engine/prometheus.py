@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 
-from marconi_ext.server import free_port
+from marconi_ext.servers.server import free_port
 
 WANTED = "no prometheus on PATH; on Debian: apt-get install prometheus"
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from live_server import running
 
-from marconi_ext.toy_model import ToyModel, write_model
+from marconi_ext.models.toy_model import ToyModel, write_model
 from marconi_kernels.ssm_checkpoint import ssm_states_reference
 
 pytestmark = pytest.mark.engine

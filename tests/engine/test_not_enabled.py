@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from live_server import LiveServer, running
 
-from marconi_ext.attention_model import write_attention_model
+from marconi_ext.models.attention_model import write_attention_model
 
 pytestmark = pytest.mark.engine
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from live_server import PAGE_CHECKS, RANK_CHECKS, Answer, running
 
-from marconi_ext.ideal import IdealCache
+from marconi_ext.results.ideal import IdealCache
 from marconi_ext.traces.request import Request, token_array
 
 pytestmark = pytest.mark.engine

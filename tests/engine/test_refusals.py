@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from live_server import OPTIONS
 
-from marconi_ext.engine_options import environment, to_flags
+from marconi_ext.servers.engine_options import environment, to_flags
 
 pytestmark = pytest.mark.engine
 

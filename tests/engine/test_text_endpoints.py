@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from live_server import LiveServer, running
 
-from marconi_ext.toy_model import ToyModel, write_model
+from marconi_ext.models.toy_model import ToyModel, write_model
 
 pytestmark = pytest.mark.engine
 

@@ -13,9 +13,9 @@ import pytest
 
 pytest.importorskip("sglang_hooks.cpu_platform.platform")
 
-from marconi_ext.engine_options import CPU_OPTIONS, environment, to_flags
-from marconi_ext.server import Server, ServerSpec
-from marconi_ext.toy_model import ToyModel, write_model
+from marconi_ext.models.toy_model import ToyModel, write_model
+from marconi_ext.servers.engine_options import CPU_OPTIONS, environment, to_flags
+from marconi_ext.servers.server import Server, ServerSpec
 
 pytestmark = pytest.mark.engine
 

@@ -9,7 +9,7 @@ from marconi_ext.policies.alpha_replay import ALPHAS, saved_flops, tune_alpha
 from marconi_ext.policies.eviction import Currency, FlopAware
 from marconi_ext.policies.registry import parse_policy
 from marconi_ext.simulator.capacity import Capacity
-from marconi_ext.simulator.engine import Simulator
+from marconi_ext.simulator.simulator import Simulator
 from marconi_ext.traces import Request, synthetic
 
 CURRENCY = Currency(linear=1e9, quadratic=1e5)

@@ -17,7 +17,7 @@ from marconi_ext.policies.ours import BEFORE, FEW_REQUESTS, Ours
 from marconi_ext.policies.registry import parse_policy
 from marconi_ext.policies.reuse_index import ReuseIndex
 from marconi_ext.simulator.capacity import Capacity
-from marconi_ext.simulator.engine import Simulator
+from marconi_ext.simulator.simulator import Simulator
 from marconi_ext.traces import synthetic
 
 

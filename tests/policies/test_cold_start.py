@@ -8,7 +8,7 @@ from marconi_ext.policies.eviction import Currency
 from marconi_ext.policies.ours import Ours
 from marconi_ext.policies.registry import parse_policy
 from marconi_ext.simulator.capacity import Capacity
-from marconi_ext.simulator.engine import Simulator
+from marconi_ext.simulator.simulator import Simulator
 from marconi_ext.simulator.workload import load_workload
 from marconi_ext.traces import synthetic
 

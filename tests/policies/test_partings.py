@@ -10,7 +10,7 @@ from marconi_ext.policies.eviction import Currency
 from marconi_ext.policies.partings import MIN_PARTINGS, Partings
 from marconi_ext.policies.registry import parse_policy
 from marconi_ext.simulator.capacity import Capacity
-from marconi_ext.simulator.engine import Simulator
+from marconi_ext.simulator.simulator import Simulator
 from marconi_ext.traces import synthetic
 
 PREFIX, QUESTION = 1000, 60

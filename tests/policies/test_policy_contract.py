@@ -7,7 +7,7 @@ from marconi_ext.policies.eviction import Currency
 from marconi_ext.policies.registry import EVICTIONS, parse_policy
 from marconi_ext.simulator.capacity import Capacity
 from marconi_ext.simulator.clairvoyant import Clairvoyant, Future
-from marconi_ext.simulator.engine import Simulator
+from marconi_ext.simulator.simulator import Simulator
 from marconi_ext.traces import Request, synthetic
 
 CURRENCY = Currency(linear=1e9, quadratic=1e4, state_bytes=1e8, kv_bytes_per_token=1.6e4)

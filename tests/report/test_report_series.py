@@ -8,7 +8,7 @@ from made_results import ARMS, POOL, SESSIONS, TURNS, write_results
 
 from marconi_ext.report import series
 from marconi_ext.report.series import ArmSeries
-from marconi_ext.results import RequestRecord, ResultsFolder, ServerSnapshot, Status
+from marconi_ext.results.folder import RequestRecord, ResultsFolder, ServerSnapshot, Status
 
 
 def answered(

@@ -5,7 +5,7 @@ import pytest
 from marconi_ext.policies.eviction import Currency
 from marconi_ext.policies.registry import parse_policy
 from marconi_ext.simulator.capacity import Capacity
-from marconi_ext.simulator.engine import Simulator
+from marconi_ext.simulator.simulator import Simulator
 from marconi_ext.traces import Request, synthetic
 
 CURRENCY = Currency(linear=1e9, quadratic=1e4)

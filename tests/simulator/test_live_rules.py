@@ -9,8 +9,8 @@ from marconi_ext.policies.checkpoints import Kind
 from marconi_ext.policies.eviction import Currency
 from marconi_ext.policies.registry import parse_policy
 from marconi_ext.simulator.capacity import Capacity
-from marconi_ext.simulator.engine import Simulator
 from marconi_ext.simulator.live_rules import LiveRules
+from marconi_ext.simulator.simulator import Simulator
 from marconi_ext.traces import Request
 
 POLICIES = ("lru", "seglen", "flop-aware:1", "marconi", "git", "ours", "exact+lru", "foresight+ours")

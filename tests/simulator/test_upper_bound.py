@@ -8,7 +8,7 @@ import pytest
 from marconi_ext.policies.eviction import Currency
 from marconi_ext.policies.registry import parse_policy
 from marconi_ext.simulator.capacity import Capacity
-from marconi_ext.simulator.engine import Simulator
+from marconi_ext.simulator.simulator import Simulator
 from marconi_ext.simulator.upper_bound import intervals, upper_bound
 from marconi_ext.simulator.workload import load_workload
 from marconi_ext.traces import Request, synthetic

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from marconi_ext.errors import BadInputError
-from marconi_ext.ideal import IdealCache
-from marconi_ext.prefix_tree import common_prefix
+from marconi_ext.results.ideal import IdealCache
+from marconi_ext.results.prefix_tree import common_prefix
 from marconi_ext.traces import SYNTHETIC_NAMES, synthetic
 from marconi_ext.traces.script import Fork, Script, Turn, play
 from marconi_ext.traces.synthetic import scripts

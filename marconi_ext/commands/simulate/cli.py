@@ -1,0 +1,86 @@
+"""`marconi simulate`: policies × capacities over a trace, before anybody touches a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def simulate(
+    trace: Annotated[
+        list[str], typer.Option(metavar="FILE|synthetic:NAME", help="A trace; may be given several times.")
+    ],
+    policy: Annotated[str, typer.Option(help="Names, separated by commas.")] = (
+        "lru-leaf,lru,seglen,marconi,git,ours"
+    ),
+    capacity: Annotated[
+        str, typer.Option(help="40GB,60GB or slots=16,tokens=2M; several pools: slots=16;slots=32.")
+    ] = ("10GB,20GB,40GB"),
+    model: Annotated[
+        str, typer.Option(help="A profile's name, a config.json or a folder with one.")
+    ] = "nemotron-h-8b",
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Seeds 0..N-1 of synthetic traffic and drawn arrivals.")
+    ] = 1,
+    objective: Annotated[str, typer.Option(help="What policies maximise: flops or tokens.")] = "flops",
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests that hold their cache path at once.")] = 1,
+    tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel ranks; bytes are one rank's.")] = 1,
+    ssm_dtype: Annotated[
+        str | None, typer.Option(help="State dtype; default: the config's, else float32.")
+    ] = None,
+    kv_dtype: Annotated[str, typer.Option(help="KV dtype.")] = "bfloat16",
+    gpu: Annotated[str, typer.Option(help="GPU of the TTFT estimate.")] = "h100",
+    per_request: Annotated[bool, typer.Option("--per-request", help="Add `hits`, in trace order.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Skip the cells that --json FILE already has.")
+    ] = False,
+    processes: Annotated[int, typer.Option(min=0, help="Worker processes; 0: one a core.")] = 0,
+    format: Annotated[str, typer.Option(help="The trace's format; auto looks at its fields.")] = "auto",
+    tokenizer: Annotated[str, typer.Option(help="tekken, or a Hugging Face tokenizer folder.")] = "tekken",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse a broken line instead of skipping it.")
+    ] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many requests.")] = None,
+    sessions_per_s: Annotated[
+        float, typer.Option(help="Sessions a second, where the trace has no times.")
+    ] = 1.0,
+    response_s: Annotated[
+        float, typer.Option(help="Mean seconds between a session's requests, likewise.")
+    ] = 5.0,
+    json: Annotated[Path | None, typer.Option(metavar="FILE|-", help="Write all cells as JSON.")] = None,
+) -> None:
+    """Simulate cache policies on a trace: token hit rate, FLOPs saved, and what was lost to which cause."""
+    from marconi_ext.commands.simulate.run import Sweep, run_sweep
+    from marconi_ext.commands.simulate.show import WIDTH, print_cells
+    from marconi_ext.errors import BadInputError
+    from marconi_ext.output import check_writable, tables
+    from marconi_ext.policies.registry import parse_policy
+    from marconi_ext.profiles import load_profile
+    from marconi_ext.simulator.capacity import parse_capacities
+    from marconi_ext.simulator.cell import Options
+    from marconi_ext.simulator.roofline import GPUS
+    from marconi_ext.simulator.sweep import Results, default_processes
+    from marconi_ext.traces.source import Reading
+
+    check_writable(json)
+    if objective not in ("flops", "tokens"):
+        raise BadInputError(f"--objective {objective}: want flops or tokens")
+    if gpu not in GPUS:
+        raise BadInputError(f"--gpu {gpu}: unknown; known: {', '.join(GPUS)}")
+    sweep = Sweep(
+        traces=trace,
+        seeds=seeds,
+        policies=[parse_policy(name) for name in policy.split(",") if name.strip()],
+        capacities=parse_capacities(capacity),
+        profile=load_profile(model, ssm_dtype=ssm_dtype, kv_dtype=kv_dtype, tp=tp),
+        options=Options(objective, concurrency, per_request, gpu),
+        reading=Reading(format, tokenizer, strict, 0, sessions_per_s, response_s),
+        limit=limit,
+        processes=processes or default_processes(),
+    )
+    header = sweep.header(tp=tp, ssm_dtype=ssm_dtype, kv_dtype=kv_dtype)
+    results = Results(json, header, resume)
+    ran = run_sweep(sweep, results)
+    print_cells(tables(json, WIDTH), results.cells if resume else ran)

@@ -1,0 +1,99 @@
+"""`marconi trace`: describe a trace, or write it in the common format."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Describe traces, and convert them to the common format.")
+
+Source = Annotated[
+    str,
+    typer.Argument(metavar="FILE|FOLDER|synthetic:NAME", help="A trace in any known format, gzip or not."),
+]
+Format = Annotated[str, typer.Option(help="The trace's format; auto looks at its fields.")]
+Tokenizer = Annotated[str, typer.Option(help="tekken, or a Hugging Face tokenizer folder (traces of text).")]
+Strict = Annotated[bool, typer.Option("--strict", help="Refuse a broken line instead of skipping it.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Stop after so many requests.")]
+Seed = Annotated[int, typer.Option(help="Seed of drawn arrivals and synthetic traffic.")]
+SessionRate = Annotated[
+    float, typer.Option(help="Sessions that begin a second, where the trace has no times.")
+]
+ResponseTime = Annotated[float, typer.Option(help="Mean seconds between a session's requests, likewise.")]
+
+
+@app.command()
+def info(
+    trace: Source,
+    format: Format = "auto",
+    tokenizer: Tokenizer = "tekken",
+    strict: Strict = False,
+    limit: Limit = None,
+    seed: Seed = 0,
+    sessions_per_s: SessionRate = 1.0,
+    response_s: ResponseTime = 5.0,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE|-", help="Write the figures as JSON too.")
+    ] = None,
+) -> None:
+    """Lengths, timing, sharing and ideal hit rate of a trace."""
+    from marconi_ext.commands.trace.show import print_description
+    from marconi_ext.output import check_writable, tables, write_json
+    from marconi_ext.results.describe import describe
+    from marconi_ext.traces.source import open_source, reporting
+
+    check_writable(json)
+    with reporting() as progress:
+        stream = open_source(
+            trace,
+            format=format,
+            tokenizer=tokenizer,
+            strict=strict,
+            limit=limit,
+            seed=seed,
+            sessions_per_s=sessions_per_s,
+            response_s=response_s,
+            on_problem=progress.problem,
+        )
+        figures = {"trace": trace, **describe(progress.count(stream)), "broken_records": progress.problems}
+    print_description(tables(json), figures)
+    if json:
+        write_json(json, figures)
+
+
+@app.command()
+def convert(
+    trace: Source,
+    out: Annotated[Path, typer.Argument(help="File to write; gzipped where it ends in .gz.")],
+    format: Format = "auto",
+    tokenizer: Tokenizer = "tekken",
+    strict: Strict = False,
+    limit: Limit = None,
+    seed: Seed = 0,
+    sessions_per_s: SessionRate = 1.0,
+    response_s: ResponseTime = 5.0,
+) -> None:
+    """Write a trace as one JSON line a request: session_id, turn_id, ts, input_tokens, output_tokens."""
+    from marconi_ext.errors import BadInputError
+    from marconi_ext.traces import marconi_jsonl
+    from marconi_ext.traces.source import open_source, reporting
+
+    if out.exists() and Path(trace).exists() and out.samefile(trace):
+        raise BadInputError(f"OUT {out}: is the trace itself; name another file")
+    with reporting() as progress:
+        stream = open_source(
+            trace,
+            format=format,
+            tokenizer=tokenizer,
+            strict=strict,
+            limit=limit,
+            seed=seed,
+            sessions_per_s=sessions_per_s,
+            response_s=response_s,
+            on_problem=progress.problem,
+        )
+        try:
+            written = marconi_jsonl.write(progress.count(stream), out)
+        except OSError as error:
+            raise BadInputError(f"OUT {out}: {error.strerror}") from None
+    print(f"{written} requests written to {out}")

@@ -1,0 +1,1 @@
+"""Small models, written without weights to download."""

@@ -1,0 +1,1 @@
+"""Sends traffic to a server, and takes down what comes."""

@@ -1,0 +1,122 @@
+"""Figures of one run: what was reused, what was lost and why, how long the first token took."""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from marconi_ext.replay.client import OK
+from marconi_ext.replay.sender import Record, Run
+from marconi_ext.results.ideal import Reusable, Served, reusable_in_run, split_loss
+from marconi_ext.results.percent import percent
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Sums over requests that were answered; lengths in tokens, rates in % of prompt tokens.
+
+    ideal_tokens: what an unlimited attention-only radix cache would have reused
+    state_limited_loss = first_divergence + avoidable: ideal tokens computed again
+    prefill_ratio: tokens prefilled / tokens that the ideal cache would have prefilled
+    """
+
+    requests: int
+    failed: int
+    unsent: int
+    prompt_tokens: int
+    cached_tokens: int
+    ideal_tokens: int
+    output_tokens: int
+    state_limited_loss: float
+    first_divergence: float
+    avoidable: float
+    hit_rate: float
+    ideal_hit_rate: float
+    prefilled_tokens: int
+    prefill_ratio: float
+    ttft_p50_ms: float
+    ttft_p95_ms: float
+    duration_s: float
+
+    def as_json(self) -> dict:
+        return asdict(self)
+
+
+def measure(runs: list[Run], page_size: int = 1) -> Figures:
+    """Figures of runs, each of which began with an empty cache."""
+    answered = [(record, reusable) for run in runs for record, reusable in yardstick(run, page_size)]
+    prompt = sum(len(record.prompt) for record, _ in answered)
+    cached = sum(record.answer.cached_tokens for record, _ in answered)
+    ideal = sum(reusable.ideal_tokens for _, reusable in answered)
+    losses = [split_loss(reusable, record.answer.cached_tokens) for record, reusable in answered]
+    first = sum(loss.first_divergence_tokens for loss in losses)
+    avoidable = sum(loss.avoidable_tokens for loss in losses)
+    ttft_ms = [1e3 * record.answer.ttft_s for record, _ in answered]
+    p50, p95 = np.percentile(ttft_ms, [50, 95]) if ttft_ms else (0.0, 0.0)
+    return Figures(
+        requests=len(answered),
+        failed=sum(len(run.failed) for run in runs),
+        unsent=sum(run.unsent for run in runs),
+        prompt_tokens=prompt,
+        cached_tokens=cached,
+        ideal_tokens=ideal,
+        output_tokens=sum(len(record.answer.output_ids) for record, _ in answered),
+        state_limited_loss=percent(first + avoidable, prompt),
+        first_divergence=percent(first, prompt),
+        avoidable=percent(avoidable, prompt),
+        hit_rate=percent(cached, prompt),
+        ideal_hit_rate=percent(ideal, prompt),
+        prefilled_tokens=prompt - cached,
+        prefill_ratio=round((prompt - cached) / (prompt - ideal), 4) if prompt > ideal else 0.0,
+        ttft_p50_ms=round(float(p50), 2),
+        ttft_p95_ms=round(float(p95), 2),
+        duration_s=round(sum(duration_s(run) for run in runs), 3),
+    )
+
+
+def yardstick(run: Run, page_size: int) -> list[tuple[Record, Reusable]]:
+    """Each answered request with what it could have reused.
+
+    With requests in flight at once, a server may match later than a request was sent, and find more than
+    was there then; what it reports as cached then counts as ideal too, so that no loss is negative.
+    A server that counts other prompt tokens than we sent (it tokenises text itself) gets our figures in its
+    tokens, in proportion: an estimate.
+    """
+    answered = [record for record in run.records if record.answer.status == OK]
+    served = [
+        Served(
+            record.prompt,
+            record.answer.output_ids,
+            record.answer.sent_s + record.answer.retry_s,
+            record.answer.first_token_s,
+            record.answer.end_s,
+        )
+        for record in answered
+    ]
+    found = []
+    for record, reusable in zip(answered, reusable_in_run(served, page_size), strict=True):
+        factor = (record.answer.prompt_tokens or len(record.prompt)) / len(record.prompt)
+        ideal = max(int(reusable.ideal_tokens * factor), record.answer.cached_tokens or 0)
+        found.append((record, Reusable(ideal, int(reusable.state_tokens * factor))))
+    return found
+
+
+def answers_that_differ(run: Run, other: Run) -> int:
+    """Requests answered in both runs whose prompts were equal and whose answers weren't.
+
+    Answers feed later prompts, so only the first difference of a conversation is counted.
+    """
+    theirs = {(record.session_id, record.turn): record for record in other.records}
+    differ = 0
+    for record in run.records:
+        twin = theirs.get((record.session_id, record.turn))
+        if twin and np.array_equal(record.prompt, twin.prompt):
+            differ += not np.array_equal(record.answer.output_ids, twin.answer.output_ids)
+    return differ
+
+
+def duration_s(run: Run) -> float:
+    """From the first request sent to the last one ended."""
+    if not run.records:
+        return 0.0
+    answers = [record.answer for record in run.records]
+    return max(answer.end_s for answer in answers) - min(answer.sent_s for answer in answers)

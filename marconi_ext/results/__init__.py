@@ -1,0 +1,1 @@
+"""What runs leave on disk, and the yardsticks that they are held against."""

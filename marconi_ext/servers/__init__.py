@@ -1,0 +1,1 @@
+"""Starts SGLang servers and asks them."""
