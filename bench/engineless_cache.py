@@ -30,7 +30,7 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.server_args import ServerArgs, set_global_server_args_for_scheduler
 
 from marconi_ext.config import MarconiConfig
-from marconi_ext.policies.eviction import Currency
+from marconi_ext.policies.currency import Currency
 from sglang_hooks.cache import MarconiRadixCache, our_components
 from sglang_hooks.ledger import CheckpointLedger
 from sglang_hooks.policy import build_keeper

@@ -13,11 +13,12 @@ import time
 import numpy as np
 
 from marconi_ext.policies.admission import Exact, Offer
-from marconi_ext.policies.checkpoints import Kind
-from marconi_ext.policies.eviction import Currency, FlopAware, Lru, LruLeaf, SegLen
-from marconi_ext.policies.keeper import Keeper
-from marconi_ext.policies.ours import Ours
+from marconi_ext.policies.currency import Currency
+from marconi_ext.policies.fixed_rules import FlopAware, Lru, LruLeaf, SegLen
+from marconi_ext.policies.learned.ours import Ours
 from marconi_ext.policies.registry import parse_policy
+from marconi_ext.policies.runtime import Keeper
+from marconi_ext.policies.table.checkpoints import Kind
 from marconi_ext.profiles import load_profile
 from marconi_ext.simulator.capacity import Capacity
 from marconi_ext.simulator.cell import Options, run_cell

@@ -10,7 +10,7 @@ from collections import Counter
 
 import numpy as np
 
-from marconi_ext.policies import tuner_process
+from marconi_ext.policies.paper import tuner_process
 from marconi_ext.servers.server import Server, group_members
 
 KILL_EVERY_S = 8.0

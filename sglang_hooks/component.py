@@ -21,11 +21,11 @@ from sglang.srt.utils import rank_consensus_checker
 
 from marconi_ext.config import MarconiConfig
 from marconi_ext.policies.admission import Offer
-from marconi_ext.policies.background import Tuner
-from marconi_ext.policies.keeper import Keeper
-from marconi_ext.policies.records import TreeRecords, row_of
-from marconi_ext.policies.serving import Match, Plan, Serving
-from marconi_ext.policies.tuner import Marconi
+from marconi_ext.policies.paper.background import Tuner
+from marconi_ext.policies.paper.tuner import Marconi
+from marconi_ext.policies.request_plan import Match, Plan, Serving
+from marconi_ext.policies.runtime import Keeper
+from marconi_ext.policies.table.tree_rows import TreeRecords, row_of
 
 from .ledger import CheckpointLedger, PendingCheckpoint
 from .policy import kind_name, saved_kinds

@@ -7,8 +7,8 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
-from marconi_ext.policies.checkpoints import Kind
-from marconi_ext.policies.serving import Plan
+from marconi_ext.policies.request_plan import Plan
+from marconi_ext.policies.table.checkpoints import Kind
 
 
 @dataclass(eq=False)

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from marconi_ext.config import CheckpointKind, MarconiConfig
 from marconi_ext.errors import BadInputError
-from marconi_ext.policies.checkpoints import Kind
-from marconi_ext.policies.eviction import Currency
-from marconi_ext.policies.keeper import Keeper
+from marconi_ext.policies.currency import Currency
+from marconi_ext.policies.paper.tuner import Marconi
 from marconi_ext.policies.registry import parse_policy
-from marconi_ext.policies.tuner import Marconi
+from marconi_ext.policies.runtime import Keeper
+from marconi_ext.policies.table.checkpoints import Kind
 from marconi_ext.profiles import profile_from_config
 
 logger = logging.getLogger(__name__)

@@ -14,9 +14,9 @@ from sglang.srt.mem_cache.base_prefix_cache import InsertParams, InsertResult
 
 from marconi_ext.config import CheckpointKind, MarconiConfig
 from marconi_ext.policies.admission import Offer
-from marconi_ext.policies.checkpoints import Kind
-from marconi_ext.policies.records import row_of
-from marconi_ext.policies.serving import Plan, Serving
+from marconi_ext.policies.request_plan import Plan, Serving
+from marconi_ext.policies.table.checkpoints import Kind
+from marconi_ext.policies.table.tree_rows import row_of
 
 from .ledger import CheckpointLedger, PendingCheckpoint
 from .policy import kind_name

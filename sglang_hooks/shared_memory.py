@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sglang.srt.mem_cache.allocator.unified_mamba import UnifiedMambaTokenToKVPoolAllocator
 from sglang.srt.mem_cache.prefill_budget import PrefillBudget
 
-from marconi_ext.policies.eviction import Currency
+from marconi_ext.policies.currency import Currency
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req

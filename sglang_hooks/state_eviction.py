@@ -17,8 +17,8 @@ from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 from sglang.srt.mem_cache.unified_cache.components.base import EvictLayer
 from sglang.srt.mem_cache.unified_cache.components.mamba import MambaComponent
 
-from marconi_ext.policies.keeper import Keeper
-from marconi_ext.policies.records import TreeRecords, row_of
+from marconi_ext.policies.runtime import Keeper
+from marconi_ext.policies.table.tree_rows import TreeRecords, row_of
 
 from .host_tier import bring_forward
 from .kv_eviction import DeadLeaves

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 
-from marconi_ext.policies.keeper import Keeper
-from marconi_ext.policies.records import row_of
+from marconi_ext.policies.runtime import Keeper
+from marconi_ext.policies.table.tree_rows import row_of
 
 from .policy import kind_name
 

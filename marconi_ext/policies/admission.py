@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from marconi_ext.policies.checkpoints import Kind
-from marconi_ext.policies.partings import Partings
+from marconi_ext.policies.fork_predictor import Partings
+from marconi_ext.policies.table.checkpoints import Kind
 
 _BOUNDARY = Kind.BOUNDARY  # an enum's attribute costs more than what is done with it
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from marconi_ext.errors import BadInputError
 from marconi_ext.policies.admission import ADMISSIONS
-from marconi_ext.policies.eviction import Currency, FlopAware, Lru, LruLeaf, SegLen
-from marconi_ext.policies.learned import LearnedIndex
-from marconi_ext.policies.ours import Ours
-from marconi_ext.policies.tuner import Marconi
+from marconi_ext.policies.currency import Currency
+from marconi_ext.policies.fixed_rules import FlopAware, Lru, LruLeaf, SegLen
+from marconi_ext.policies.learned.index import LearnedIndex
+from marconi_ext.policies.learned.ours import Ours
+from marconi_ext.policies.paper.tuner import Marconi
 
 # eviction name -> (admission used by default, needs a number after the colon, factory)
 EVICTIONS: dict[str, tuple[str, bool, Callable]] = {

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 
 from marconi_ext.errors import BadInputError
-from marconi_ext.policies.eviction import Currency
+from marconi_ext.policies.currency import Currency
 from marconi_ext.profiles import paper
 from marconi_ext.profiles.architectures import ARCHITECTURES
 from marconi_ext.profiles.layers import LayerCost

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from marconi_ext.errors import BadInputError
-from marconi_ext.policies.checkpoints import Kind
 from marconi_ext.policies.registry import PolicyName
+from marconi_ext.policies.table.checkpoints import Kind
 from marconi_ext.profiles import ModelProfile
 from marconi_ext.simulator.artifact_eviction import FlopAware as ArtifactFlopAware
 from marconi_ext.simulator.artifact_eviction import LruLeaves

@@ -11,8 +11,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from marconi_ext.policies.checkpoints import CheckpointBook
-from marconi_ext.policies.eviction import Currency
+from marconi_ext.policies.currency import Currency
+from marconi_ext.policies.table.checkpoints import CheckpointBook
 from marconi_ext.simulator.radix_tree import RadixTree
 from marconi_ext.traces import Request
 

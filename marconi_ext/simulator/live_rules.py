@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from marconi_ext.policies.admission import Offer
-from marconi_ext.policies.background import Tuner
-from marconi_ext.policies.checkpoints import Kind
-from marconi_ext.policies.eviction import Currency
-from marconi_ext.policies.keeper import Keeper
+from marconi_ext.policies.currency import Currency
 from marconi_ext.policies.messages import MessageHeaders
-from marconi_ext.policies.records import TreeRecords, row_of
-from marconi_ext.policies.serving import Match, Plan, Serving
+from marconi_ext.policies.paper.background import Tuner
+from marconi_ext.policies.request_plan import Match, Plan, Serving
+from marconi_ext.policies.runtime import Keeper
+from marconi_ext.policies.table.checkpoints import Kind
+from marconi_ext.policies.table.tree_rows import TreeRecords, row_of
 from marconi_ext.simulator.radix_tree import Node, RadixTree
 from marconi_ext.simulator.simulator import Served
 

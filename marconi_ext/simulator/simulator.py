@@ -15,9 +15,9 @@ from operator import attrgetter
 
 import numpy as np
 
-from marconi_ext.policies.eviction import Currency
-from marconi_ext.policies.keeper import Keeper
-from marconi_ext.policies.records import TreeRecords, row_of
+from marconi_ext.policies.currency import Currency
+from marconi_ext.policies.runtime import Keeper
+from marconi_ext.policies.table.tree_rows import TreeRecords, row_of
 from marconi_ext.simulator.capacity import Capacity
 from marconi_ext.simulator.radix_tree import Lookup, Node, RadixTree
 from marconi_ext.traces import Request

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 
-from marconi_ext.policies.checkpoints import Kind
 from marconi_ext.policies.registry import parse_policy
+from marconi_ext.policies.table.checkpoints import Kind
 from marconi_ext.simulator.live_rules import LiveRules
 from sglang_hooks.shared_memory import SharedPrefillBudget
 

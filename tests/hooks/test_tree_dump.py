@@ -10,10 +10,11 @@ from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode
 
-from marconi_ext.policies.checkpoints import Kind
-from marconi_ext.policies.eviction import Currency, Lru
-from marconi_ext.policies.keeper import Keeper
-from marconi_ext.policies.records import TreeRecords
+from marconi_ext.policies.currency import Currency
+from marconi_ext.policies.fixed_rules import Lru
+from marconi_ext.policies.runtime import Keeper
+from marconi_ext.policies.table.checkpoints import Kind
+from marconi_ext.policies.table.tree_rows import TreeRecords
 from sglang_hooks import tree_dump
 from sglang_hooks.tree_dump import TreeDumps, dump_tree
 

@@ -12,12 +12,13 @@ from marconi_ext.policies.admission import (
     PromptFacts,
     Selective,
 )
-from marconi_ext.policies.checkpoints import CheckpointBook, Fate, Kind
-from marconi_ext.policies.eviction import Currency, FlopAware, Lru, LruLeaf, SegLen
-from marconi_ext.policies.hazards import age_bucket
+from marconi_ext.policies.currency import Currency
+from marconi_ext.policies.fixed_rules import FlopAware, Lru, LruLeaf, SegLen
+from marconi_ext.policies.learned.hazards import age_bucket
+from marconi_ext.policies.learned.reuse_index import ReuseIndex
+from marconi_ext.policies.paper.tuner import Marconi
 from marconi_ext.policies.registry import parse_policy
-from marconi_ext.policies.reuse_index import ReuseIndex
-from marconi_ext.policies.tuner import Marconi
+from marconi_ext.policies.table.checkpoints import CheckpointBook, Fate, Kind
 
 
 def facts(**changes) -> PromptFacts:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from marconi_ext.policies.eviction import Currency
+from marconi_ext.policies.currency import Currency
 from marconi_ext.policies.registry import EVICTIONS, parse_policy
 from marconi_ext.simulator.capacity import Capacity
 from marconi_ext.simulator.clairvoyant import Clairvoyant, Future

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from marconi_ext.policies.checkpoints import Kind
-from marconi_ext.policies.eviction import Currency
+from marconi_ext.policies.currency import Currency
 from marconi_ext.policies.registry import parse_policy
+from marconi_ext.policies.table.checkpoints import Kind
 from marconi_ext.simulator.capacity import Capacity
 from marconi_ext.simulator.live_rules import LiveRules
 from marconi_ext.simulator.simulator import Simulator

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marconi_ext.policies.admission import Judicious
-from marconi_ext.policies.eviction import Currency, Lru
+from marconi_ext.policies.currency import Currency
+from marconi_ext.policies.fixed_rules import Lru
 from marconi_ext.policies.registry import parse_policy
 from marconi_ext.simulator.capacity import Capacity
 from marconi_ext.simulator.simulator import Simulator

@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from marconi_ext.policies.eviction import Currency
+from marconi_ext.policies.currency import Currency
 from marconi_ext.policies.registry import parse_policy
 from marconi_ext.simulator.capacity import Capacity
 from marconi_ext.simulator.simulator import Simulator

@@ -11,12 +11,12 @@ import numpy as np
 
 from marconi_ext.config import EXACT_ADMISSIONS, can_serve
 from marconi_ext.errors import BadInputError, CheckFailedError
-from marconi_ext.policies.background import replayed
-from marconi_ext.policies.checkpoints import Kind
-from marconi_ext.policies.eviction import Currency
+from marconi_ext.policies.currency import Currency
 from marconi_ext.policies.messages import MessageHeaders
+from marconi_ext.policies.paper.background import replayed
+from marconi_ext.policies.paper.tuner import Marconi
 from marconi_ext.policies.registry import parse_policy
-from marconi_ext.policies.tuner import Marconi
+from marconi_ext.policies.table.checkpoints import Kind
 from marconi_ext.replay.client import OK, GenerateClient
 from marconi_ext.servers.arms import known_arms, require_status
 from marconi_ext.servers.engine_options import CPU_OPTIONS, ModelFacts, environment, to_flags

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from marconi_ext.policies.checkpoints import CheckpointBook
+    from marconi_ext.policies.table.checkpoints import CheckpointBook
 
 
 class Chains:

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from marconi_ext.policies.admission import Exact, Offer
-from marconi_ext.policies.checkpoints import CheckpointBook, Fate, Kind
-from marconi_ext.policies.eviction import Currency
-from marconi_ext.policies.keeper import Keeper
-from marconi_ext.policies.learned import LearnedIndex
-from marconi_ext.policies.ours import Ours
-from marconi_ext.policies.victims import EXACT_STATES, KEPT, WINDOW, VictimSearch
+from marconi_ext.policies.currency import Currency
+from marconi_ext.policies.learned.index import LearnedIndex
+from marconi_ext.policies.learned.ours import Ours
+from marconi_ext.policies.runtime import Keeper
+from marconi_ext.policies.table.checkpoints import CheckpointBook, Fate, Kind
+from marconi_ext.policies.table.victims import EXACT_STATES, KEPT, WINDOW, VictimSearch
 
 
 class Given:

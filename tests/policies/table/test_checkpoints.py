@@ -4,7 +4,7 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from marconi_ext.policies.checkpoints import CheckpointBook, Fate, Kind
+from marconi_ext.policies.table.checkpoints import CheckpointBook, Fate, Kind
 
 
 class AnyHistory(RuleBasedStateMachine):

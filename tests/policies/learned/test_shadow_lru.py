@@ -2,10 +2,10 @@
 
 import pytest
 
-from marconi_ext.policies.checkpoints import CheckpointBook, Kind
-from marconi_ext.policies.eviction import Currency
-from marconi_ext.policies.guard import LruGuard
-from marconi_ext.policies.ours import LEAD_HITS, Ours
+from marconi_ext.policies.currency import Currency
+from marconi_ext.policies.learned.ours import LEAD_HITS, Ours
+from marconi_ext.policies.learned.shadow_lru import LruGuard
+from marconi_ext.policies.table.checkpoints import CheckpointBook, Kind
 
 
 @pytest.fixture

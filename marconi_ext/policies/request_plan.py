@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from marconi_ext.policies.admission import Offer, PromptFacts
-from marconi_ext.policies.checkpoints import Kind
-from marconi_ext.policies.keeper import Keeper
 from marconi_ext.policies.messages import MessageHeaders
-from marconi_ext.policies.records import TreeRecords, row_of
+from marconi_ext.policies.runtime import Keeper
+from marconi_ext.policies.table.checkpoints import Kind
+from marconi_ext.policies.table.tree_rows import TreeRecords, row_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from marconi_ext.policies.checkpoints import CheckpointBook, Kind
-from marconi_ext.policies.eviction import Currency
-from marconi_ext.policies.reuse_index import ReuseIndex
+from marconi_ext.policies.currency import Currency
+from marconi_ext.policies.learned.reuse_index import ReuseIndex
+from marconi_ext.policies.table.checkpoints import CheckpointBook, Kind
 
 REFRESH_REQUESTS = 64
 DEMAND_REQUESTS = 8  # ghosts' demand is recounted this often, and kept up by events in between

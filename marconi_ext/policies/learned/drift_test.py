@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from marconi_ext.policies.hazards import Hazards
-from marconi_ext.policies.reuse_index import ReuseIndex
+from marconi_ext.policies.learned.hazards import Hazards
+from marconi_ext.policies.learned.reuse_index import ReuseIndex
 
 CHANGED_NATS = 10.0  # 20,000 times likelier: uses come in bursts, so that less happens by chance
 SUSPICIOUS_NATS = 2.0

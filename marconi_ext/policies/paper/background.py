@@ -14,9 +14,9 @@ import threading
 from collections.abc import Callable, Collection, Mapping
 from typing import Protocol
 
-from marconi_ext.policies import tuner_process
-from marconi_ext.policies.alpha_replay import TuningLog, tune_alpha
-from marconi_ext.policies.tuner import Marconi
+from marconi_ext.policies.paper import tuner_process
+from marconi_ext.policies.paper.alpha_replay import TuningLog, tune_alpha
+from marconi_ext.policies.paper.tuner import Marconi
 
 logger = logging.getLogger(__name__)
 

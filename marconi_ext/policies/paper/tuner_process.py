@@ -3,7 +3,7 @@
 Frames are a 4-byte length and a pickle. It knows records as small integers only, never token ids, and ends when its
 parent closes the pipe or dies.
 
-    python -m marconi_ext.policies.tuner_process
+    python -m marconi_ext.policies.paper.tuner_process
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def receive(stream: BinaryIO) -> object:
 
 def main() -> None:
     """Answer each TuningLog with (α, seconds)."""
-    from marconi_ext.policies.alpha_replay import tune_alpha
+    from marconi_ext.policies.paper.alpha_replay import tune_alpha
 
     os.nice(19)
     requests, answers = sys.stdin.buffer, sys.stdout.buffer

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from marconi_ext.policies.checkpoints import CheckpointBook, Fate, Kind
-from marconi_ext.policies.eviction import Currency
-from marconi_ext.policies.ours import Ours
+from marconi_ext.policies.currency import Currency
+from marconi_ext.policies.learned.ours import Ours
 from marconi_ext.policies.registry import parse_policy
+from marconi_ext.policies.table.checkpoints import CheckpointBook, Fate, Kind
 from marconi_ext.simulator.capacity import Capacity
 from marconi_ext.simulator.simulator import Simulator
 from marconi_ext.simulator.workload import load_workload

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from marconi_ext.policies.hazards import BUCKET_OF, BUCKETS, WIDTHS, Hazards, bucket_of_age
+from marconi_ext.policies.learned.hazards import BUCKET_OF, BUCKETS, WIDTHS, Hazards, bucket_of_age
 
 _UPPER_TRIANGLE = np.triu(np.ones((BUCKETS, BUCKETS)))  # [from, to], to >= from
 WRONG_DEVIATIONS = 3.0  # usual deviations by which a class's uses must differ from those expected

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from marconi_ext.policies.checkpoints import CheckpointBook, Kind
+from marconi_ext.policies.table.checkpoints import CheckpointBook, Kind
 
 HALF_LIFE_REQUESTS = 2  # of the usual size, so that it follows the traffic
 _SHADOWED = (Kind.BRANCH, Kind.LAST_TOKEN)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from marconi_ext.policies.eviction import Currency
+from marconi_ext.policies.currency import Currency
 
 ALPHAS = np.round(np.arange(21) * 0.1, 1)
 

@@ -10,11 +10,11 @@ from bisect import bisect_right
 
 import numpy as np
 
-from marconi_ext.policies.change import ChangeTest
-from marconi_ext.policies.checkpoints import CheckpointBook, Kind
-from marconi_ext.policies.eviction import Currency
-from marconi_ext.policies.guard import LruGuard
-from marconi_ext.policies.learned import INSIDE, LearnedIndex
+from marconi_ext.policies.currency import Currency
+from marconi_ext.policies.learned.drift_test import ChangeTest
+from marconi_ext.policies.learned.index import INSIDE, LearnedIndex
+from marconi_ext.policies.learned.shadow_lru import LruGuard
+from marconi_ext.policies.table.checkpoints import CheckpointBook, Kind
 
 # Expected hazards relative to a tail's, by group: what each kind of state is for. A few uses overrule them, and results
 # hardly depend on them by factors of two.

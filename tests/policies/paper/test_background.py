@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from marconi_ext.policies import background
-from marconi_ext.policies.background import ASK_EVERY, GIVE_UP_AFTER, AlphaProcess, Tuner, replayed
-from marconi_ext.policies.eviction import Currency
+from marconi_ext.policies.currency import Currency
+from marconi_ext.policies.paper import background
+from marconi_ext.policies.paper.background import ASK_EVERY, GIVE_UP_AFTER, AlphaProcess, Tuner, replayed
+from marconi_ext.policies.paper.tuner import Marconi
 from marconi_ext.policies.registry import parse_policy
-from marconi_ext.policies.tuner import Marconi
 from marconi_ext.simulator.live_rules import LiveRules
 
 
@@ -43,7 +43,7 @@ def step_until_applied(tuner: Tuner, first: int, last: int) -> int | None:
 
 
 def test_the_child_finds_what_tuning_on_the_spot_finds() -> None:
-    from marconi_ext.policies.alpha_replay import tune_alpha
+    from marconi_ext.policies.paper.alpha_replay import tune_alpha
 
     _, policy = recorded()
     expected, told = tune_alpha(policy.snapshot()), []
@@ -69,7 +69,7 @@ def test_a_killed_child_is_started_again() -> None:
 
 def test_a_round_that_was_given_up_cannot_answer_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     """The child of a slow rank: its late answer would be another α than the other ranks'."""
-    echo = "import pickle, sys, time; from marconi_ext.policies.tuner_process import receive, send\n"
+    echo = "import pickle, sys, time; from marconi_ext.policies.paper.tuner_process import receive, send\n"
     echo += "while True: log = receive(sys.stdin.buffer); time.sleep(1); send(sys.stdout.buffer, (log, 0.0))"
     slow = lambda command, **pipes: subprocess.Popen([sys.executable, "-c", echo], **pipes)  # noqa: E731
     module = SimpleNamespace(Popen=slow, PIPE=subprocess.PIPE, DEVNULL=subprocess.DEVNULL)

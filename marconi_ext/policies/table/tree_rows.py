@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from marconi_ext.policies.checkpoints import Kind
-from marconi_ext.policies.keeper import Keeper
+from marconi_ext.policies.runtime import Keeper
+from marconi_ext.policies.table.checkpoints import Kind
 
 
 def row_of(node: Any) -> int:

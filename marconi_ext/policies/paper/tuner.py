@@ -14,9 +14,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from marconi_ext.policies.alpha_replay import TuningLog, tune_alpha
-from marconi_ext.policies.checkpoints import CheckpointBook
-from marconi_ext.policies.eviction import Currency, FlopAware
+from marconi_ext.policies.currency import Currency
+from marconi_ext.policies.fixed_rules import FlopAware
+from marconi_ext.policies.paper.alpha_replay import TuningLog, tune_alpha
+from marconi_ext.policies.table.checkpoints import CheckpointBook
 
 MIN_WINDOW_REQUESTS = 300  # a small pool evicts after a handful of requests, which say nothing about α
 REPLAYED_REQUESTS = 1500  # the window's end

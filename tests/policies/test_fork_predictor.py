@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 
 from marconi_ext.policies.admission import LearnedPlacement, PromptFacts
-from marconi_ext.policies.checkpoints import Kind
-from marconi_ext.policies.eviction import Currency
-from marconi_ext.policies.partings import MIN_PARTINGS, Partings
+from marconi_ext.policies.currency import Currency
+from marconi_ext.policies.fork_predictor import MIN_PARTINGS, Partings
 from marconi_ext.policies.registry import parse_policy
+from marconi_ext.policies.table.checkpoints import Kind
 from marconi_ext.simulator.capacity import Capacity
 from marconi_ext.simulator.simulator import Simulator
 from marconi_ext.traces import synthetic

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from marconi_ext.policies.checkpoints import CheckpointBook
-from marconi_ext.policies.eviction import Eviction
+from marconi_ext.policies.interfaces import Eviction
+from marconi_ext.policies.table.checkpoints import CheckpointBook
 
 EXACT_STATES = 1024
 WINDOW = 128

@@ -5,8 +5,9 @@ import pickle
 import numpy as np
 import pytest
 
-from marconi_ext.policies.alpha_replay import ALPHAS, saved_flops, tune_alpha
-from marconi_ext.policies.eviction import Currency, FlopAware
+from marconi_ext.policies.currency import Currency
+from marconi_ext.policies.fixed_rules import FlopAware
+from marconi_ext.policies.paper.alpha_replay import ALPHAS, saved_flops, tune_alpha
 from marconi_ext.policies.registry import parse_policy
 from marconi_ext.simulator.capacity import Capacity
 from marconi_ext.simulator.simulator import Simulator

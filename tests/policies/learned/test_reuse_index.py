@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from marconi_ext.policies.reuse_index import DOUBT_REQUESTS, KEPT_WHEN_WRONG, ReuseIndex
+from marconi_ext.policies.learned.reuse_index import DOUBT_REQUESTS, KEPT_WHEN_WRONG, ReuseIndex
 
 
 def index_of(uses: list[float], exposure: list[float]) -> ReuseIndex:

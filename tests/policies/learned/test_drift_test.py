@@ -6,16 +6,12 @@ from math import log
 import numpy as np
 import pytest
 
-from marconi_ext.policies.change import (
-    SUSPICIOUS_REQUESTS,
-    TEST_REQUESTS,
-    ChangeTest,
-)
-from marconi_ext.policies.checkpoints import CheckpointBook, Kind
-from marconi_ext.policies.eviction import Currency
-from marconi_ext.policies.ours import BEFORE, FEW_REQUESTS, Ours
+from marconi_ext.policies.currency import Currency
+from marconi_ext.policies.learned.drift_test import SUSPICIOUS_REQUESTS, TEST_REQUESTS, ChangeTest
+from marconi_ext.policies.learned.ours import BEFORE, FEW_REQUESTS, Ours
+from marconi_ext.policies.learned.reuse_index import ReuseIndex
 from marconi_ext.policies.registry import parse_policy
-from marconi_ext.policies.reuse_index import ReuseIndex
+from marconi_ext.policies.table.checkpoints import CheckpointBook, Kind
 from marconi_ext.simulator.capacity import Capacity
 from marconi_ext.simulator.simulator import Simulator
 from marconi_ext.traces import synthetic

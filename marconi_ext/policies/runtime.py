@@ -14,9 +14,10 @@ from zlib import crc32
 import numpy as np
 
 from marconi_ext.policies.admission import Offer, PromptFacts
-from marconi_ext.policies.checkpoints import CheckpointBook, Fate, Kind
-from marconi_ext.policies.eviction import Currency, Eviction
-from marconi_ext.policies.victims import VictimSearch
+from marconi_ext.policies.currency import Currency
+from marconi_ext.policies.interfaces import Eviction
+from marconi_ext.policies.table.checkpoints import CheckpointBook, Fate, Kind
+from marconi_ext.policies.table.victims import VictimSearch
 
 _CAUSES = {
     Fate.EVICTED: "evicted",

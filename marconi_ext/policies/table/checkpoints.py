@@ -11,7 +11,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from marconi_ext.policies.chains import Chains
+from marconi_ext.policies.table.chains import Chains
 
 
 class Kind(IntEnum):

@@ -1,0 +1,1 @@
+"""The paper's utility: α, and its tuner."""
