@@ -16,7 +16,7 @@ import torch
 from mixer_layer import MixerLayer, engine_functions, even_ends, plans_by_extend
 from torch.profiler import ProfilerActivity, profile
 
-from marconi_kernels.model_shapes import NEMOTRON_H_8B
+from marconi_kernels.report.model_shapes import NEMOTRON_H_8B
 
 HIDDEN, REPEATS, SHOWN = 4_096, 20, 22
 

@@ -1,12 +1,12 @@
 """Write the kernels' ahead-of-time report as JSON: `python bench/kernel_report.py [FILE]`, same as
-`marconi kernels report --json FILE`. With --write-budget, also renew kernels/resource_budget.json."""
+`marconi kernels report --json FILE`. With --write-budget, also renew kernels/report/resource_budget.json."""
 
 import argparse
 import json
 import sys
 from pathlib import Path
 
-from marconi_kernels.kernel_report import BUDGET_FILE, budget_from, build_report, over_budget
+from marconi_kernels.report.kernel_report import BUDGET_FILE, budget_from, build_report, over_budget
 
 
 def main() -> int:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import torch
 
-from marconi_kernels.batch_layout import logical_chunks, sequence_index
-from marconi_kernels.conv_checkpoint import save_conv_checkpoints
-from marconi_kernels.model_shapes import ModelShape
+from marconi_kernels.mamba2.batch_layout import logical_chunks, sequence_index
+from marconi_kernels.mamba2.conv_checkpoint import save_conv_checkpoints
+from marconi_kernels.mamba2.scan import ScanStages, mamba_chunk_scan_combined, tile_of
 from marconi_kernels.plan import CheckpointPlan
-from marconi_kernels.scan import ScanStages, mamba_chunk_scan_combined, tile_of
+from marconi_kernels.report.model_shapes import ModelShape
 
 RUNNING = 0  # the slot of the request's running state; checkpoints go to the slots after it
 
@@ -146,8 +146,8 @@ def plans_by_extend(ends: list[int], extend: int, device: str) -> dict[int, Chec
 def engine_functions(device: str) -> tuple[ScanStages, Callable[..., torch.Tensor]]:
     """Scan stages and causal conv for a device: SGLang's Triton ones on a GPU, the torch twins on a CPU."""
     if device == "cpu":
-        from marconi_kernels.torch_conv import causal_conv1d_fn
-        from marconi_kernels.torch_scan import TORCH_STAGES
+        from marconi_kernels.torch_twins.conv import causal_conv1d_fn
+        from marconi_kernels.torch_twins.scan import TORCH_STAGES
 
         return TORCH_STAGES, causal_conv1d_fn
     from sglang.kernels.ops.mamba.causal_conv1d_triton import causal_conv1d_fn

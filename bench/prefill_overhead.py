@@ -24,8 +24,8 @@ import torch
 from mixer_layer import MixerLayer, engine_functions, even_ends, plans_by_extend
 from records import Record, record, write
 
-from marconi_kernels import conv_checkpoint, scan
-from marconi_kernels.model_shapes import NEMOTRON_H_8B
+from marconi_kernels.mamba2 import conv_checkpoint, scan
+from marconi_kernels.report.model_shapes import NEMOTRON_H_8B
 
 COUNTS = (1, 2, 4, 8)
 SMALL = dataclasses.replace(

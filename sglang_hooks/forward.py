@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from marconi_kernels.conv_checkpoint import save_conv_checkpoints
+from marconi_kernels.mamba2.conv_checkpoint import save_conv_checkpoints
+from marconi_kernels.mamba2.scan import ScanStages, mamba_chunk_scan_combined
 from marconi_kernels.plan import CheckpointPlan
-from marconi_kernels.scan import ScanStages, mamba_chunk_scan_combined
 
 from .ledger import CheckpointLedger, PendingCheckpoint
 from .stats import CacheStats

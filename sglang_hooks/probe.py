@@ -69,7 +69,7 @@ def seams() -> Iterator[Finding]:
 def kernels() -> Iterator[Finding]:
     import triton
 
-    from marconi_kernels import conv_checkpoint, scan, ssm_checkpoint
+    from marconi_kernels.mamba2 import conv_checkpoint, scan, ssm_checkpoint
 
     names = ", ".join(m.__name__.split(".")[-1] for m in (ssm_checkpoint, conv_checkpoint, scan))
     yield finding("kernels", "ok", f"{names} import with triton {triton.__version__}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from marconi_kernels.scan import ScanStages, tile_of
+from marconi_kernels.mamba2.scan import ScanStages, tile_of
 
 from . import cpu_platform
 
@@ -10,7 +10,7 @@ from . import cpu_platform
 def scan_stages() -> ScanStages:
     """Called once, when the cache is built."""
     if cpu_platform.fast_mode():
-        from marconi_kernels.torch_scan import TORCH_STAGES
+        from marconi_kernels.torch_twins.scan import TORCH_STAGES
 
         return TORCH_STAGES
     from sglang.kernels.ops.mamba.triton_ops import (

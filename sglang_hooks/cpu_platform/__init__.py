@@ -30,7 +30,7 @@ def mode() -> str:
 
 
 def fast_mode() -> bool:
-    """Whether the engine computes with the torch operators of `marconi_kernels.torch_*`."""
+    """Whether the engine computes with the torch operators of `marconi_kernels.torch_twins`."""
     return active() and mode() == "fast"
 
 

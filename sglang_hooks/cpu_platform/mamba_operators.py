@@ -3,16 +3,17 @@
 Target: `sglang.srt.layers.attention.mamba.mamba` (the mixer's module binds its causal convolution for CUDA,
 NPU and XPU only), the chunk scan, the single-token update and the copy of tracked states.
 Why: no convolution is bound elsewhere, and the Triton kernels need a GPU or the slow interpreter.
-How: fast mode binds the torch twins of `marconi_kernels.torch_*`; interpreter mode binds SGLang's own Triton
+How: fast mode binds the torch twins of `marconi_kernels.torch_twins`; interpreter mode binds SGLang's own Triton
 convolution. Remove when: SGLang binds the portable Triton convolution on out-of-tree platforms (interpreter
 mode); the fast mode stays.
 """
 
 from functools import partial
 
-from marconi_kernels import torch_conv, torch_update
-from marconi_kernels.scan import mamba_chunk_scan_combined
-from marconi_kernels.torch_scan import TORCH_STAGES
+from marconi_kernels.mamba2.scan import mamba_chunk_scan_combined
+from marconi_kernels.torch_twins import conv as torch_conv
+from marconi_kernels.torch_twins import update as torch_update
+from marconi_kernels.torch_twins.scan import TORCH_STAGES
 from sglang_hooks.cpu_platform.rebind import rebind
 
 MIXER = "sglang.srt.layers.attention.mamba.mamba"

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from live_server import running
 
 from marconi_ext.models.toy_model import ToyModel, write_model
-from marconi_kernels.ssm_checkpoint import ssm_states_reference
+from marconi_kernels.mamba2.ssm_checkpoint import ssm_states_reference
 
 pytestmark = pytest.mark.engine
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from kernel_cases import assert_two_times_rule, make_batch, nan_pool, plain_states, plan_for
 
-from marconi_kernels.conv_checkpoint import save_conv_checkpoints, save_conv_checkpoints_torch
+from marconi_kernels.mamba2.conv_checkpoint import save_conv_checkpoints, save_conv_checkpoints_torch
+from marconi_kernels.mamba2.ssm_checkpoint import save_ssm_checkpoints, save_ssm_checkpoints_triton
 from marconi_kernels.plan import CheckpointPlan
-from marconi_kernels.ssm_checkpoint import save_ssm_checkpoints, save_ssm_checkpoints_triton
 
 pytestmark = pytest.mark.gpu
 
@@ -52,7 +52,7 @@ def test_bits_of_the_engines_varlen_kernel():
     """Whatever tile the engine's autotuner takes on this GPU, handed over, gives the same bits."""
     from sglang.kernels.ops.mamba.triton_ops import ssd_chunk_state
 
-    from marconi_kernels.scan import tile_of
+    from marconi_kernels.mamba2.scan import tile_of
 
     batch = make_batch(LENGTHS, dtype=torch.bfloat16, **REAL)
     seq, end = SEQ[1:], END[1:]  # the engine's kernel reads out of bounds for a 0-token checkpoint at 0

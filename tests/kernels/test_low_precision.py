@@ -5,7 +5,7 @@ import pytest
 import torch
 from kernel_cases import assert_two_times_rule, make_batch, nan_pool, plain_states, plan_for
 
-from marconi_kernels.ssm_checkpoint import save_ssm_checkpoints_torch, save_ssm_checkpoints_triton
+from marconi_kernels.mamba2.ssm_checkpoint import save_ssm_checkpoints_torch, save_ssm_checkpoints_triton
 
 LENGTHS = [45, 51, 40]
 SEQ = [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2]

@@ -4,9 +4,9 @@ import pytest
 import torch
 from kernel_cases import relative_error
 
-from marconi_kernels.conv_checkpoint import save_conv_checkpoints_triton
+from marconi_kernels.mamba2.conv_checkpoint import save_conv_checkpoints_triton
+from marconi_kernels.mamba2.ssm_checkpoint import save_ssm_checkpoints_triton, ssm_states_reference
 from marconi_kernels.plan import CheckpointPlan
-from marconi_kernels.ssm_checkpoint import save_ssm_checkpoints_triton, ssm_states_reference
 
 Q = 128
 TOKENS = 262_144 + 70

@@ -4,9 +4,9 @@ import pytest
 import torch
 from kernel_cases import make_batch, nan_pool, plan_for
 
-from marconi_kernels.conv_checkpoint import save_conv_checkpoints, save_conv_checkpoints_triton
+from marconi_kernels.mamba2.conv_checkpoint import save_conv_checkpoints, save_conv_checkpoints_triton
+from marconi_kernels.mamba2.ssm_checkpoint import save_ssm_checkpoints, save_ssm_checkpoints_triton
 from marconi_kernels.plan import CheckpointPlan
-from marconi_kernels.ssm_checkpoint import save_ssm_checkpoints, save_ssm_checkpoints_triton
 
 CU = [0, 5, 12]
 

@@ -49,8 +49,8 @@ def test_named_it_becomes_the_platform():
         "from sglang.srt.layers.attention import hybrid_linear_attn_backend as backend\n"
         "modules = {f.__module__ for f in (mamba.causal_conv1d_fn, mamba.causal_conv1d_update_triton,\n"
         "    mamba.mamba_chunk_scan_combined.func, backend.track_mamba_states_if_needed)}\n"
-        "assert modules == {'marconi_kernels.torch_conv', 'marconi_kernels.scan', "
-        "'marconi_kernels.torch_update'}, modules\n",
+        "assert modules == {'marconi_kernels.torch_twins.conv', 'marconi_kernels.mamba2.scan', "
+        "'marconi_kernels.torch_twins.update'}, modules\n",
         SGLANG_PLATFORM="marconi_cpu",
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -15,8 +15,10 @@ from operator_cases import SCANS, clone, conv_inputs, scan_inputs, step_inputs, 
 if importlib.util.find_spec("sglang") is None:
     pytest.skip("the reference kernels are SGLang's", allow_module_level=True)
 
-from marconi_kernels import torch_conv, torch_scan, torch_update
-from marconi_kernels.scan import mamba_chunk_scan_combined
+from marconi_kernels.mamba2.scan import mamba_chunk_scan_combined
+from marconi_kernels.torch_twins import conv as torch_conv
+from marconi_kernels.torch_twins import scan as torch_scan
+from marconi_kernels.torch_twins import update as torch_update
 
 close = partial(torch.testing.assert_close, rtol=1e-5, atol=2e-5)
 

@@ -32,8 +32,8 @@ def report(
     Needs torch and triton, but no GPU. Exit code 1 where a kernel spills or exceeds its committed budget.
     """
     try:
-        from marconi_kernels.kernel_report import build_report, compile_count
-        from marconi_kernels.roofline import HARDWARE
+        from marconi_kernels.report.kernel_report import build_report, compile_count
+        from marconi_kernels.report.roofline import HARDWARE
     except ImportError as error:
         raise BadInputError(
             f"kernels report needs torch and triton ({error.name} is missing): pip install 'marconi-ext[sglang]'"

@@ -2,7 +2,7 @@
 
 `mamba_chunk_scan_combined` takes the engine's arguments and returns what the engine's returns. The stages are
 handed in, because this package imports torch and Triton only: the engine's own Triton functions on a GPU (or
-under the interpreter), the torch twins of `marconi_kernels.torch_scan` on the CPU.
+under the interpreter), the torch twins of `marconi_kernels.torch_twins.scan` on the CPU.
 
 Source: SGLang 0.5.23, kernels/ops/mamba/triton_ops/ssd_combined.py.
 Deviates: with a plan, the states at its tokens go straight into the pool in the same pass; the engine's own
@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from marconi_kernels.checks import check_destination
+from marconi_kernels.mamba2.ssm_checkpoint import save_checked, save_ssm_checkpoints
 from marconi_kernels.plan import CheckpointPlan
-from marconi_kernels.ssm_checkpoint import save_checked, save_ssm_checkpoints
 
 
 @dataclass(frozen=True)

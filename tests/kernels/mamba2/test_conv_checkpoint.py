@@ -6,7 +6,7 @@ import pytest
 import torch
 from kernel_cases import nan_pool, plan_for
 
-from marconi_kernels.conv_checkpoint import save_conv_checkpoints_torch, save_conv_checkpoints_triton
+from marconi_kernels.mamba2.conv_checkpoint import save_conv_checkpoints_torch, save_conv_checkpoints_triton
 
 SAVERS = {"triton": save_conv_checkpoints_triton, "torch": save_conv_checkpoints_torch}
 saver = pytest.mark.parametrize("save", SAVERS.values(), ids=SAVERS.keys())

@@ -5,10 +5,10 @@ import torch
 from kernel_cases import assert_two_times_rule, make_batch, nan_pool, plain_states, plan_for, relative_error
 from upstream_scan import TRITON_STAGES
 
-from marconi_kernels.batch_layout import logical_chunks, sequence_index
-from marconi_kernels.scan import mamba_chunk_scan_combined
-from marconi_kernels.torch_scan import TORCH_STAGES
-from marconi_kernels.two_pass import two_pass_scan
+from marconi_kernels.mamba2.batch_layout import logical_chunks, sequence_index
+from marconi_kernels.mamba2.scan import mamba_chunk_scan_combined
+from marconi_kernels.mamba2.two_pass import two_pass_scan
+from marconi_kernels.torch_twins.scan import TORCH_STAGES
 
 SMALL = {"nheads": 2, "headdim": 16, "ngroups": 1, "dstate": 16}
 

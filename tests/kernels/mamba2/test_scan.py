@@ -6,8 +6,8 @@ from kernel_cases import make_batch, nan_pool, plan_for, relative_error
 from sglang.srt.layers.attention.mamba.mamba2_metadata import Mamba2Metadata
 from upstream_scan import TRITON_STAGES, upstream_scan
 
+from marconi_kernels.mamba2.scan import mamba_chunk_scan_combined
 from marconi_kernels.plan import CheckpointPlan
-from marconi_kernels.scan import mamba_chunk_scan_combined
 
 SMALL = {"nheads": 2, "headdim": 16, "ngroups": 1, "dstate": 16}
 

@@ -19,7 +19,7 @@ from sglang.kernels.ops.mamba.triton_ops import (
     ssd_state_passing,
 )
 
-from marconi_kernels.scan import ScanStages, tile_of
+from marconi_kernels.mamba2.scan import ScanStages, tile_of
 
 TILE = {"BLOCK_SIZE_M": 64, "BLOCK_SIZE_N": 64, "BLOCK_SIZE_K": 64}
 

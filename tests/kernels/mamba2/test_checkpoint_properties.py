@@ -5,13 +5,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kernel_cases import assert_two_times_rule, make_batch, nan_pool, plain_states, relative_error
 
-from marconi_kernels.batch_layout import logical_chunks, sequence_index
-from marconi_kernels.conv_checkpoint import save_conv_checkpoints_torch, save_conv_checkpoints_triton
+from marconi_kernels.mamba2.batch_layout import logical_chunks, sequence_index
+from marconi_kernels.mamba2.conv_checkpoint import save_conv_checkpoints_torch, save_conv_checkpoints_triton
+from marconi_kernels.mamba2.scan import mamba_chunk_scan_combined
+from marconi_kernels.mamba2.ssm_checkpoint import save_ssm_checkpoints_torch, save_ssm_checkpoints_triton
+from marconi_kernels.mamba2.two_pass import two_pass_scan
 from marconi_kernels.plan import CheckpointPlan
-from marconi_kernels.scan import mamba_chunk_scan_combined
-from marconi_kernels.ssm_checkpoint import save_ssm_checkpoints_torch, save_ssm_checkpoints_triton
-from marconi_kernels.torch_scan import TORCH_STAGES
-from marconi_kernels.two_pass import two_pass_scan
+from marconi_kernels.torch_twins.scan import TORCH_STAGES
 
 BOUNDED = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
 

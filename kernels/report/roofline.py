@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from marconi_kernels.model_shapes import ModelShape
+from marconi_kernels.report.model_shapes import ModelShape
 
 ACTIVATION_BYTES = 2  # bf16
 GEMM_TILE_ROWS = 128  # a matmul computes its tokens in tiles of so many rows

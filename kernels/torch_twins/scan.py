@@ -1,7 +1,7 @@
 """Mamba2's chunk scan in vectorised torch: the stages of SGLang's Triton pipeline, one function each.
 
 Same signatures, shapes and intermediates as the launchers in SGLang's `ssd_*` modules (0.5.23), so that
-either set can stand behind `marconi_kernels.scan`; here they are `TORCH_STAGES`. Arithmetic is all fp32
+either set can stand behind `marconi_kernels.mamba2.scan`; here they are `TORCH_STAGES`. Arithmetic is all fp32
 and differs from the Triton kernels by the order of sums only. Batch size 1 (varlen) is what the engine uses;
 larger batches work wherever the kernels accept them.
 
@@ -12,7 +12,7 @@ which sequence a token belongs to. Symbols: h heads, g groups, p head dimension,
 import torch
 import torch.nn.functional as F
 
-from marconi_kernels.scan import ScanStages
+from marconi_kernels.mamba2.scan import ScanStages
 
 # Elements of x that one step works on: what a step touches should stay in a core's cache.
 STEP_ELEMENTS = 1 << 17

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import torch
 
-from marconi_kernels.batch_layout import logical_chunks, sequence_index
+from marconi_kernels.mamba2.batch_layout import logical_chunks, sequence_index
+from marconi_kernels.mamba2.scan import ScanStages, mamba_chunk_scan_combined
 from marconi_kernels.plan import CheckpointPlan
-from marconi_kernels.scan import ScanStages, mamba_chunk_scan_combined
 
 
 def two_pass_scan(

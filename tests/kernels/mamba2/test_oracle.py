@@ -9,7 +9,7 @@ import pytest
 import torch
 from kernel_cases import make_batch, nan_pool, plan_for, relative_error
 
-from marconi_kernels.ssm_checkpoint import save_ssm_checkpoints_torch, save_ssm_checkpoints_triton
+from marconi_kernels.mamba2.ssm_checkpoint import save_ssm_checkpoints_torch, save_ssm_checkpoints_triton
 
 
 @pytest.fixture(scope="module")

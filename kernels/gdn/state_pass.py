@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 
 from marconi_kernels.dispatch import runs_triton
-from marconi_kernels.gdn_checkpoint import CHUNK_SIZE, first_chunks
+from marconi_kernels.gdn.ssm_checkpoint import CHUNK_SIZE, first_chunks
 from marconi_kernels.grouped_plan import GroupedPlan
 from marconi_kernels.launch import ceil_div, named_strides, next_power_of_2
 from marconi_kernels.tiles import load_tile, store_tile

@@ -17,12 +17,14 @@ from typing import Any
 import torch
 import triton
 
-from marconi_kernels import conv_checkpoint, gdn_checkpoint, gdn_state_pass, mamba1_checkpoint, ssm_checkpoint
-from marconi_kernels.aot import TARGETS, compile_resources, recorded_launch
+from marconi_kernels.gdn import ssm_checkpoint as gdn_checkpoint
+from marconi_kernels.gdn import state_pass as gdn_state_pass
 from marconi_kernels.grouped_plan import GroupedPlan
-from marconi_kernels.model_shapes import MODELS, QWEN3_NEXT_80B, ModelShape
+from marconi_kernels.mamba2 import conv_checkpoint, ssm_checkpoint
 from marconi_kernels.plan import CheckpointPlan
-from marconi_kernels.roofline import (
+from marconi_kernels.report.aot import TARGETS, compile_resources, recorded_launch
+from marconi_kernels.report.model_shapes import MODELS, QWEN3_NEXT_80B, ModelShape
+from marconi_kernels.report.roofline import (
     HARDWARE,
     conv_checkpoint_bytes,
     mean_live_tokens,
@@ -112,23 +114,6 @@ def launches() -> Iterator[Launch]:
             h=h,
             v_new=values,
             update_initial=True,
-        ),
-    )
-    dim, dstate = 8192, 16
-    yield Launch(
-        "mamba1_checkpoint",
-        "Falcon-Mamba-7B",
-        mamba1_checkpoint,
-        "_mamba1_checkpoint_kernel",
-        lambda: mamba1_checkpoint.save_mamba1_checkpoints_triton(
-            meta(TOKENS, dim),
-            meta(TOKENS, dim, dtype=torch.float32),
-            meta(dim, dstate, dtype=torch.float32),
-            meta(TOKENS, dstate),
-            cu_seqlens,
-            grouped,
-            meta(SLOTS, dim, 1, dstate, dtype=torch.float32)[:, :, 0],
-            initial_indices=indices,
         ),
     )
 

@@ -10,15 +10,15 @@ import sys
 
 import pytest
 
-from marconi_kernels.kernel_report import (
+from marconi_kernels.report.kernel_report import (
     CHECKPOINT_COUNTS,
     PREFILL_TOKENS,
     cost_rows,
     estimate_rows,
     over_budget,
 )
-from marconi_kernels.model_shapes import MODELS, NEMOTRON_H_8B
-from marconi_kernels.roofline import (
+from marconi_kernels.report.model_shapes import MODELS, NEMOTRON_H_8B
+from marconi_kernels.report.roofline import (
     HARDWARE,
     checkpoints_ms,
     conv_checkpoint_bytes,

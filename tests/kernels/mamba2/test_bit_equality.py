@@ -6,8 +6,8 @@ import torch
 from kernel_cases import make_batch, nan_pool, plan_for
 from upstream_scan import chunk_state_varlen, ssd_chunk_state
 
-from marconi_kernels.scan import tile_of
-from marconi_kernels.ssm_checkpoint import save_ssm_checkpoints_triton
+from marconi_kernels.mamba2.scan import tile_of
+from marconi_kernels.mamba2.ssm_checkpoint import save_ssm_checkpoints_triton
 
 LENGTHS = [45, 51, 40, 120]
 SEQ = [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from kernel_cases import make_batch, nan_pool, plan_for, relative_error
 
-from marconi_kernels.ssm_checkpoint import save_ssm_checkpoints_torch, save_ssm_checkpoints_triton
+from marconi_kernels.mamba2.ssm_checkpoint import save_ssm_checkpoints_torch, save_ssm_checkpoints_triton
 
 SAVERS = {"triton": save_ssm_checkpoints_triton, "torch": save_ssm_checkpoints_torch}
 saver = pytest.mark.parametrize("save", SAVERS.values(), ids=SAVERS.keys())

@@ -8,14 +8,14 @@ import torch
 import triton.language as tl
 from kernel_cases import nan_pool, plan_for, relative_error
 
-from marconi_kernels.gdn_checkpoint import (
+from marconi_kernels.gdn.ssm_checkpoint import (
     CHUNK_SIZE,
     gdn_states_reference,
     save_gdn_checkpoints,
     save_gdn_checkpoints_torch,
     save_gdn_checkpoints_triton,
 )
-from marconi_kernels.gdn_state_pass import gdn_state_pass, gdn_state_pass_torch, gdn_state_pass_triton
+from marconi_kernels.gdn.state_pass import gdn_state_pass, gdn_state_pass_torch, gdn_state_pass_triton
 from marconi_kernels.grouped_plan import group_by_sequence
 from marconi_kernels.plan import CheckpointPlan
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from marconi_kernels.mamba2.ssm_checkpoint import ssm_states_reference
 from marconi_kernels.plan import CheckpointPlan
-from marconi_kernels.ssm_checkpoint import ssm_states_reference
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""What the kernels cost, told without a GPU."""

@@ -1,0 +1,1 @@
+"""The engine's Mamba2 operators in vectorised torch, for machines without a GPU."""
