@@ -49,6 +49,9 @@ setup(
         "marconi_kernels.torch_twins",
         "sglang_hooks",
         "sglang_hooks.cpu_platform",
+        "sglang_hooks.observe",
+        "sglang_hooks.radix",
+        "sglang_hooks.recurrence",
     ],
     package_data={
         "marconi_ext": [

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from .live import live
+from .process_state import live
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ def _scheduler_init(
     install(LIVE_HOOKS)
     original(scheduler, server_args, *args, **kwargs)
     from .messages import headers_for
-    from .metrics import start_publishing
-    from .status import announce
+    from .observe.metrics import start_publishing
+    from .observe.status import announce
 
     state = live()
     if state is not None:
@@ -103,8 +103,8 @@ def _scheduler_init(
 
 
 def _create_cache(original: Callable[..., Any], ctx: Any, **kwargs: Any) -> Any:
-    from .cache import build_cache
     from .flags import config_of
+    from .radix.cache import build_cache
 
     config = config_of(ctx.server_args)
     if config is None or ctx.disable_radix_cache:
@@ -167,7 +167,7 @@ def _prefill_budget(original: Callable[..., Any], allocator: Any, tree_cache: An
     state = live()
     if state is None or tree_cache is not state.cache or tree_cache.shared is None:
         return original(allocator, tree_cache, **kwargs)
-    from .shared_memory import SharedPrefillBudget
+    from .radix.shared_memory import SharedPrefillBudget
 
     return SharedPrefillBudget(allocator, tree_cache, **kwargs)
 
@@ -198,13 +198,13 @@ def _track_grid(original: Callable[..., int], tree_page: int) -> int:
 def _internal_state(result: Any, _scheduler: Any, _recv_req: Any) -> None:
     state = live()
     if state is not None:
-        from .status import report
+        from .observe.status import report
 
         result.internal_state["marconi"] = report(state)
 
 
 def _set_internal_state(original: Callable[..., Any], scheduler: Any, recv_req: Any) -> Any:
-    from .tree_dump import ARGUMENT
+    from .observe.tree_dump import ARGUMENT
 
     state = live()
     if state is None or set(recv_req.server_args) != {ARGUMENT}:

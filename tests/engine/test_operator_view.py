@@ -18,7 +18,7 @@ from live_server import LiveServer, running
 from prometheus import WANTED, Prometheus, prometheus
 
 from marconi_ext.traces.script import draw_tokens
-from sglang_hooks.metrics import METRICS
+from sglang_hooks.observe.metrics import METRICS
 
 pytestmark = pytest.mark.engine
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sglang_hooks.stats import CacheStats
+from sglang_hooks.observe.stats import CacheStats
 
 SLOTS = {"pool": 20, "free": 10, "cached": 8, "held": 1, "unaccounted": 1}
 NODES = [

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sglang_hooks.metrics import METRICS
+from sglang_hooks.observe.metrics import METRICS
 
 DASHBOARDS = files("marconi_ext") / "dashboards"
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"

@@ -10,7 +10,7 @@ _numbers = itertools.count()
 def register() -> None:
     import torch
 
-    import sglang_hooks.forward as forward
+    import sglang_hooks.recurrence.mamba2 as forward
     from marconi_kernels.dispatch import runs_triton
 
     folder = Path(os.environ["CHECKPOINT_RECORDER_FOLDER"])

@@ -25,17 +25,16 @@ from sglang.srt.utils.rank_consensus_checker import rank_consensus
 from marconi_ext import __version__
 from marconi_ext.config import MarconiConfig
 
+from ..observe.stats import CacheStats
+from ..observe.tree_dump import TreeDumps
+from ..policy import build_keeper, currency_of
+from ..process_state import Live, go_live
+from ..recurrence.mamba2 import ForwardCheckpoints, scan_stages
 from .component import MarconiMambaComponent
-from .forward import ForwardCheckpoints
 from .kv_eviction import MarconiFullComponent
 from .ledger import CheckpointLedger
-from .live import Live, go_live
-from .policy import build_keeper, currency_of
 from .shared_memory import SharedMemory, shared_memory_of
-from .stages import scan_stages
-from .stats import CacheStats
 from .tree_core import depth_of, register
-from .tree_dump import TreeDumps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

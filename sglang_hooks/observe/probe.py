@@ -1,4 +1,4 @@
-"""What `marconi doctor` asks SGLang, in a process of its own: `python -m sglang_hooks.probe OUT [FLAGS…]`.
+"""What `marconi doctor` asks SGLang, in a process of its own: `python -m sglang_hooks.observe.probe OUT [FLAGS…]`.
 
 Writes a JSON list of findings to OUT; with FLAGS also whether SGLang and the extension take them together.
 """
@@ -22,7 +22,7 @@ def finding(check: str, status: str, detail: str, fix: str = "") -> Finding:
 def supported() -> Iterator[Finding]:
     from marconi_ext.config import ConfigError
 
-    from .compat import SUPPORTED_SGLANG, check_version
+    from ..compat import SUPPORTED_SGLANG, check_version
 
     try:
         check_version()
@@ -53,8 +53,8 @@ def plugin() -> Iterator[Finding]:
 
 def seams() -> Iterator[Finding]:
     """Runs before the plugin is loaded, whose patches would show in the signatures."""
-    from .flags import LAUNCHER_HOOKS
-    from .seams import LIVE_HOOKS, SCHEDULER_INIT, check_signatures
+    from ..flags import LAUNCHER_HOOKS
+    from ..seams import LIVE_HOOKS, SCHEDULER_INIT, check_signatures
 
     for hook in [*LAUNCHER_HOOKS, SCHEDULER_INIT, *LIVE_HOOKS]:
         name = ".".join(hook.target.split(".")[-2:])
@@ -78,7 +78,7 @@ def kernels() -> Iterator[Finding]:
 def device() -> Iterator[Finding]:
     import torch
 
-    from .cpu_platform import PLATFORM
+    from ..cpu_platform import PLATFORM
 
     if torch.cuda.is_available():
         found = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -88,7 +88,7 @@ def device() -> Iterator[Finding]:
 
 
 def refusals() -> Iterator[Finding]:
-    from .compat import CONFLICTS
+    from ..compat import CONFLICTS
 
     for conflict in CONFLICTS:
         yield finding("would refuse", "info", f"--enable-marconi {conflict.message}")

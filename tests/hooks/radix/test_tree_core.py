@@ -7,19 +7,15 @@ up to three of which run at a time, some aborted, some sharing prefixes that end
 from __future__ import annotations
 
 import random
-import sys
 from array import array
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
 import engineless_cache
+import pytest
 from engineless_cache import Driver
 
-from sglang_hooks.tree_core import MarconiTreeCore, depth_of
+from sglang_hooks.radix.tree_core import MarconiTreeCore, depth_of
 
 SIZES = {"context_tokens": 256, "requests": 8}
 POOLS = [{"slots": 200, "tokens": 20_000}, {"slots": 12, "tokens": 900}, {"slots": 40, "tokens": 700}]

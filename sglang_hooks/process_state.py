@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from marconi_ext.config import MarconiConfig
 
-    from .cache import MarconiRadixCache
-    from .forward import ForwardCheckpoints
-    from .ledger import CheckpointLedger
-    from .metrics import MetricsPublisher
-    from .stats import CacheStats
-    from .tree_dump import TreeDumps
+    from .observe.metrics import MetricsPublisher
+    from .observe.stats import CacheStats
+    from .observe.tree_dump import TreeDumps
+    from .radix.cache import MarconiRadixCache
+    from .radix.ledger import CheckpointLedger
+    from .recurrence.mamba2 import ForwardCheckpoints
 
 
 @dataclass

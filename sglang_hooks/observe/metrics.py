@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from marconi_ext.config import CheckpointKind
 
-from .live import live
+from ..process_state import live
 from .stats import EVICTION_REASONS, LOSS_CAUSES
 from .status import report
 
 if TYPE_CHECKING:
-    from .live import Live
+    from ..process_state import Live
 
 INTERVAL_S = 1.0
 

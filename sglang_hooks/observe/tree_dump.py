@@ -15,12 +15,12 @@ from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 from marconi_ext.policies.runtime import Keeper
 from marconi_ext.policies.table.tree_rows import row_of
 
-from .policy import kind_name
+from ..policy import kind_name
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode
 
-    from .cache import MarconiRadixCache
+    from ..radix.cache import MarconiRadixCache
 
 ARGUMENT = "marconi_tree"
 OFF, SHAPE, WITH_TOKENS = 0, 1, 2

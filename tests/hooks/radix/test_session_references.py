@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from array import array
-from pathlib import Path
 
+import engineless_cache
 import pytest
+from engineless_cache import Driver
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
-import engineless_cache
-from engineless_cache import Driver
-
-from sglang_hooks.tree_core import depth_of
+from sglang_hooks.radix.tree_core import depth_of
 
 
 @pytest.fixture

@@ -20,10 +20,10 @@ from sglang.srt.mem_cache.unified_cache.components.mamba import MambaComponent
 from marconi_ext.policies.runtime import Keeper
 from marconi_ext.policies.table.tree_rows import TreeRecords, row_of
 
+from ..observe.stats import CacheStats
+from ..policy import kind_name
 from .host_tier import bring_forward
 from .kv_eviction import DeadLeaves
-from .policy import kind_name
-from .stats import CacheStats
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode

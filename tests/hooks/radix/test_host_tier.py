@@ -16,8 +16,8 @@ from marconi_ext.policies.fixed_rules import Lru
 from marconi_ext.policies.runtime import Keeper
 from marconi_ext.policies.table.checkpoints import CheckpointBook, Kind
 from marconi_ext.policies.table.tree_rows import TreeRecords
-from sglang_hooks import host_tier
-from sglang_hooks.host_tier import bring_forward, utilities
+from sglang_hooks.radix import host_tier
+from sglang_hooks.radix.host_tier import bring_forward, utilities
 
 TYPES = (ComponentType.FULL, ComponentType.MAMBA)
 

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import engineless_cache
 import pytest
+from engineless_cache import Driver
 from sglang.srt.managers.schedule_policy import PrefillAdder
 from sglang.srt.mem_cache.allocator.base import BaseTokenToKVPoolAllocator
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams
+from small_scheduler import SmallScheduler
 
 from sglang_hooks import seams
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
-sys.path.insert(0, str(Path(__file__).parent))
-import engineless_cache
-from engineless_cache import Driver
-from small_scheduler import SmallScheduler
 
 STATE = 32  # columns: a state costs as much as 46 tokens
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import random
-import sys
 from array import array
-from pathlib import Path
 
-import pytest
-from sglang.srt.mem_cache.base_prefix_cache import EvictParams
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
 import engineless_cache
+import pytest
 from engineless_cache import Driver
+from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 
 PAGES = [1, 16, 64]
 ANSWER = array("q", [1] * 8)

@@ -27,10 +27,10 @@ from marconi_ext.policies.request_plan import Match, Plan, Serving
 from marconi_ext.policies.runtime import Keeper
 from marconi_ext.policies.table.tree_rows import TreeRecords, row_of
 
+from ..observe.stats import CacheStats
+from ..policy import kind_name, saved_kinds
 from .ledger import CheckpointLedger, PendingCheckpoint
-from .policy import kind_name, saved_kinds
 from .publishing import StatePublishing, is_probe
-from .stats import CacheStats
 from .tree_core import depth_of
 
 if TYPE_CHECKING:

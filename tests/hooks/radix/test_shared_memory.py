@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import random
-import sys
 from array import array
 from collections.abc import Iterator
-from pathlib import Path
 
+import engineless_cache
 import numpy as np
 import pytest
+from engineless_cache import Driver
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 
 from marconi_ext.policies.registry import parse_policy
 from marconi_ext.policies.table.checkpoints import Kind
 from marconi_ext.simulator.live_rules import LiveRules
-from sglang_hooks.shared_memory import SharedPrefillBudget
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
-import engineless_cache
-from engineless_cache import Driver
+from sglang_hooks.radix.shared_memory import SharedPrefillBudget
 
 SIZES = {"context_tokens": 1_024, "requests": 2, "state_size": 32}  # a state costs as much as 67 tokens
 

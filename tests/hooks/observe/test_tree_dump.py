@@ -15,8 +15,8 @@ from marconi_ext.policies.fixed_rules import Lru
 from marconi_ext.policies.runtime import Keeper
 from marconi_ext.policies.table.checkpoints import Kind
 from marconi_ext.policies.table.tree_rows import TreeRecords
-from sglang_hooks import tree_dump
-from sglang_hooks.tree_dump import TreeDumps, dump_tree
+from sglang_hooks.observe import tree_dump
+from sglang_hooks.observe.tree_dump import TreeDumps, dump_tree
 
 
 def node(parent: UnifiedTreeNode | None, tokens: list[int]) -> UnifiedTreeNode:

@@ -7,7 +7,7 @@ from typing import Any
 
 from marconi_ext import __version__
 
-from .live import Live, live
+from ..process_state import Live, live
 
 logger = logging.getLogger(__name__)
 

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from marconi_kernels.mamba2.conv_checkpoint import save_conv_checkpoints
-from marconi_kernels.mamba2.scan import ScanStages, mamba_chunk_scan_combined
+from marconi_kernels.mamba2.scan import ScanStages, mamba_chunk_scan_combined, tile_of
 from marconi_kernels.plan import CheckpointPlan
 
-from .ledger import CheckpointLedger, PendingCheckpoint
-from .stats import CacheStats
+from .. import cpu_platform
+from ..observe.stats import CacheStats
+from ..radix.ledger import CheckpointLedger, PendingCheckpoint
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.hybrid_linear_attn_backend import Mamba2AttnBackend
@@ -147,3 +148,31 @@ class ForwardCheckpoints:
         self._checkpoints, self._rows, self._flat_ends = [], [], []
         self._plan = self._layer_cache = None
         self._ssm_layers = self._conv_layers = 0
+
+
+def scan_stages() -> ScanStages:
+    """The scan's stages for this machine: SGLang's Triton functions, or their torch twins on the fast CPU path.
+
+    Called once, when the cache is built.
+    """
+    if cpu_platform.fast_mode():
+        from marconi_kernels.torch_twins.scan import TORCH_STAGES
+
+        return TORCH_STAGES
+    from sglang.kernels.ops.mamba.triton_ops import (
+        ssd_bmm,
+        ssd_chunk_scan,
+        ssd_chunk_state,
+        ssd_state_passing,
+    )
+
+    return ScanStages(
+        chunk_cumsum=ssd_chunk_state._chunk_cumsum_fwd,
+        chunk_state=ssd_chunk_state._chunk_state_fwd,
+        state_passing=ssd_state_passing._state_passing_fwd,
+        bmm_chunk=ssd_bmm._bmm_chunk_fwd,
+        chunk_scan=ssd_chunk_scan._chunk_scan_fwd,
+        chunk_state_varlen=ssd_chunk_state.chunk_state_varlen,
+        # The same tile gives the same bits as the state that the engine keeps for the running request.
+        varlen_tile=lambda: tile_of(ssd_chunk_state._chunk_state_varlen_kernel),
+    )

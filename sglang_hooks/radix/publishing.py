@@ -18,8 +18,8 @@ from marconi_ext.policies.request_plan import Plan, Serving
 from marconi_ext.policies.table.checkpoints import Kind
 from marconi_ext.policies.table.tree_rows import row_of
 
+from ..policy import kind_name
 from .ledger import CheckpointLedger, PendingCheckpoint
-from .policy import kind_name
 from .state_eviction import StateEviction
 from .tree_core import depth_of
 

@@ -1,0 +1,1 @@
+"""The radix cache: SGLang's, with exact checkpoints and the policy's eviction."""

@@ -1,0 +1,1 @@
+"""How a family's states are saved during a prefill."""
