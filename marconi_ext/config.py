@@ -24,7 +24,8 @@ class CheckpointKind(StrEnum):
     """Where in a request a recurrent state may be saved."""
 
     BRANCH = "branch"  # where the request leaves what the KV cache already holds
-    PROMPT_END = "prompt-end"
+    INPUT_END = "input-end"  # the last token of the prompt that the next turn repeats
+    PROMPT_END = "prompt-end"  # its last token but one: the last one must be computed
     LAST_TOKEN = "last-token"  # after the last decoded token
 
 
@@ -151,10 +152,6 @@ class MarconiConfig(BaseModel):
                 f"leave it out with {self.eviction}"
             )
         return self
-
-    def saves(self, kind: CheckpointKind) -> bool:
-        """Whether checkpoints of this kind are wanted."""
-        return kind in self.checkpoints
 
 
 def flag_name(field: str) -> str:

@@ -18,12 +18,14 @@ logger = logging.getLogger(__name__)
 
 _KINDS = {
     CheckpointKind.BRANCH: (Kind.BRANCH, Kind.BOUNDARY),
+    CheckpointKind.INPUT_END: (Kind.INPUT_END,),
     CheckpointKind.PROMPT_END: (Kind.PROMPT_END,),
     CheckpointKind.LAST_TOKEN: (Kind.LAST_TOKEN,),
 }
 _NAMES = {
     Kind.BRANCH: "branch",
     Kind.LAST_TOKEN: "last-token",
+    Kind.INPUT_END: "input-end",
     Kind.PROMPT_END: "prompt-end",
     Kind.BOUNDARY: "boundary",
 }

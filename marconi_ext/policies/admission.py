@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from marconi_ext.policies.fork_predictor import Partings
+from marconi_ext.policies.input_ends import InputEnds, Prompt
+from marconi_ext.policies.messages import InputEnd
 from marconi_ext.policies.table.checkpoints import Kind
 
 _BOUNDARY = Kind.BOUNDARY  # an enum's attribute costs more than what is done with it
@@ -26,6 +28,12 @@ class PromptFacts:
     records: tuple[tuple[int, int], ...] = ()  # (depth, kind) of all records on the matched path
     parted_tokens: int = 0  # deepest record on the path from which earlier requests have parted already
     tokens: np.ndarray | None = None  # int32[prompt_tokens], where the engine hands them over
+    input_end: InputEnd | None = None  # what is known of this prompt's
+    parted_before_end: tuple[int, int] | None = None  # (class of an earlier prompt, tokens before its end)
+    went_through: tuple[int, bool] | None = (
+        None  # (class of an earlier prompt repeated with its answer, as the first)
+    )
+    page_tokens: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +42,15 @@ class Offer:
 
     displaced: wanted, but the engine has no room for it in this extend
     spare: only where room is free: not worth evicting anything
+    prompt_tokens, prompt_class: where a prompt ends here, its length and its class; else 0
     """
 
     depth_tokens: int
     kind: Kind
     displaced: bool = False
     spare: bool = False
+    prompt_tokens: int = 0
+    prompt_class: int = 0
 
 
 class EveryBlock:
@@ -95,26 +106,37 @@ class Judicious:
 
 
 class Exact:
-    """The branch point, the prompt's end and the last token, all exact."""
+    """The branch point, the prompt's end, the end of its input where that isn't the same, and the last token.
+
+    The prompt's end is its last token but one: a prompt that comes again is served up to there, for its last token
+    must be computed.
+    """
 
     grid_tokens = 1
 
+    def __init__(self) -> None:
+        self.input_ends = InputEnds()
+
     def plan(self, facts: PromptFacts) -> list[Offer]:
-        offers = [*_branch(facts, 1)]
-        if facts.prompt_tokens < facts.sequence_tokens:
-            offers.append(Offer(facts.prompt_tokens, Kind.PROMPT_END))
-        offers.append(Offer(facts.sequence_tokens, Kind.LAST_TOKEN))
-        return offers
+        return self._with_ends(facts, _branch(facts, 1))
+
+    def _with_ends(self, facts: PromptFacts, inside: list[Offer]) -> list[Offer]:
+        if facts.parted_before_end is not None:
+            self.input_ends.parted(*facts.parted_before_end, facts.page_tokens)
+        if facts.went_through is not None and facts.went_through[1]:
+            self.input_ends.went_through(facts.went_through[0])
+        last = 0 if facts.tokens is None else facts.tokens.item(-1)
+        prompt = self.input_ends.plan(last, facts.went_through is not None, facts.input_end)
+        offers = {offer.depth_tokens: offer for offer in [*inside, *_ends(facts, prompt)]}
+        return [offers[depth] for depth in sorted(offers)]
 
 
-class Selective:
+class Selective(Exact):
     """As `Exact`, but a branch must gain max(8, min(64, match/8)) tokens or find room free, and proven forks are
     saved again.
 
     Requests match a few words past the real fork by chance; each would save a useless, deeper branch.
     """
-
-    grid_tokens = 1
 
     def plan(self, facts: PromptFacts) -> list[Offer]:
         offers = {}
@@ -124,10 +146,7 @@ class Selective:
             if fork > floor:
                 offers[fork] = Offer(fork, Kind.BRANCH, spare=fork - floor < gain)
                 floor = floor if offers[fork].spare else fork
-        if facts.prompt_tokens < facts.sequence_tokens:
-            offers[facts.prompt_tokens] = Offer(facts.prompt_tokens, Kind.PROMPT_END)
-        offers[facts.sequence_tokens] = Offer(facts.sequence_tokens, Kind.LAST_TOKEN)
-        return [offers[depth] for depth in sorted(offers)]
+        return self._with_ends(facts, list(offers.values()))
 
 
 class Foresight(Selective):
@@ -143,6 +162,7 @@ class LearnedPlacement(Selective):
     """`Selective`, and at most two more states where requests have been seen to part: see `partings.py`."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.partings = Partings()
 
     def plan(self, facts: PromptFacts) -> list[Offer]:
@@ -152,7 +172,7 @@ class LearnedPlacement(Selective):
             facts.boundaries,
             facts.prompt_tokens,
             base=max(facts.parted_tokens, *elsewhere, 0),
-            parted=facts.kv_tokens if facts.diverges else 0,
+            parted=facts.kv_tokens if facts.diverges and facts.kv_tokens < facts.prompt_tokens - 1 else 0,
         )
         if (
             facts.kv_tokens and not facts.diverges
@@ -169,6 +189,19 @@ def _with_boundaries(offers: list[Offer], positions: list[int], *, spare: bool =
         offer.depth_tokens: offer for offer in offers if not (offer.spare and offer.depth_tokens in by_depth)
     }
     return [by_depth[depth] for depth in sorted(by_depth)]
+
+
+def _ends(facts: PromptFacts, prompt: Prompt) -> list[Offer]:
+    """The ends of the prompt's input, of the prompt and of the sequence."""
+    end = facts.prompt_tokens - 1
+    inputs = {min(facts.prompt_tokens - distance, end) for distance in prompt.distances}
+    offers = [Offer(depth, Kind.INPUT_END) for depth in inputs if 0 < depth < end]
+    if end > 0:
+        kind = Kind.INPUT_END if end in inputs else Kind.PROMPT_END
+        offers.append(Offer(end, kind, prompt_tokens=facts.prompt_tokens, prompt_class=prompt.number))
+    if prompt.last_token and facts.sequence_tokens > facts.prompt_tokens:
+        offers.append(Offer(facts.sequence_tokens, Kind.LAST_TOKEN))
+    return offers
 
 
 def _branch(facts: PromptFacts, gain_tokens: int) -> list[Offer]:

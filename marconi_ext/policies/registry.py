@@ -16,9 +16,9 @@ from marconi_ext.policies.paper.tuner import Marconi
 # eviction name -> (admission used by default, needs a number after the colon, factory)
 EVICTIONS: dict[str, tuple[str, bool, Callable]] = {
     "lru-leaf": ("judicious", False, LruLeaf),
-    "lru": ("judicious", False, Lru),
-    "seglen": ("judicious", False, SegLen),
-    "flop-aware": ("judicious", True, lambda currency, alpha: FlopAware(currency, alpha, max_fanout=1)),
+    "lru": ("selective", False, Lru),
+    "seglen": ("selective", False, SegLen),
+    "flop-aware": ("selective", True, lambda currency, alpha: FlopAware(currency, alpha, max_fanout=1)),
     "marconi": ("judicious", False, Marconi),
     "git": ("selective", False, LearnedIndex),
     "ours": ("learned", False, Ours),

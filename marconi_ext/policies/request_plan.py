@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from marconi_ext.policies.admission import Offer, PromptFacts
-from marconi_ext.policies.messages import MessageHeaders
+from marconi_ext.policies.messages import TAIL_TOKENS, MessageHeaders
 from marconi_ext.policies.runtime import Keeper
 from marconi_ext.policies.table.checkpoints import Kind
-from marconi_ext.policies.table.tree_rows import TreeRecords, row_of
+from marconi_ext.policies.table.tree_rows import FEW_NODES, TreeRecords, row_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,7 @@ class Plan:
     match: Match
     lost: dict[str, int]
     offers: list[Offer]
+    last_token_beyond: int | None = 0  # tokens of a sequence whose last state may serve; None: it never does
     homeless: dict[int, int] = field(default_factory=dict)  # row -> depth, of rows that have no node yet
 
 
@@ -102,8 +103,12 @@ class Serving:
             diverges=children > 0,
             boundaries=() if tokens is None else self.headers.boundaries(tokens),
             tokens=tokens,
+            below=self._below(match),
+            input_end=None if tokens is None else self.headers.input_end(tokens),
+            page_tokens=self.page_tokens,
         )
-        plan = Plan(match, lost, self._wanted(facts))
+        offers = keeper.admission.plan(facts)
+        plan = Plan(match, lost, self._wanted(facts, offers), self._last_token_beyond(facts, offers))
         self._expect_child(plan)
         return plan
 
@@ -116,12 +121,19 @@ class Serving:
             if row < 0:
                 row = self.records.record(node, depth, offer.kind)
                 self._expect_child(plan)
+            self.keeper.mark(row, offer)
             return row
         below = [] if edge_end is None else self.records.top_rows(edge_end)
         row = self.keeper.record(self._row_above(plan, depth), depth, offer.kind, below)
         self.keeper.book.fanout[row] = 1  # the rest of the prompt, the answer, or what is held below
         plan.homeless[row] = depth
+        self.keeper.mark(row, offer)
         return row
+
+    def saves_last_token(self, plan: Plan | None, sequence_tokens: int) -> bool:
+        """Whether the state after a sequence's last token is wanted."""
+        beyond = 0 if plan is None else plan.last_token_beyond
+        return Kind.LAST_TOKEN in self.kinds and beyond is not None and sequence_tokens > beyond
 
     def settle(self, plan: Plan, row: int, node: Any) -> int:
         """`row` belongs at `node`, which is in the tree now; returns the node's row, which may be an older one.
@@ -154,14 +166,33 @@ class Serving:
 
     # -----------------------------------------------------------------------------------------------------
 
-    def _wanted(self, facts: PromptFacts) -> list[Offer]:
+    def _wanted(self, facts: PromptFacts, offers: list[Offer]) -> list[Offer]:
         wanted: dict[int, Offer] = {}
-        for offer in self.keeper.admission.plan(facts):
+        for offer in offers:
+            if offer.kind not in self.kinds and offer.prompt_tokens:
+                offer = replace(offer, kind=Kind.PROMPT_END)
             depth = offer.depth_tokens // self.page_tokens * self.page_tokens
             if offer.kind in self.kinds and facts.hit_tokens < depth <= facts.prompt_tokens:
                 exact = depth == offer.depth_tokens
-                wanted.setdefault(depth, offer if exact else replace(offer, depth_tokens=depth))
+                offer = offer if exact else replace(offer, depth_tokens=depth)
+                wanted[depth] = _both(wanted[depth], offer) if depth in wanted else offer
         return [wanted[depth] for depth in sorted(wanted)]
+
+    def _last_token_beyond(self, facts: PromptFacts, offers: list[Offer]) -> int | None:
+        if not any(offer.kind == Kind.LAST_TOKEN for offer in offers):
+            return None
+        ends = any(offer.prompt_tokens and Kind.PROMPT_END in self.kinds for offer in offers)
+        return facts.prompt_tokens if ends else 0  # without an answer the prompt's end stands for it
+
+    def _below(self, match: Match) -> list[int]:
+        """Rows within a few tokens of where the match ends, on other ways on."""
+        if not match.path or match.ahead is not None:
+            return []
+        children = match.path[-1][1].children
+        if len(children) > FEW_NODES:
+            return []
+        ways = [(child, self.records.edge_tokens(child)) for child in children.values()]
+        return self.records.near(ways, TAIL_TOKENS + self.page_tokens)
 
     def _expect_child(self, plan: Plan) -> None:
         """Count the continuation that this request will add to the last node of its match."""
@@ -191,3 +222,15 @@ class Serving:
                 above.append((end, row))
                 break
         return max(above)[1] if above else -1
+
+
+def _both(one: Offer, other: Offer) -> Offer:
+    """Of two offers that a page makes one: an input's end goes before others, and a prompt's end is noted."""
+    first, second = (other, one) if other.kind == Kind.INPUT_END else (one, other)
+    ends = other if other.prompt_tokens else one
+    return replace(
+        first,
+        spare=first.spare and second.spare,
+        prompt_tokens=ends.prompt_tokens,
+        prompt_class=ends.prompt_class,
+    )

@@ -15,7 +15,9 @@ import numpy as np
 
 from marconi_ext.policies.admission import Offer, PromptFacts
 from marconi_ext.policies.currency import Currency
+from marconi_ext.policies.input_ends import MIN_GAIN
 from marconi_ext.policies.interfaces import Eviction
+from marconi_ext.policies.messages import InputEnd
 from marconi_ext.policies.table.checkpoints import CheckpointBook, Fate, Kind
 from marconi_ext.policies.table.victims import VictimSearch
 
@@ -66,8 +68,14 @@ class Keeper:
         diverges: bool,
         boundaries: tuple[int, ...] = (),
         tokens: np.ndarray | None = None,
+        below: Sequence[int] = (),
+        input_end: InputEnd | None = None,
+        page_tokens: int = 1,
     ) -> PromptFacts:
-        """What admission plans from, before the request is inserted. `path` as in `use`."""
+        """What admission plans from, after `use` and before the request is inserted. `path` as there.
+
+        below: rows of the first few tokens that the request parts from
+        """
         book = self.book
         rows = np.array(path, np.int64)
         depths, fanouts = book.depth[rows].tolist(), book.fanout[rows].tolist()
@@ -89,7 +97,32 @@ class Keeper:
                 (d for d, fanout in zip(depths, fanouts, strict=True) if fanout > 1), default=0
             ),
             tokens=tokens,
+            input_end=input_end,
+            page_tokens=page_tokens,
+            **self._earlier_prompt(path, below, prompt_tokens, kv_tokens, diverges=diverges),
         )
+
+    def _earlier_prompt(
+        self, path: list[int], below: Sequence[int], prompt_tokens: int, kv_tokens: int, *, diverges: bool
+    ) -> dict[str, tuple]:
+        """Of the earlier prompt that a request goes on from: whether it repeats what was answered, or how many
+        tokens before that prompt's end it parts."""
+        book = self.book
+        again = kv_tokens == prompt_tokens - 1  # the whole prompt is held
+        earlier = range(1, prompt_tokens if again else prompt_tokens + 1)
+        deepest = next((row for row in reversed(path) if book.prompt_tokens.item(row) in earlier), -1)
+        if deepest >= 0 and book.prompt_tokens.item(deepest) < kv_tokens:
+            first = book.passed.item(deepest) == 1
+            return {"went_through": (book.prompt_class.item(deepest), first)}
+        ends = [row for row in (deepest, *below) if row >= 0 and book.prompt_tokens.item(row) >= kv_tokens]
+        if again or not diverges or not ends:
+            return {}
+        above = next((d for row in reversed(path) if (d := book.depth.item(row)) < kv_tokens - 1), 0)
+        if kv_tokens - above < MIN_GAIN:
+            return {}
+        nearest = min(ends, key=book.prompt_tokens.item)
+        before_end = book.prompt_tokens.item(nearest) - kv_tokens
+        return {"parted_before_end": (book.prompt_class.item(nearest), before_end)}
 
     def causes(self, path: list[int], *, hit_tokens: int, kv_tokens: int, first_seen: bool) -> dict[str, int]:
         """Split the tokens between the state that served and the KV held by why no state was there.
@@ -120,6 +153,12 @@ class Keeper:
     def record(self, parent: int, depth_tokens: int, kind: Kind, below: Sequence[int] = ()) -> int:
         """A row for a position without one; see `CheckpointBook.add`."""
         return self.book.add(parent, depth_tokens, kind, self.tick, below)
+
+    def mark(self, row: int, offer: Offer) -> None:
+        """`offer` is for `row`: note the prompt that ends there."""
+        if offer.prompt_tokens:
+            self.book.prompt_tokens[row] = offer.prompt_tokens
+            self.book.prompt_class[row] = offer.prompt_class
 
     def touch(self, row: int) -> None:
         """The state at `row` is held already, and was wanted again."""

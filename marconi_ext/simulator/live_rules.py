@@ -156,7 +156,7 @@ class LiveRules:
         node = self._insert(sequence)
         self._held_tokens = 0
         self._held_slots -= 1
-        row, wanted = row_of(node), Kind.LAST_TOKEN in self.kinds
+        row, wanted = row_of(node), self.serving.saves_last_token(plan, len(sequence))
         if row >= 0 and self.keeper.book.live[row]:
             self.keeper.touch(row)
         elif wanted:

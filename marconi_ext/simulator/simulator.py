@@ -16,8 +16,9 @@ from operator import attrgetter
 import numpy as np
 
 from marconi_ext.policies.currency import Currency
+from marconi_ext.policies.messages import TAIL_TOKENS
 from marconi_ext.policies.runtime import Keeper
-from marconi_ext.policies.table.tree_rows import TreeRecords, row_of
+from marconi_ext.policies.table.tree_rows import FEW_NODES, TreeRecords, row_of
 from marconi_ext.simulator.capacity import Capacity
 from marconi_ext.simulator.radix_tree import Lookup, Node, RadixTree
 from marconi_ext.traces import Request
@@ -89,6 +90,7 @@ class Simulator:
             diverges=look.diverges,
             boundaries=request.boundaries,
             tokens=prompt,
+            below=self._below(look),
         )
         running = self._insert(request, look, served)
         if running is not None:
@@ -124,6 +126,14 @@ class Simulator:
         assert not self._excess(0, 0), "over capacity"
 
     # --- one request -------------------------------------------------------------------------------------
+
+    def _below(self, look: Lookup) -> list[int]:
+        """Rows within a few tokens of where the prompt parts from what is held."""
+        ways = [look.partial] if look.partial is not None else []
+        if look.partial is None and look.path and len(look.path[-1].children) <= FEW_NODES:
+            ways = list(look.path[-1].children.values())
+        depths = [(node, node.depth_tokens - look.kv_tokens) for node in ways]
+        return self.records.near(depths, TAIL_TOKENS + 1)
 
     def _insert(self, request: Request, look: Lookup, served: int) -> _Running | None:
         sequence = np.concatenate([request.input_ids, request.output_ids[:-1]])
@@ -173,6 +183,7 @@ class Simulator:
         row = row_of(node)
         if row < 0:
             row = self.records.record(node, node.depth_tokens, offer.kind)
+        self.keeper.mark(row, offer)
         if self.book.live[row]:
             self.keeper.touch(row)
         elif self.keeper.offer(row, offer):

@@ -261,7 +261,7 @@ class MarconiRadixCache(UnifiedRadixCache):
             "name": config.policy,
             "kinds": sorted(int(kind) for kind in self.mamba.serving.kinds),
             "currency": asdict(keeper.currency),
-            "message_headers": [list(header) for header in self.mamba.serving.headers.headers],
+            "messages": asdict(self.mamba.serving.headers),
             "requests": keeper.tick,
             "parameters": {name: float(value) for name, value in keeper.eviction.parameters().items()},
             "counts": dict(sorted(keeper.counts.items())),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
 from sglang.srt.mem_cache.base_prefix_cache import InsertParams, InsertResult
 
-from marconi_ext.config import CheckpointKind, MarconiConfig
+from marconi_ext.config import MarconiConfig
 from marconi_ext.policies.admission import Offer
 from marconi_ext.policies.request_plan import Plan, Serving
 from marconi_ext.policies.table.checkpoints import Kind
@@ -54,7 +54,7 @@ class StatePublishing(StateEviction):
             return 0
         # The running slot has consumed kv_committed_len tokens: under overlap one step more than the finish
         # saw. It can stand for the key only where the two lengths agree.
-        wanted = self.config.saves(CheckpointKind.LAST_TOKEN)
+        wanted = self.serving.saves_last_token(self._plans.get(req), token_ids_len)
         aligned = token_ids_len == req.kv.kv_committed_len and token_ids_len % self.cache.page_size == 0
         if wanted and aligned:
             insert_params.mamba_value = req.kv.mamba_pool_idx.unsqueeze(-1).clone()

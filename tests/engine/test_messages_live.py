@@ -20,6 +20,6 @@ def test_a_system_prompt_is_reused_to_the_token_from_its_second_appearance(model
     system, *users = (draw_tokens(rng, n, 4_096).tolist() for n in (500, 60, 70))
     prompts = [[BEGIN, TEXT, *system, TEXT, *user, ANSWER] for user in users]
     with running(model, skip_tokenizer_init=False) as live:
-        assert [list(header) for header in live.marconi()["policy"]["message_headers"]] == [[TEXT], [ANSWER]]
+        assert live.marconi()["policy"]["messages"]["headers"] == [[TEXT], [ANSWER]]
         found = [live.generate(prompt, 8).cached_tokens for prompt in prompts]
     assert found == [0, 503]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from marconi_ext.policies.messages import LEAST_TOKENS, MessageHeaders, from_tokenizer, headers_of
+from marconi_ext.policies.messages import TAIL_TOKENS, MessageHeaders, from_tokenizer, headers_of
 
 START, END, NEWLINE = 1, 2, 3
 ROLES = {"system": 10, "user": 11, "assistant": 12, "tool": 13}
@@ -70,10 +70,10 @@ def test_a_header_cut_off_at_the_end_and_ids_of_62_bits_do_no_harm() -> None:
     assert headers.boundaries(tokens[:0]) == ()
 
 
-@pytest.mark.parametrize("left", [LEAST_TOKENS - 1, LEAST_TOKENS])
+@pytest.mark.parametrize("left", [TAIL_TOKENS - 1, TAIL_TOKENS])
 def test_the_answer_s_header_is_the_prompt_s_end(left: int) -> None:
     tokens = np.array([START, *range(200, 230), START, *range(300, 300 + left)])
-    assert MessageHeaders(((START,),)).boundaries(tokens) == ((32,) if left >= LEAST_TOKENS else ())
+    assert MessageHeaders(((START,),)).boundaries(tokens) == ((32,) if left >= TAIL_TOKENS else ())
 
 
 TEMPLATES = {
@@ -88,8 +88,7 @@ TEMPLATES = {
 MARKS = ["<|im_start|>", "<|im_end|>", "<|start|>", "<|stop|>", "<|eot|>", "[INST]", "[/INST]", "</s>"]
 
 
-@pytest.mark.parametrize(("name", "expected"), [("chatml", 4), ("llama", 1), ("strict", 2), ("plain", 0)])
-def test_real_templates(name: str, expected: int) -> None:
+def tokenizer_with(template: str):
     """Byte-level BPE without merges: each character a token, marks tokens of their own."""
     transformers = pytest.importorskip("transformers")
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -100,7 +99,13 @@ def test_real_templates(name: str, expected: int) -> None:
     inner.decoder = decoders.ByteLevel()
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=inner)
     tokenizer.add_special_tokens({"additional_special_tokens": MARKS})
-    tokenizer.chat_template = TEMPLATES[name]
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.mark.parametrize(("name", "expected"), [("chatml", 4), ("llama", 1), ("strict", 2), ("plain", 0)])
+def test_real_templates(name: str, expected: int) -> None:
+    tokenizer = tokenizer_with(TEMPLATES[name])
     headers = from_tokenizer(tokenizer)
     assert len(headers.headers) == expected
     system = [] if name == "strict" else [{"role": "system", "content": "You are a lighthouse. " * 3}]
@@ -117,3 +122,29 @@ def test_real_templates(name: str, expected: int) -> None:
         assert all(text.startswith(m["content"]) for text, m in zip(texts, talk[1:], strict=True)), texts
     else:
         assert texts == []
+
+
+THINKING = (
+    "{% set ns = namespace(asked=0) %}"
+    "{% for m in messages %}{% if m.role == 'user' %}{% set ns.asked = loop.index0 %}{% endif %}{% endfor %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' %}"
+    "{% if m.reasoning_content and (keep or loop.index0 > ns.asked) %}<think>\n{{ m.reasoning_content }}\n</think>\n\n"
+    "{% endif %}{{ m.content.split('</think>')[-1].lstrip('\n') }}{% else %}{{ m.content }}{% endif %}"
+    "<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n"
+    "{% else %}<think>\n{% endif %}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_thinking_template_says_where_its_input_ends(keep: bool) -> None:
+    """`<think>`, then a line; or an empty block, in which each line is a token: both are left out a turn later."""
+    tokenizer = tokenizer_with("{% set keep = " + str(keep).lower() + " %}" + THINKING)
+    found = {
+        tokenizer.decode(e.tokens): (e.dropped, e.keeps_answer) for e in from_tokenizer(tokenizer).endings
+    }
+    opened = "<|im_end|>\n<|im_start|>assistant\n<think>\n"
+    opened_drops = (0, True) if keep else (len("<think>\n"), False)
+    assert found == {opened: opened_drops, opened + "\n</think>\n\n": (len("<think>\n\n</think>\n\n"), True)}

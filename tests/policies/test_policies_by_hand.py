@@ -39,8 +39,8 @@ def positions(offers) -> list[int]:
 def test_judicious_and_exact() -> None:
     assert positions(Judicious().plan(facts())) == [700, 1100]
     assert positions(Judicious().plan(facts(diverges=False))) == [1100]  # extends a leaf: no fork
-    assert positions(Exact().plan(facts())) == [700, 1000, 1100]
-    assert positions(Exact().plan(facts(kv_tokens=300, sequence_tokens=1000))) == [1000]
+    assert positions(Exact().plan(facts())) == [700, 999, 1100]
+    assert positions(Exact().plan(facts(kv_tokens=300, sequence_tokens=1000))) == [999]  # no answer
 
 
 def test_every_block() -> None:
@@ -66,9 +66,9 @@ def test_selective_wants_a_gain_and_saves_proven_forks_again() -> None:
     def planned(**changes: object) -> list[tuple[int, bool]]:
         return [(offer.depth_tokens, offer.spare) for offer in Selective().plan(facts(**changes))]
 
-    assert planned(hit_tokens=637) == [(700, True), (1000, False), (1100, False)]
-    assert planned(hit_tokens=636) == [(700, False), (1000, False), (1100, False)]
-    assert planned(proven_forks=(650,)) == [(650, False), (700, True), (1000, False), (1100, False)]
+    assert planned(hit_tokens=637) == [(700, True), (999, False), (1100, False)]
+    assert planned(hit_tokens=636) == [(700, False), (999, False), (1100, False)]
+    assert planned(proven_forks=(650,)) == [(650, False), (700, True), (999, False), (1100, False)]
 
 
 @pytest.fixture

@@ -155,7 +155,7 @@ def simulator_of(section: dict) -> LiveRules:
         kinds,
         tuner,
         section["kv"].get("shared_bytes"),
-        MessageHeaders(tuple(map(tuple, policy["message_headers"]))),
+        MessageHeaders.from_dict(policy["messages"]),
     )
 
 

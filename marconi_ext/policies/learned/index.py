@@ -6,7 +6,7 @@ the nearest live state above. A newcomer worth less than everything held is refu
 - tails (no record below), by uses in their chain {0, 1, 2-4, 5+}; the first group is split by how often tails
   under the same fork went on {unknown, < 3 %, < 15 %, < 50 %, more};
 - inner records, by forks, or uses while inner, {0, 1, 2-3, 4+} × kind {branch, last token, prompt end, boundary or
-  other}; positions inside a prompt are inner from the start.
+  other, input end}; positions inside a prompt are inner from the start.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from marconi_ext.policies.table.checkpoints import CheckpointBook, Kind
 REFRESH_REQUESTS = 64
 DEMAND_REQUESTS = 8  # ghosts' demand is recounted this often, and kept up by events in between
 TAIL_CLASSES = 8
-CLASSES = TAIL_CLASSES + 16
+KINDS = 5  # of inner records: branch, last token, prompt end, boundary or other, input end
+CLASSES = TAIL_CLASSES + 4 * KINDS
 MAX_GHOSTS_SEEN = 64
 BLOCK_ROWS = 4096  # rows that one recount or one refresh goes through: all of them in most pools
 CHANGED_KEPT = 32
@@ -31,8 +32,10 @@ INSIDE = (
     Kind.BRANCH,
     Kind.PROMPT_END,
     Kind.BOUNDARY,
+    Kind.INPUT_END,
 )  # the same sequence goes on below, though it isn't saved yet
-_BRANCH, _BOUNDARY = int(Kind.BRANCH), int(Kind.BOUNDARY)  # numpy takes microseconds to compare with a member
+# numpy takes microseconds to compare with a member
+_BRANCH, _BOUNDARY, _INPUT_END = map(int, (Kind.BRANCH, Kind.BOUNDARY, Kind.INPUT_END))
 _COLUMNS = ("_label", "_use", "_counted", "_chain", "_born", "_went_on", "_again", "_known", "_heir")
 _MIN_BORN = 4  # tails under a fork before their share that went on is believed
 
@@ -97,7 +100,7 @@ class LearnedIndex:
         self._born[row] = self._went_on[row] = self._again[row] = 0
         self._heir[row] = -1
         self._label[row] = self._classify(book, row)
-        if not book.children[row] and self._chain[row] == 0:
+        if not book.children[row] and self._chain[row] == 0 and book.kind.item(row) != _INPUT_END:
             fork = self._fork(book, row)
             if fork >= 0:
                 self._born[fork] += 1
@@ -181,11 +184,15 @@ class LearnedIndex:
 
     def _classify(self, book: CheckpointBook, row: int) -> int:
         if book.children[row] or book.kind.item(row) in INSIDE:
-            return TAIL_CLASSES + 4 * self._forked(book, row) + min(self._kind(book, row), 3)
+            return TAIL_CLASSES + KINDS * self._forked(book, row) + self._inner_kind(book, row)
         chain = self._chain.item(row)
         if chain:
             return 5 if chain == 1 else 6 if chain < 5 else 7
         return self._fresh(book, row)
+
+    def _inner_kind(self, book: CheckpointBook, row: int) -> int:
+        kind = self._kind(book, row)
+        return 4 if kind == _INPUT_END else min(kind, 3)
 
     def _forked(self, book: CheckpointBook, row: int) -> int:
         """Forks of an inner record, in four steps."""

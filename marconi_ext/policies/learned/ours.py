@@ -12,7 +12,7 @@ import numpy as np
 
 from marconi_ext.policies.currency import Currency
 from marconi_ext.policies.learned.drift_test import ChangeTest
-from marconi_ext.policies.learned.index import INSIDE, LearnedIndex
+from marconi_ext.policies.learned.index import INSIDE, KINDS, LearnedIndex
 from marconi_ext.policies.learned.shadow_lru import LruGuard
 from marconi_ext.policies.table.checkpoints import CheckpointBook, Kind
 
@@ -20,17 +20,26 @@ from marconi_ext.policies.table.checkpoints import CheckpointBook, Kind
 # hardly depend on them by factors of two.
 _FRESH = (1.0, 0.05, 0.15, 0.5, 1.0)  # tails whose fork is unknown; by the share of its tails that went on
 _WENT_ON = (1.0, 1.0, 1.0)  # 1, 2-4, 5+ uses in the chain
-_ONE_WAY = (0.3, 0.05, 0.01, 0.05)  # branch, last token, prompt end, boundary: superseded, if not a branch
-_FORKED_ONCE = (2.0, 1.0, 0.6, 1.0)
-_FORKED = (2.0, 1.0, 1.0, 1.0)
+_ONE_WAY = (
+    0.3,
+    0.05,
+    0.01,
+    0.05,
+    1.0,
+)  # branch, last token, prompt end, boundary: superseded, if not a branch;
+_FORKED_ONCE = (2.0, 1.0, 0.6, 1.0, 0.05)  # input end: not used yet, and then superseded
+_FORKED = (2.0, 1.0, 1.0, 1.0, 0.3)
 _FORKED_OFTEN = (4.0, 2.0, 1.0, 0.5)  # by rate
 
 # Of the three groups of tails that went on, classes by uses so far: conversations may have a typical length.
 _TURNS = (*range(1, 13), 13, 17)
 _GROUPS = np.searchsorted([1, 2, 5], _TURNS, side="right") - 1 + len(_FRESH)
 _TAILS = len(_FRESH) + len(_TURNS)
-_OFTEN = _TAILS + 12  # the classes of those forked often: by the mean requests between two that passed
+_OFTEN = _TAILS + 3 * KINDS  # the classes of those forked often: by the mean requests between two that passed
 _RATES = (4, 16, 64)
+_INPUTS = (
+    _OFTEN + len(_RATES) + 1
+)  # the classes of input ends not used yet: by those used before them, as tails
 
 REFRESH_REQUESTS = 32
 BEFORE = 1 / 16  # of its index: what a record not used since a change counts; less makes a false alarm dear
@@ -42,8 +51,15 @@ FEW_REQUESTS = 256  # since it began to learn: it refreshes four times as often
 class Ours(LearnedIndex):
     """Its classes are finer than `LearnedIndex`'s, and it starts from what each kind of state is for."""
 
-    prior = np.array([*_FRESH, *_WENT_ON, *_ONE_WAY, *_FORKED_ONCE, *_FORKED, *_FORKED_OFTEN])
-    groups = np.array([*range(len(_FRESH)), *_GROUPS, *range(int(_GROUPS[-1]) + 1, len(prior))])
+    prior = np.array([*_FRESH, *_WENT_ON, *_ONE_WAY, *_FORKED_ONCE, *_FORKED, *_FORKED_OFTEN, 1.0, *_WENT_ON])
+    groups = np.array(
+        [
+            *range(len(_FRESH)),
+            *_GROUPS,
+            *range(int(_GROUPS[-1]) + 1, len(prior) - len(_WENT_ON)),
+            *(_GROUPS - len(_FRESH) + len(prior) - len(_WENT_ON)),
+        ]
+    )
     classes = len(groups)
     tail_classes = _TAILS
 
@@ -73,8 +89,11 @@ class Ours(LearnedIndex):
 
     def _classify(self, book: CheckpointBook, row: int) -> int:
         if book.children[row] or book.kind.item(row) in INSIDE:
-            if (forked := self._forked(book, row)) < 3:
-                return _TAILS + 4 * forked + min(self._kind(book, row), 3)
+            forked = self._forked(book, row)
+            if not forked and book.kind.item(row) == Kind.INPUT_END:
+                return _INPUTS + bisect_right(_TURNS, self._chain.item(row))
+            if forked < 3:
+                return _TAILS + KINDS * forked + self._inner_kind(book, row)
             between = (self._tick - book.born.item(row) + 1) / (book.passed.item(row) + 1)
             return _OFTEN + bisect_right(_RATES, between)
         chain = self._chain.item(row)

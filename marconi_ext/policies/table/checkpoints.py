@@ -23,6 +23,7 @@ class Kind(IntEnum):
     BOUNDARY = 3  # where requests are expected to part, e.g. the end of a message inside the prompt
     GRID = 4  # a multiple of the engine's grid
     BLOCK = 5  # a multiple of the block size
+    INPUT_END = 6  # the last token of a prompt that later ones repeat: see `input_ends.py`
 
 
 class Fate(IntEnum):
@@ -53,6 +54,8 @@ _COLUMNS = {
     "fanout": np.int32,  # continuations held below it in the KV tree
     "leaf_tokens": np.int64,  # KV tokens that go with the state when it is evicted (a leaf's edge), else 0
     "pins": np.int32,
+    "prompt_tokens": np.int64,  # of the last prompt that ends here, or less than a page below; 0: none does
+    "prompt_class": np.int32,  # its class: see `input_ends.py`
 }
 
 FEW_ROWS = 16  # that cost less one by one than a vectorised pass
@@ -90,6 +93,7 @@ class CheckpointBook:
         self.above[row] = self.depth[above] if above >= 0 else 0
         self.born[row] = self.last_use[row] = self.last_path[row] = tick
         self.passed[row] = self.uses[row] = self.fanout[row] = self.leaf_tokens[row] = self.pins[row] = 0
+        self.prompt_tokens[row] = self.prompt_class[row] = 0
         self.children[row] = []
         self.branches[row] = 0
         strangers = [

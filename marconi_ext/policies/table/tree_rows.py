@@ -7,11 +7,13 @@ the tree so far).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from marconi_ext.policies.runtime import Keeper
 from marconi_ext.policies.table.checkpoints import Kind
+
+FEW_NODES = 16  # below a place at which prompts part: more is a prefix that many have in common
 
 
 def row_of(node: Any) -> int:
@@ -68,6 +70,21 @@ class TreeRecords:
                 found.append(row_of(node))
             else:
                 stack.extend(node.children.values())
+        return found
+
+    def near(self, below: Iterable[tuple[Any, int]], within_tokens: int) -> list[int]:
+        """Rows of nodes that end at most so far below a place. below: nodes, each with the tokens from there to its
+        end; only a few are looked at"""
+        found, stack = [], list(below)
+        for _ in range(FEW_NODES):
+            if not stack:
+                break
+            node, distance = stack.pop()
+            if distance > within_tokens:
+                continue
+            if row_of(node) >= 0:
+                found.append(row_of(node))
+            stack.extend((child, distance + self.edge_tokens(child)) for child in node.children.values())
         return found
 
     def record(self, node: Any, depth_tokens: int, kind: Kind) -> int:

@@ -1,0 +1,133 @@
+"""Where the input of a prompt ends: learned from where later prompts part from earlier ones, near their ends.
+
+A thinking model's next prompt repeats the last one up to somewhere in its generation prompt, and then drops what was
+generated. A state there is what the next turn starts from; one after the answer never serves. Each prompt belongs to
+a *class*: how it ends (see `InputEnd.kind`), and whether it repeats an earlier prompt with its answer, reasoning and
+all, as calls in a tool loop do. Of each class is counted how many tokens before their ends later prompts part from
+its prompts, looked up in the *earlier* prompt, which is the one in which the state must be saved.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from marconi_ext.policies.messages import TAIL_TOKENS, InputEnd
+
+HALF_LIFE_PROMPTS = 256  # of a class
+KEPT_PARTINGS = 32
+KEPT_CLASSES = 64
+MIN_PARTINGS = 1.5  # fewer may be chance
+MIN_SHARE = 1 / 32  # of a class's prompts
+KNOWN_PARTINGS = 16.0  # that what a template says counts for: more than MIN_SHARE of all that are counted
+GUESSED_PARTINGS = 2.0  # that what a header says does
+MIN_GAIN = 16  # tokens, over the states above
+PLACES = 2  # for one prompt
+FEW_PROMPTS = 16  # of a class, before last-token states can go
+TRIED_EACH = 16  # prompts: they are saved all the same, for what was true may not stay so
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is planned for one prompt.
+
+    number: of its class, > 0
+    distances: from the prompt's end to where its input may end, tokens; 0: the prompt's end itself
+    last_token: the last token's state may serve
+    """
+
+    number: int
+    distances: tuple[int, ...]
+    last_token: bool
+
+
+@dataclass(slots=True)
+class _Class:
+    number: int
+    prompts: float = 0.0  # decayed
+    went_through: float = 0.0  # likewise: those whose answer was repeated
+    planned: int = 0
+    partings: deque[tuple[int, int, int]] = field(  # (planned, least distance, largest one)
+        default_factory=lambda: deque(maxlen=KEPT_PARTINGS)
+    )
+
+    def began(self) -> None:
+        decay = 0.5 ** (1 / HALF_LIFE_PROMPTS)
+        self.planned += 1
+        self.prompts = self.prompts * decay + 1
+        self.went_through *= decay
+
+
+class InputEnds:
+    """Counts of each class of prompts. Deterministic."""
+
+    def __init__(self) -> None:
+        self._classes: OrderedDict[tuple[int, bool], _Class] = OrderedDict()  # the least recent first
+        self._by_number: dict[int, _Class] = {}
+        self._numbers = 0
+
+    def parted(self, number: int, before_end: int, page_tokens: int = 1) -> None:
+        """A prompt parts from an earlier one of class `number`, `before_end` tokens before that one's end, or up to
+        a page nearer."""
+        if (one := self._by_number.get(number)) is not None and before_end < TAIL_TOKENS + page_tokens:
+            least = max(before_end - page_tokens + 1, 0)
+            one.partings.append((one.planned, least, min(before_end, TAIL_TOKENS)))
+
+    def went_through(self, number: int) -> None:
+        """A prompt repeats one of class `number`, and what was answered to it."""
+        if (one := self._by_number.get(number)) is not None:
+            one.went_through += 1
+
+    def plan(self, last_token: int, goes_through: bool, known: InputEnd | None) -> Prompt:
+        """A prompt of such an end. goes_through: it repeats an earlier one, and what was answered to it"""
+        one = self._class(last_token if known is None else known.kind, goes_through)
+        one.began()
+        distances = self._distances(one, None if goes_through else known)
+        return Prompt(one.number, distances, self._wants_last_token(one))
+
+    def _class(self, kind: int, goes_through: bool) -> _Class:
+        key = (kind, goes_through)
+        if key not in self._classes:
+            self._numbers += 1
+            self._classes[key] = self._by_number[self._numbers] = _Class(self._numbers)
+            if len(self._classes) > KEPT_CLASSES:
+                _, gone = self._classes.popitem(last=False)
+                del self._by_number[gone.number]
+        self._classes.move_to_end(key)
+        return self._classes[key]
+
+    def _distances(self, one: _Class, known: InputEnd | None) -> tuple[int, ...]:
+        """Greedy: the distance that most partings agree with, then the one that most of the rest do."""
+        votes = np.zeros(TAIL_TOKENS + 1)
+        if known is not None and (known.dropped or not known.keeps_answer):
+            before = KNOWN_PARTINGS if known.known else GUESSED_PARTINGS - one.went_through
+            votes[known.dropped] = max(before, 0.0)
+        left = [
+            (0.5 ** ((one.planned - at) / HALF_LIFE_PROMPTS), low, high) for at, low, high in one.partings
+        ]
+        least = max(MIN_PARTINGS, MIN_SHARE * one.prompts)
+        chosen: list[int] = []
+        for _ in range(PLACES):
+            found = votes.copy()
+            for weight, low, high in left:
+                found[low : high + 1] += weight
+            best = TAIL_TOKENS - int(
+                found[::-1].argmax()
+            )  # of equals the farthest: all of its partings have it
+            if found[best] < least:
+                break
+            chosen.append(best)
+            left = [parting for parting in left if not parting[1] <= best <= parting[2]]
+            votes[best] = 0.0
+        return tuple(sorted(chosen))
+
+    def _wants_last_token(self, one: _Class) -> bool:
+        parted = sum(0.5 ** ((one.planned - at) / HALF_LIFE_PROMPTS) for at, _, _ in one.partings)
+        useless = (
+            one.prompts >= FEW_PROMPTS
+            and one.went_through < MIN_SHARE * one.prompts
+            and parted >= max(MIN_PARTINGS, 4 * MIN_SHARE * one.prompts)
+        )
+        return not useless or one.planned % TRIED_EACH == 0

@@ -1,0 +1,166 @@
+"""Where prompts' inputs end: by hand, from templates in miniature, and learned from partings."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+from marconi_ext.policies.input_ends import FEW_PROMPTS, TRIED_EACH, InputEnds
+from marconi_ext.policies.messages import Ending, InputEnd, MessageHeaders, endings_of
+
+START, END, LINE, THINK, CLOSE = 1, 2, 3, 4, 5
+ROLES = {"system": 10, "user": 11, "assistant": 12, "tool": 13}
+HEADER = (START, 12, LINE)
+CLOSED = (END, LINE, *HEADER)  # the last message closed, and the answer's header
+
+
+def words(text: str) -> list[int]:
+    marks = {"<think>": THINK, "</think>": CLOSE}
+    return [marks.get(word, 100 + sum(map(ord, word))) for word in text.split()]
+
+
+def template(*, opens: bool, keeps: bool = False, empty_blocks: bool = False):
+    """<start> role \\n text <end> \\n. opens: the generation prompt opens the thinking; keeps: so does history."""
+
+    def thoughts_of(message: dict[str, str], last: bool, opened: bool) -> list[int]:
+        thoughts = words(message.get("reasoning_content", "")) if keeps or last else []
+        if thoughts or (empty_blocks and last):
+            return [THINK, LINE, *thoughts, LINE, CLOSE, LINE]
+        return []
+
+    def render(messages, generation=False, thinking=None):
+        asked = max(i for i, m in enumerate(messages) if m["role"] == "user")
+        found: list[int] = []
+        for i, m in enumerate(messages):
+            text = m["content"].split("</think>")[-1] if m["role"] == "assistant" else m["content"]
+            thoughts = thoughts_of(m, i > asked, opens) if m["role"] == "assistant" else []
+            found += [START, ROLES[m["role"]], LINE, *thoughts, *words(text), END, LINE]
+        if generation:
+            found += HEADER
+            if thinking is False:
+                found += [THINK, LINE, LINE, CLOSE, LINE]
+            elif opens:
+                found += [THINK, LINE]
+        return found
+
+    return render
+
+
+OFF = Ending((*CLOSED, THINK, LINE, LINE, CLOSE, LINE), 5)
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ({"opens": True}, [(2, True), (5, True)]),  # thinking opened, and forbidden: neither is kept
+        ({"opens": False}, [(5, True), (0, False)]),  # the header is kept, what was thought isn't
+        ({"opens": True, "keeps": True}, [(0, True), (5, True)]),
+    ],
+)
+def test_a_template_says_what_the_next_turn_repeats(how: dict, expected: list[tuple[int, bool]]) -> None:
+    found = {ending.tokens: ending.dropped for ending in endings_of(template(**how))}
+    opened = (*CLOSED, THINK, LINE) if how["opens"] else CLOSED
+    assert found == {opened: min(d for d, _ in expected), OFF.tokens: 5}
+    opened_keeps = next(e.keeps_answer for e in endings_of(template(**how)) if e.tokens == opened)
+    assert opened_keeps == bool(how.get("keeps"))
+
+
+def test_a_template_without_thoughts_keeps_everything() -> None:
+    def plain(messages, generation=False, thinking=None):
+        said = [
+            token
+            for m in messages
+            for token in (START, ROLES[m["role"]], LINE, *words(m["content"]), END, LINE)
+        ]
+        return [*said, *(HEADER if generation else ())]
+
+    assert endings_of(plain) == (Ending(CLOSED, 0, keeps_answer=True),)
+
+
+def test_a_template_that_fails_or_rewrites_messages_says_nothing() -> None:
+    def refuses(messages, generation=False, thinking=None):
+        raise ValueError("no")
+
+    def rewrites(messages, generation=False, thinking=None):  # only the last message is written out
+        return [*words(messages[-1]["content"]), END, LINE, *(HEADER if generation else ())]
+
+    assert endings_of(refuses) == endings_of(rewrites) == ()
+
+
+def test_the_longest_ending_that_a_prompt_has_counts() -> None:
+    headers = MessageHeaders((HEADER,), (OFF, Ending((*CLOSED, THINK, LINE), 2), Ending(CLOSED, 0, False)))
+    for ending in headers.endings:
+        prompt = np.array([*range(50, 90), *ending.tokens])
+        found = headers.input_end(prompt)
+        assert (found.dropped, found.keeps_answer, found.known) == (ending.dropped, ending.keeps_answer, True)
+        assert found.kind < 0
+    assert MessageHeaders.from_dict(json.loads(json.dumps(asdict(headers)))) == headers
+
+
+def test_without_an_ending_the_last_header_tells() -> None:
+    headers = MessageHeaders(((START,),))
+    assert headers.input_end(np.array([*range(50, 90), START, 60, 61])) == InputEnd(61, 2, True, known=False)
+    assert headers.input_end(np.array([*range(50, 90), START])).dropped == 0
+    assert headers.input_end(np.array([50, START, *range(60, 90)])) is None
+    assert MessageHeaders().input_end(np.arange(50, 90)) is None
+
+
+def test_two_partings_at_one_distance_are_enough() -> None:
+    ends = InputEnds()
+    first = ends.plan(7, False, None)
+    assert first.distances == ()
+    ends.parted(first.number, 3)
+    assert ends.plan(7, False, None).distances == ()
+    ends.parted(first.number, 3)
+    assert ends.plan(7, False, None).distances == (3,)
+    assert ends.plan(8, False, None).distances == ()  # that ends otherwise
+    assert ends.plan(7, True, None).distances == ()  # a call in a tool loop
+
+
+def test_at_larger_pages_the_distance_is_what_all_partings_agree_with() -> None:
+    """The input ends 5 tokens before the prompt's; prompts of all lengths part at the page before."""
+    ends, page = InputEnds(), 16
+    for length in range(200, 232):
+        number = ends.plan(7, False, None).number
+        ends.parted(number, length - (length - 5) // page * page, page)
+    assert ends.plan(7, False, None).distances == (5,)
+
+
+def test_what_a_header_suggests_goes_where_answers_are_repeated() -> None:
+    guess = InputEnd(7, 2, True, known=False)
+    ends = InputEnds()
+    one = ends.plan(7, False, guess)
+    assert one.distances == (2,)
+    ends.went_through(one.number)
+    assert ends.plan(7, False, guess).distances == ()
+    known = InputEnd(-1, 2, True, known=True)
+    one = ends.plan(7, False, known)
+    for _ in range(1_000):
+        ends.went_through(one.number)
+        assert ends.plan(7, False, known).distances == (2,)
+    assert ends.plan(7, True, known).distances == ()
+
+
+def test_last_token_states_go_where_none_serves() -> None:
+    ends = InputEnds()
+    wanted = []
+    for _ in range(4 * FEW_PROMPTS):
+        prompt = ends.plan(7, False, None)
+        ends.parted(prompt.number, 2)
+        wanted.append(prompt.last_token)
+    assert all(wanted[: FEW_PROMPTS - 1]) and wanted[-TRIED_EACH:].count(True) == 1
+    for _ in range(4):
+        ends.went_through(prompt.number)
+    assert ends.plan(7, False, None).last_token
+
+
+def test_kept_classes_are_bounded() -> None:
+    ends = InputEnds()
+    first = ends.plan(0, False, None)
+    for token in range(1, 1_000):
+        ends.plan(token, False, None)
+    ends.parted(first.number, 2)  # forgotten: no error
+    assert len(ends._classes) == len(ends._by_number) == 64
