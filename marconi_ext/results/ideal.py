@@ -6,7 +6,8 @@ Two caches that never evict are kept over the same token ids:
   whose KV exists: earlier prompts, and earlier answers less their last token, which is sampled but never
   fed back, so it has no KV. At most prompt length − 1 tokens, since one must be computed for its logits.
 - **state**: the same with recurrent states, saved by the exact rule and never dropped: at each request's
-  branch point (where its own KV hit ends), at its prompt's end, and after its last token with KV. A
+  branch point (where its own KV hit ends), at its prompt's end (the last token but one, since a prompt that
+  comes again can't use the last), and after its last token with KV. A
   request reuses the deepest state on its path that is no deeper than its KV hit.
 
 For one request, `ideal − state` is its **first divergence**: a branch is only known once a second request
@@ -82,7 +83,7 @@ class IdealCache:
         """A prefill has ended: the prompt's KV, a state at its branch point and one at its end."""
         self._tree.insert(prompt)
         self._save(prompt, branch_tokens)
-        self._save(prompt, len(prompt))
+        self._save(prompt, len(prompt) - 1)
 
     def add_answer(self, prompt: np.ndarray, answer: np.ndarray) -> None:
         """A request has finished: its answer's KV but for the last token, and the state there."""

@@ -34,7 +34,7 @@ def test_next_turn_reuses_all_but_the_answers_last_token() -> None:
 
 
 def test_one_token_answer_adds_nothing_to_the_prompts_end() -> None:
-    assert reuse(ask([1, 2, 3], [4]), ask([1, 2, 3, 4, 6])) == [(0, 0), (3, 3)]
+    assert reuse(ask([1, 2, 3], [4]), ask([1, 2, 3, 4, 6])) == [(0, 0), (3, 2)]
 
 
 def test_a_branch_costs_its_second_visitor_and_serves_the_third() -> None:
@@ -48,12 +48,11 @@ def test_branches_one_token_apart_are_two_branches() -> None:
 
 
 def test_a_repeated_prompt_is_capped_one_token_short() -> None:
-    # The state at the prompt's end is one token too deep for the same prompt; the second visit leaves one.
-    assert reuse(ask([1, 2, 3]), ask([1, 2, 3]), ask([1, 2, 3])) == [(0, 0), (2, 0), (2, 2)]
+    assert reuse(ask([1, 2, 3]), ask([1, 2, 3]), ask([1, 2, 3])) == [(0, 0), (2, 2), (2, 2)]
 
 
 def test_an_answer_that_is_dropped_leaves_the_prompts_end() -> None:
-    assert reuse(ask([1, 2], [7, 8, 9]), ask([1, 2, 5, 6])) == [(0, 0), (2, 2)]
+    assert reuse(ask([1, 2], [7, 8, 9]), ask([1, 2, 5, 6])) == [(0, 0), (2, 1)]
 
 
 def test_pages_floor_reuse_and_states() -> None:
@@ -112,4 +111,4 @@ def test_against_the_definitions_taken_literally(trace: list[tuple[list[int], li
         assert (found.ideal_tokens, found.state_tokens) == (hit, state)
         whole = prompt + answer[:-1]
         kv.append(whole)
-        states |= {tuple(prompt[:hit]), tuple(prompt), tuple(whole)}
+        states |= {tuple(prompt[:hit]), tuple(prompt[:-1])} | ({tuple(whole)} if len(answer) > 1 else set())

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from marconi_ext.policies.checkpoints import Kind
-from marconi_ext.policies.eviction import Currency
+from marconi_ext.policies.currency import Currency
 from marconi_ext.policies.messages import Ending, MessageHeaders
 from marconi_ext.policies.registry import parse_policy
+from marconi_ext.policies.table.checkpoints import Kind
 from marconi_ext.simulator.capacity import Capacity
-from marconi_ext.simulator.engine import Simulator
 from marconi_ext.simulator.live_rules import LiveRules
+from marconi_ext.simulator.simulator import Simulator
 from marconi_ext.traces import Request
 
 START, END, LINE, THINK, USER, ASSISTANT, SYSTEM = 7, 8, 9, 10, 11, 12, 13
