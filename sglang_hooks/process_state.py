@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .observe.tree_dump import TreeDumps
     from .radix.cache import MarconiRadixCache
     from .radix.ledger import CheckpointLedger
+    from .radix.twins import Twins
     from .recurrence.mamba2 import ForwardCheckpoints
 
 
@@ -32,6 +33,7 @@ class Live:
     cache: MarconiRadixCache
     stats: CacheStats
     tree_dumps: TreeDumps
+    twins: Twins
     metrics: MetricsPublisher | None = None
 
 

@@ -122,6 +122,25 @@ def _plan_extend(original: Callable[..., Any], batch: Any, req: Any) -> Any:
     return _MambaRadixCacheV2TrackEntry(False, req.kv.mamba_next_track_idx, -1)
 
 
+def _next_prefill(original: Callable[..., Any], scheduler: Any, running_batch: Any) -> Any:
+    state = live()
+    if state is None or scheduler.tree_cache is not state.cache:
+        return original(scheduler, running_batch)
+    queue = scheduler.waiting_queue
+    late = state.twins.waiting(queue)
+    waiting = set(map(id, late))
+    sent = [req for req in queue if id(req) not in waiting] if late else list(queue)
+    scheduler.waiting_queue = sent if late else queue
+    result = original(scheduler, running_batch)
+    state.twins.went(sent, scheduler.waiting_queue)
+    if late:
+        place = {id(req): number for number, req in enumerate(queue)}
+        scheduler.waiting_queue = sorted(
+            [*scheduler.waiting_queue, *late], key=lambda req: place.get(id(req), len(place))
+        )
+    return result
+
+
 def _run_batch(original: Callable[..., Any], scheduler: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
     state = live()
     if state is None:
@@ -239,6 +258,13 @@ LIVE_HOOKS = (
         _plan_extend,
         why="stock plans one grid-aligned state an extend; we plan exact ones and turn its tracking off",
         parameters="self req",
+    ),
+    Hook(
+        "sglang.srt.managers.scheduler.Scheduler.get_new_batch_prefill",
+        "around",
+        _next_prefill,
+        why="requests with a prompt that is being prefilled wait for its end, and then reuse it whole",
+        parameters="self running_batch",
     ),
     Hook(
         "sglang.srt.managers.scheduler.Scheduler.run_batch",

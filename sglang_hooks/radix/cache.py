@@ -35,6 +35,7 @@ from .kv_eviction import MarconiFullComponent
 from .ledger import CheckpointLedger
 from .shared_memory import SharedMemory, shared_memory_of
 from .tree_core import depth_of, register
+from .twins import Twins
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -293,7 +294,7 @@ def build_cache(
     if cache.page_size == 1:
         pool.mamba_initial_tracking_slots = 0  # any length can be donated: nothing is tracked during decode
     forward = ForwardCheckpoints(ledger, scan_stages(), len(pool.mamba_map), stats)
-    go_live(Live(config, ledger, forward, cache, stats, TreeDumps()))
+    go_live(Live(config, ledger, forward, cache, stats, TreeDumps(), Twins(cache)))
     return cache
 
 
