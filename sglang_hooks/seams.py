@@ -155,7 +155,10 @@ def _run_batch(original: Callable[..., Any], scheduler: Any, batch: Any, *args: 
 
 def _publish_metrics(_result: Any, _scheduler: Any) -> None:
     state = live()
-    if state is not None and state.metrics is not None:
+    if state is None:
+        return
+    state.cache.census.walk_if_due()
+    if state.metrics is not None:
         state.metrics.publish_if_due(state)
 
 
@@ -219,7 +222,7 @@ def _internal_state(result: Any, _scheduler: Any, _recv_req: Any) -> None:
     if state is not None:
         from .observe.status import report
 
-        result.internal_state["marconi"] = report(state)
+        result.internal_state["marconi"] = report(state) | state.tree_dumps.section(state.cache)
 
 
 def _set_internal_state(original: Callable[..., Any], scheduler: Any, recv_req: Any) -> Any:

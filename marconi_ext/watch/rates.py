@@ -32,10 +32,14 @@ class Activity:
 
 @dataclass(frozen=True)
 class Standing:
-    """What is so right now, over all ranks; tuning and parameters are the first rank's."""
+    """What is so right now, over all ranks; tuning and parameters are the first rank's.
+
+    differences: between the policy's book and the tree, and requests whose sums were wrong
+    """
 
     states: dict[str, int]
     slots: dict[str, int]
+    differences: int
     tuning: dict[str, float]
     parameters: dict[str, float]
 
@@ -102,8 +106,14 @@ def standing(poll: Poll) -> Standing:
         states.update(rank["stats"]["states"])
         slots.update(rank["slots"])
     first = poll.ranks[0]
+    found = [rank.get("book", {}).get("differences", 0) for rank in poll.ranks]
+    found += [rank["stats"].get("wrong_sums", 0) for rank in poll.ranks]
     return Standing(
-        dict(sorted(states.items())), dict(slots), first["stats"]["tuning"], first["policy"]["parameters"]
+        dict(sorted(states.items())),
+        dict(slots),
+        sum(found),
+        first["stats"]["tuning"],
+        first["policy"]["parameters"],
     )
 
 

@@ -131,6 +131,16 @@ METRICS = (
         _each("stats", "planning_failures", at_least=("not-written",)),
         ("reason",),
     ),
+    Metric(
+        "marconi_book_differences",
+        "States and locks of which the policy's book says other than the tree: never anything but 0.",
+        _one("book", "differences"),
+    ),
+    Metric(
+        "marconi_wrong_sums_total",
+        "Requests whose reused, lost and new tokens didn't make up their prompt.",
+        _one("stats", "wrong_sums"),
+    ),
     Metric("marconi_tuning_rounds_total", "Tunings that took effect.", _one("stats", "tuning", "rounds")),
     Metric(
         "marconi_tuning_seconds_total",

@@ -28,10 +28,13 @@ class CacheStats:
 
     def __init__(self, states_by_kind: Callable[[], Mapping[str, int]] | None = None) -> None:
         self.states_by_kind = states_by_kind or self._saved_less_evicted
+        self.strict = False  # whether a wrong sum ends the process; SGLang's own checks decide
         self.requests = 0
         self.prompt_tokens = 0
         self.hit_tokens = 0
         self.kv_tokens = 0
+        self.new_tokens = 0
+        self.wrong_sums = 0
         self.lost_tokens: Counter[str] = Counter({cause: 0 for cause in LOSS_CAUSES})
         self.saves: Counter[str] = Counter()
         self.refusals: Counter[str] = Counter()
@@ -49,13 +52,24 @@ class CacheStats:
         hit_tokens: int - prompt tokens that skip prefill
         kv_tokens: int - prompt tokens whose KV was cached; at least hit_tokens
         lost: cause -> tokens prefilled again for want of a state
+
+        Reused, lost and new tokens make up the prompt. Raises AssertionError where they don't and checks are on; else
+        that is counted and logged.
         """
         self.requests += 1
         self.prompt_tokens += prompt_tokens
         self.hit_tokens += hit_tokens
         self.kv_tokens += kv_tokens
+        self.new_tokens += prompt_tokens - kv_tokens
         for cause, tokens in lost.items():
             self.lost_tokens[cause] += tokens
+        parts = (hit_tokens, *lost.values(), prompt_tokens - kv_tokens)
+        if sum(parts) != prompt_tokens or min(parts) < 0:
+            self.wrong_sums += 1
+            message = f"a prompt of {prompt_tokens} tokens: reused {hit_tokens}, lost {dict(lost)}, KV for {kv_tokens}"
+            if self.strict:
+                raise AssertionError(message)
+            logger.error("marconi-ext: sums are wrong: %s", message)
 
     def saved(self, kind: str) -> None:
         """A state entered the tree."""
@@ -105,6 +119,8 @@ class CacheStats:
             "prompt_tokens": self.prompt_tokens,
             "hit_tokens": self.hit_tokens,
             "kv_tokens": self.kv_tokens,
+            "new_tokens": self.new_tokens,
+            "wrong_sums": self.wrong_sums,
             "lost_tokens": _plain(self.lost_tokens),
             "states": _plain(self.states_by_kind()),
             "saves": _plain(self.saves),

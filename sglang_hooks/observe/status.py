@@ -38,8 +38,8 @@ def report(state: Live) -> dict[str, Any]:
         "config": state.config.model_dump(mode="json"),
         "counters": {name: int(count) for name, count in sorted(state.ledger.counters.items())},
         "slots": state.cache.slot_census(),
+        "book": state.cache.census.totals(),
         "stats": state.stats.snapshot(),
-        **state.tree_dumps.section(state.cache),
         "kv": state.cache.kv_census(),
         "policy": state.cache.policy_facts(),
     }

@@ -30,6 +30,7 @@ from ..observe.tree_dump import TreeDumps
 from ..policy import build_keeper, currency_of
 from ..process_state import Live, go_live
 from ..recurrence.mamba2 import ForwardCheckpoints, scan_stages
+from .book_census import BookCensus
 from .component import MarconiMambaComponent
 from .kv_eviction import MarconiFullComponent
 from .ledger import CheckpointLedger
@@ -60,6 +61,7 @@ class MarconiRadixCache(UnifiedRadixCache):
     def __init__(self, params: CacheInitParams) -> None:
         self.shared: SharedMemory | None = shared_memory_of(params.token_to_kv_pool_allocator)
         super().__init__(params)
+        self.census = BookCensus(self)
         self._skips_state_locks = envs.SGLANG_OPT_MAMBA_SKIP_DECODE_LOCK.get()
 
     def reset(self) -> None:
@@ -289,6 +291,7 @@ def build_cache(
     currency = currency_of(ctx.model_config.model_path)
     keeper = build_keeper(config, currency if cache.shared is None else cache.shared.currency(currency))
     stats = CacheStats()
+    stats.strict = envs.SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY.get() > 0
     cache.mamba.adopt(config, keeper, ledger, stats)
     cache.mamba.keeps_stock_order = ctx.params.eviction_policy.lower() != "lru"
     if cache.page_size == 1:

@@ -25,10 +25,12 @@ from marconi_ext.policies.paper.background import Tuner
 from marconi_ext.policies.paper.tuner import Marconi
 from marconi_ext.policies.request_plan import Match, Plan, Serving
 from marconi_ext.policies.runtime import Keeper
-from marconi_ext.policies.table.tree_rows import TreeRecords, row_of
+from marconi_ext.policies.table.checkpoints import Kind
+from marconi_ext.policies.table.tree_rows import TreeRecords
 
 from ..observe.stats import CacheStats
 from ..policy import kind_name, saved_kinds
+from .held_states import HeldStates, holds_state
 from .ledger import CheckpointLedger, PendingCheckpoint
 from .publishing import StatePublishing, is_probe
 from .tree_core import depth_of
@@ -53,8 +55,9 @@ class MarconiMambaComponent(StatePublishing):
         self.config, self.keeper, self.ledger, self.stats = config, keeper, ledger, stats
         self.records = TreeRecords(keeper, lambda node: len(node.key), self._is_alive)
         self.serving = Serving(keeper, self.records, saved_kinds(config), self.cache.page_size)
-        self._plans, self._pending = {}, {}
-        stats.states_by_kind = self.states_by_kind
+        self.held = HeldStates(keeper, self.records, self.serving, stats)
+        self._plans = {}
+        stats.states_by_kind = self.held.by_kind
         self.tuner = None
         if isinstance(keeper.eviction, Marconi):
             self.tuner = Tuner(
@@ -76,15 +79,8 @@ class MarconiMambaComponent(StatePublishing):
         self.stats.flushed()
         self.ledger.clear()
         self._plans.clear()
-        self._pending.clear()
         self.dead_leaves.clear()
-        self.records.clear()
-        self.keeper.forget_all()
-
-    def states_by_kind(self) -> dict[str, int]:
-        """States in the tree or about to be, by kind."""
-        kinds = self.keeper.book.kind[self.keeper.book.live_rows()].tolist()
-        return {kind_name(kind): kinds.count(kind) for kind in sorted(set(kinds))}
+        self.held.clear()
 
     def _is_alive(self, node: UnifiedTreeNode) -> bool:
         return self.tree_core._node_arena.get(node.id) is node
@@ -181,6 +177,8 @@ class MarconiMambaComponent(StatePublishing):
 
     def _offer(self, req: Req, plan: Plan, offer: Offer) -> None:
         row = self.serving.row_for(plan, offer)
+        if (node := self.records.node(row)) is not None:
+            self.held.locks_changed(node)  # it may have its row only now
         if self.keeper.book.live[row]:
             self.keeper.touch(row)
             return
@@ -189,17 +187,15 @@ class MarconiMambaComponent(StatePublishing):
             return
         if not self.keeper.offer(row, offer):
             return
-        self.keeper.book.pins[row] += 1
+        pending = PendingCheckpoint(offer.kind, offer.depth_tokens, None, row, plan)
+        self.held.reserve(pending)
         slot = self._take_slot(row)
         kind = kind_name(offer.kind)
         if slot is None:
-            self.keeper.book.pins[row] -= 1
-            self.keeper.refused(row)
+            self.held.abandon(pending)
             self.stats.refused(kind)
             return
-        self.keeper.saved(row)
-        pending = PendingCheckpoint(offer.kind, offer.depth_tokens, slot, row, plan)
-        self._pending[row] = pending
+        self.held.planned(pending, slot)
         self.ledger.add(req, pending)
         self.ledger.counters[f"planned_{kind}"] += 1
 
@@ -226,30 +222,19 @@ class MarconiMambaComponent(StatePublishing):
         super().redistribute_on_node_split(new_parent, child)
         self.records.tend(child)
 
-    def _forget_leaf(self, node: UnifiedTreeNode) -> None:
-        row = row_of(node)
-        if row in self._pending:
-            self._unpend(self._pending[row])
-        super()._forget_leaf(node)
-
     def acquire_component_lock(self, node: UnifiedTreeNode, *args: Any, **kwargs: Any) -> Any:
         """As stock; a locked state is pinned in the book."""
         result = super().acquire_component_lock(node, *args, **kwargs)
-        self.locks_changed(node)
+        self.held.locks_changed(node)
         return result
 
     def release_component_lock(self, node: UnifiedTreeNode, *args: Any, **kwargs: Any) -> None:
         """As stock; see `acquire_component_lock`."""
         super().release_component_lock(node, *args, **kwargs)
-        self.locks_changed(node)
+        self.held.locks_changed(node)
 
     def commit_hicache_transfer(self, node: UnifiedTreeNode, phase: Any, *args: Any, **kwargs: Any) -> None:
         """As stock; a state that comes back from the host is held again."""
         super().commit_hicache_transfer(node, phase, *args, **kwargs)
-        if (
-            phase == CacheTransferPhase.LOAD_BACK
-            and node.component_data[self.component_type].value is not None
-        ):
-            publishing, self.publishing = self.publishing, None
-            self._enter(node, depth_of(node), inserted=False)
-            self.publishing = publishing
+        if phase == CacheTransferPhase.LOAD_BACK and holds_state(node):
+            self.held.arrived(node, depth_of(node), Kind.LAST_TOKEN, is_new=False)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from marconi_ext.policies.request_plan import Plan
@@ -68,6 +69,10 @@ class CheckpointLedger:
     def clear(self) -> None:
         """Forget everything: the pool itself was cleared."""
         self._pending.clear()
+
+    def all_pending(self) -> Iterator[PendingCheckpoint]:
+        """Every checkpoint that some request holds."""
+        return chain.from_iterable(self._pending.values())
 
     @property
     def held_slots(self) -> int:

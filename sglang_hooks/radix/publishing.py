@@ -13,10 +13,8 @@ from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
 from sglang.srt.mem_cache.base_prefix_cache import InsertParams, InsertResult
 
 from marconi_ext.config import MarconiConfig
-from marconi_ext.policies.admission import Offer
 from marconi_ext.policies.request_plan import Plan, Serving
 from marconi_ext.policies.table.checkpoints import Kind
-from marconi_ext.policies.table.tree_rows import row_of
 
 from ..policy import kind_name
 from .ledger import CheckpointLedger, PendingCheckpoint
@@ -38,7 +36,6 @@ class StatePublishing(StateEviction):
     publishing: PendingCheckpoint | None = None  # the checkpoint that checkpoint_into_tree inserts just now
     key_begins_at = 0  # tokens of the path that the inserted key leaves out: see `MarconiRadixCache.publish`
     _plans: dict[Req, Plan]
-    _pending: dict[int, PendingCheckpoint]  # by row
 
     def prepare_for_caching_req(
         self, req: Req, insert_params: InsertParams, token_ids_len: int, is_finished: bool
@@ -88,26 +85,13 @@ class StatePublishing(StateEviction):
             if not node.children:
                 self.dead_leaves.add(node)
             return
-        self._enter(node, self.key_begins_at + len(params.key), inserted=not result.mamba_exist)
-
-    def _enter(self, node: UnifiedTreeNode, depth_tokens: int, *, inserted: bool) -> None:
-        """The state at `node` is in the tree: so says the book from now on."""
-        keeper, pending = self.keeper, self.publishing
-        row = row_of(node)
-        if pending is not None and pending.row >= 0:
-            row = self.serving.settle(pending.plan, pending.row, node)
-            self._unpend(pending)
-        kind = Kind.LAST_TOKEN if pending is None else pending.kind
-        if row < 0:
-            row = self.records.record(node, depth_tokens, kind)
-        if not keeper.book.live[row]:
-            keeper.offer(row, Offer(depth_tokens, kind))
-            keeper.saved(row)
-        elif not inserted:
-            keeper.touch(row)
-        if inserted:
-            self.stats.saved(kind_name(kind))
-        self.locks_changed(node)
+        self.held.arrived(
+            node,
+            self.key_begins_at + len(params.key),
+            Kind.LAST_TOKEN if self.publishing is None else self.publishing.kind,
+            is_new=not result.mamba_exist,
+            checkpoint=self.publishing,
+        )
 
     def cleanup_after_caching_req(
         self,
@@ -128,7 +112,7 @@ class StatePublishing(StateEviction):
             return
         for pending in self.ledger.take(req):
             self._free(pending.slot)
-            self._abandon(pending)
+            self.held.abandon(pending)
             self.ledger.counters["released_unpublished"] += 1
         self._end_plan(req, insert_result)
         donates_running_slot = (
@@ -153,19 +137,6 @@ class StatePublishing(StateEviction):
         req.kv.mamba_pool_idx = self.tree_core._empty_device_indices  # so that no slot is freed for it
         self.cache.req_to_token_pool.free_mamba_cache(req)
 
-    def _unpend(self, pending: PendingCheckpoint) -> None:
-        """The pending checkpoint's row is no longer held for it."""
-        if self._pending.pop(pending.row, None) is not None and self.keeper.book.in_use[pending.row]:
-            self.keeper.book.pins[pending.row] = max(self.keeper.book.pins[pending.row] - 1, 0)
-        pending.row = -1
-
-    def _abandon(self, pending: PendingCheckpoint) -> None:
-        """A planned state will never be: its request was aborted or retracted."""
-        row = pending.row
-        if row >= 0:
-            self._unpend(pending)
-            self.keeper.refused(row)
-
     def _end_plan(self, req: Req, insert_result: InsertResult | None) -> None:
         """Find a node for the records of what wasn't saved, where the request's KV is in the tree; else forget."""
         plan = self._plans.pop(req, None)
@@ -180,7 +151,7 @@ class StatePublishing(StateEviction):
                 self.serving.drop(plan, row)
             else:
                 self.serving.settle(plan, row, node)
-                self.locks_changed(node)
+                self.held.locks_changed(node)
         self.serving.end(plan)
 
     def _boundary(self, last: UnifiedTreeNode, depth_tokens: int) -> UnifiedTreeNode | None:
@@ -196,13 +167,6 @@ class StatePublishing(StateEviction):
             return node
         upper, _ = self.tree_core._split_node(node.key, node, depth_tokens - (end - len(node.key)))
         return upper
-
-    def locks_changed(self, node: UnifiedTreeNode) -> None:
-        """Bring the book's pins of the node's state up to date."""
-        row = row_of(node)
-        if row >= 0:
-            locks = node.component_data[self.component_type].lock_ref
-            self.keeper.book.pins[row] = locks + (row in self._pending)
 
 
 def is_probe(req: Req) -> bool:

@@ -21,7 +21,7 @@ from marconi_ext.policies.runtime import Keeper
 from marconi_ext.policies.table.tree_rows import TreeRecords, row_of
 
 from ..observe.stats import CacheStats
-from ..policy import kind_name
+from .held_states import HeldStates, holds_state
 from .host_tier import bring_forward
 from .kv_eviction import DeadLeaves
 
@@ -40,6 +40,7 @@ class StateEviction(MambaComponent):
     stats: CacheStats
     keeper: Keeper
     records: TreeRecords
+    held: HeldStates
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -130,7 +131,7 @@ class StateEviction(MambaComponent):
 
     def _take_state(self, node: UnifiedTreeNode, reason: str) -> torch.Tensor:
         slot = self.tree_core.take_state(node)
-        self._state_gone(node, reason)
+        self.held.left(node, reason)
         return slot
 
     # ---- leaves ----
@@ -164,7 +165,7 @@ class StateEviction(MambaComponent):
     def _forget_leaf(self, node: UnifiedTreeNode) -> None:
         """The node is about to leave the tree, and its record with it."""
         parent = node.parent
-        self.records.forget(node)
+        self.held.node_leaves(node)
         left = len(parent.children) - 1
         self.records.tend(parent, children=left)
         if left == 0 and parent.component_data[_MAMBA].value is None:
@@ -176,17 +177,14 @@ class StateEviction(MambaComponent):
         self, node: UnifiedTreeNode, *args: Any, target: EvictLayer = EvictLayer.DEVICE, **kwargs: Any
     ) -> tuple[int, int]:
         """As stock; the record stays as a ghost while its KV does."""
-        held = EvictLayer.DEVICE in target and node.component_data[_MAMBA].value is not None
+        held = EvictLayer.DEVICE in target and holds_state(node)
         freed = super().evict_component(node, *args, target=target, **kwargs)
         if held:
-            self._state_gone(node, "pool-full" if self.is_evict_device_ongoing else "kv-evicted")
+            self.held.left(node, "pool-full" if self.is_evict_device_ongoing else "kv-evicted")
         return freed
 
-    def _state_gone(self, node: UnifiedTreeNode, reason: str) -> None:
-        row, keeper = row_of(node), self.keeper
-        if row >= 0 and keeper.book.live[row]:
-            self.stats.evicted(kind_name(keeper.book.kind.item(row)), reason)
-            keeper.evicted(row)
+    def _emit_excess_path_states_eviction(self, tail: UnifiedTreeNode, cache_actions: list[Any]) -> None:
+        """Nothing: `--mamba-max-states-per-path` would remove by depth what the policy keeps by worth."""
 
     def _evict_device_start(self, request_cnt: int) -> None:
         self._passed_over.clear()

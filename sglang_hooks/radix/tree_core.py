@@ -230,7 +230,7 @@ class MarconiTreeCore(UnifiedTreeCore):
         if data.value is not None and 0 in (before, data.lock_ref):
             self.component_evictable_size_[_MAMBA] -= more
             self.component_protected_size_[_MAMBA] += more
-        self.components_by_type[_MAMBA].locks_changed(node)
+        self.components_by_type[_MAMBA].held.locks_changed(node)
 
     def _update_evictable_leaf_sets(self, node: UnifiedTreeNode) -> None:
         if not self.plain:

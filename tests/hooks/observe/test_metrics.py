@@ -24,11 +24,15 @@ class OneServer:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.census = {"pool": 10, "free": 6, "cached": 2, "held": 1, "unaccounted": 1}
+        self.differences = 0
         self.state: Any = SimpleNamespace(
             config=MarconiConfig(),
             ledger=SimpleNamespace(counters={}),
             cache=SimpleNamespace(
-                slot_census=lambda: dict(self.census), kv_census=dict, policy_facts=self.policy
+                slot_census=lambda: dict(self.census),
+                kv_census=dict,
+                policy_facts=self.policy,
+                census=SimpleNamespace(totals=lambda: {"differences": self.differences}),
             ),
             stats=CacheStats(),
             tree_dumps=TreeDumps(),
@@ -76,8 +80,9 @@ def test_counters_grow_by_what_was_added_and_gauges_follow() -> None:
     assert server.value("marconi_tuning_rounds_total") == 2
     assert server.value("marconi_parameter", parameter="alpha") == 0.5
     assert server.value("marconi_state_slots", owner="running") == 1
-    server.census["free"], server.census["unaccounted"] = 7, 0
+    server.census["free"], server.census["unaccounted"], server.differences = 7, 0, 3
     server.publish()
+    assert server.value("marconi_book_differences") == 3
     assert server.value("marconi_state_slots", owner="free") == 7
 
 

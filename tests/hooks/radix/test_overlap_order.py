@@ -1,0 +1,222 @@
+"""The real cache in SGLang's overlap order: book and tree are compared after every step of every history.
+
+Requests regenerate, fork and extend what was said before, so that they plan, bring and lose states at the same nodes;
+they are preempted, retracted and aborted at any point, states and KV are evicted by hand, and states come back as from
+a host tier. The faults that this has to find are put back one by one at the end.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import engineless_cache
+import pytest
+from engineless_cache import Driver
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from overlap_scheduler import OverlapScheduler
+from sglang.srt.mem_cache.base_prefix_cache import EvictParams
+from sglang.srt.mem_cache.hicache_storage import PoolName, PoolTransfer
+from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
+from sglang.srt.mem_cache.unified_cache.components.base import CacheTransferPhase
+
+from sglang_hooks.radix.held_states import HeldStates, holds_state
+
+MAMBA = ComponentType.MAMBA
+SLOTS, TOKENS, REQUESTS = 18, 260, 4
+LENGTHS = st.integers(1, 6)
+SOMETHING = st.integers(0, 1 << 20)
+SOMEONE = st.none() | st.integers(-1, 2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _settings() -> None:
+    engineless_cache.publish_settings(chunk_tokens=8)
+
+
+class OverlapOrder(RuleBasedStateMachine):
+    """One history of one cache."""
+
+    @initialize(chunk_tokens=st.sampled_from([None, 5, 16]), policy=st.sampled_from(["ours", "lru"]))
+    def start(self, chunk_tokens: int | None, policy: str) -> None:
+        self.driver = Driver(
+            "marconi", slots=SLOTS, tokens=TOKENS, context_tokens=128, requests=REQUESTS, policy=policy
+        )
+        self.cache = self.driver.cache
+        self.scheduler = OverlapScheduler(self.driver, chunk_tokens, REQUESTS)
+        self.loaded = 0
+        self.said: list[list[int]] = [[1, 2, 3, 4, 5, 6]]
+        self.prompts: list[list[int]] = [[1, 2, 3, 4, 5, 6]]
+
+    def _ask(self, prompt: list[int], answer: list[int], stops: bool) -> None:
+        if len(prompt) + len(answer) < 50 and len(self.scheduler.unfinished) < 8:
+            self.scheduler.submit(prompt, answer, stops=stops)
+            self.prompts.append(prompt)
+            self.said.append(prompt + answer)
+
+    @rule(which=SOMETHING, new=LENGTHS, token=st.integers(7, 9), answer=LENGTHS, stops=st.booleans())
+    def go_on(self, which: int, new: int, token: int, answer: int, stops: bool) -> None:
+        """The next turn: what was said, and something more."""
+        self._ask(self.said[which % len(self.said)] + [token] * new, [token + 3] * answer, stops)
+
+    @rule(which=SOMETHING, stops=st.booleans())
+    def regenerate(self, which: int, stops: bool) -> None:
+        """An earlier prompt again, with the same answer: it ends at a node that is there already."""
+        number = which % len(self.prompts)
+        prompt, said = self.prompts[number], self.said[number]
+        self._ask(prompt, said[len(prompt) :] or [4], stops)
+
+    @rule(which=SOMETHING, cut=SOMETHING, token=st.integers(7, 9), answer=LENGTHS)
+    def fork(self, which: int, cut: int, token: int, answer: int) -> None:
+        """Another way on from the middle of what was said."""
+        said = self.said[which % len(self.said)]
+        self._ask([*said[: 1 + cut % len(said)], token + 20], [token] * answer, False)
+
+    @rule(which=SOMETHING, token=st.integers(30, 34))
+    def race(self, which: int, token: int) -> None:
+        """A turn is regenerated, and just before it ends another request parts where it will."""
+        number = which % len(self.prompts)
+        prompt, said = self.prompts[number], self.said[number]
+        if not prompt < said or len(self.scheduler.unfinished) > 5:
+            return
+        again = self.scheduler.submit(prompt, said[len(prompt) :])
+        for _ in range(12):
+            self.scheduler.step()
+            if self.scheduler.about_to_end(again):
+                self._ask([*said[:-1], token, token], [3, 3], False)
+                self.scheduler.step()
+                return
+
+    @rule(prefill=st.booleans(), preempt=SOMEONE, retract=SOMEONE)
+    def step(self, prefill: bool, preempt: int | None, retract: int | None) -> None:
+        self.scheduler.step(prefill=prefill, preempt=preempt, retract=retract)
+
+    @rule(steps=st.integers(1, 4))
+    def steps(self, steps: int) -> None:
+        for _ in range(steps):
+            self.scheduler.step()
+
+    @rule(steps=st.integers(4, 20))
+    def run_on(self, steps: int) -> None:
+        for _ in range(steps):
+            self.scheduler.step()
+            self.agrees()
+
+    @rule(which=SOMETHING)
+    @precondition(lambda self: self.scheduler.unfinished)
+    def abort(self, which: int) -> None:
+        unfinished = self.scheduler.unfinished
+        self.scheduler.abort(unfinished[which % len(unfinished)])
+
+    @rule(states=st.integers(1, SLOTS), tokens=st.sampled_from([0, 0, 0, 5, TOKENS]))
+    def evict(self, states: int, tokens: int) -> None:
+        """By hand, as a running request would have it."""
+        self.cache.evict_for_alloc(EvictParams(num_tokens=tokens, mamba_num=states))
+
+    @rule(which=SOMETHING)
+    def load_back(self, which: int) -> None:
+        """A state comes to a node as from a host tier."""
+        nodes = [
+            node
+            for node in self.cache.tree_core._node_arena.values()
+            if node.parent is not None and not holds_state(node)
+        ]
+        slot = self.pool_slot() if nodes else None
+        if slot is not None:
+            transfer = PoolTransfer(name=PoolName.MAMBA, host_indices=slot, device_indices=slot)
+            phase = CacheTransferPhase.LOAD_BACK
+            node = nodes[which % len(nodes)]
+            self.cache.mamba.commit_hicache_transfer(node, phase, [transfer], cache_actions=[])
+            self.loaded += 1
+
+    def pool_slot(self):
+        allocator = self.cache.req_to_token_pool.mamba_allocator
+        return allocator.alloc(1) if allocator.available_size() > 2 * REQUESTS else None
+
+    @rule()
+    @precondition(lambda self: self.scheduler.idle)
+    def flush(self) -> None:
+        self.cache.reset()
+        self.cache.req_to_token_pool.clear()
+        self.cache.token_to_kv_pool_allocator.clear()
+
+    @invariant()
+    def agrees(self) -> None:
+        if not hasattr(self, "cache"):
+            return
+        mamba = self.cache.mamba
+        assert self.cache.census.differences() == []
+        assert self.cache.census.totals()["differences"] == 0
+        mamba.keeper.book.check()
+        stats = mamba.stats
+        moved = Counter(stats.saves)
+        for (kind, reason), states in stats.evictions.items():
+            assert reason in ("pool-full", "kv-evicted", "flush")
+            moved[kind] -= states
+        assert moved.total() + self.loaded == sum(stats.states_by_kind().values())
+        assert stats.prompt_tokens == stats.hit_tokens + sum(stats.lost_tokens.values()) + stats.new_tokens
+
+    def teardown(self) -> None:
+        """Everything ends, and then everything may go."""
+        if not hasattr(self, "cache"):
+            return
+        for _ in range(400):
+            if self.scheduler.idle:
+                break
+            self.scheduler.step()
+            self.agrees()
+        assert self.scheduler.idle, "requests are left for ever"
+        assert not self.cache.mamba._plans
+        slots = self.cache.slot_census()
+        assert slots["held"] == slots["unaccounted"] == 0, slots
+        self.cache.evict_for_alloc(EvictParams(num_tokens=0, mamba_num=SLOTS))
+        assert self.cache.mamba_evictable_size() == 0, "states that nobody can evict"
+        self.cache.evict_for_alloc(EvictParams(num_tokens=TOKENS, mamba_num=0))
+        assert self.cache.kv_census()["cached"] == 0
+        assert self.cache.slot_census()["free"] == SLOTS
+        self.agrees()
+
+
+def run(examples: int, phases: tuple[Phase, ...] = (Phase.generate,)) -> None:
+    run_state_machine_as_test(
+        OverlapOrder,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=60,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            phases=phases,
+            report_multiple_bugs=False,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def test_book_and_tree_agree_in_every_order() -> None:
+    run(60)
+
+
+def _refuses_whatever_came(held: HeldStates, checkpoint) -> None:
+    """An abandoned plan says that there is no state, though another request has brought one."""
+    row = held._settled(checkpoint)
+    if row >= 0:
+        held.keeper.refused(row)
+
+
+@pytest.mark.parametrize(("name", "fault"), [("abandon", _refuses_whatever_came)])
+def test_finds_the_fault_when_it_is_put_back(
+    monkeypatch: pytest.MonkeyPatch, name: str, fault: Callable
+) -> None:
+    monkeypatch.setattr(HeldStates, name, fault)
+    with pytest.raises(AssertionError, match=r"live in the book|nobody can evict|sums differ"):
+        run(200)
