@@ -35,6 +35,7 @@ MAMBA = ComponentType.MAMBA
 SLOTS, TOKENS, REQUESTS = 18, 260, 4
 LENGTHS = st.integers(1, 6)
 SOMETHING = st.integers(0, 1 << 20)
+FATES = st.sampled_from(["goes on", "retract", "preempt", "abort"])
 SOMEONE = st.none() | st.integers(-1, 2)
 
 
@@ -81,20 +82,38 @@ class OverlapOrder(RuleBasedStateMachine):
         said = self.said[which % len(self.said)]
         self._ask([*said[: 1 + cut % len(said)], token + 20], [token] * answer, False)
 
-    @rule(which=SOMETHING, token=st.integers(30, 34))
-    def race(self, which: int, token: int) -> None:
-        """A turn is regenerated, and just before it ends another request parts where it will."""
+    @rule(which=SOMETHING, token=st.integers(30, 34), states=st.sampled_from([0, SLOTS]), fate=FATES)
+    def race(self, which: int, token: int, states: int, fate: str) -> None:
+        """A turn that was gone on from is regenerated; just before it ends another request parts where it will, and
+        may lose its place before its own result is seen."""
         number = which % len(self.prompts)
         prompt, said = self.prompts[number], self.said[number]
-        if not prompt < said or len(self.scheduler.unfinished) > 5:
+        if not prompt < said or len(self.scheduler.unfinished) > 3:
             return
+        self._ask([*said, token - 1, token - 1], [4], False)
+        self._steps(6)
+        self.evict(states or 1, 0)
         again = self.scheduler.submit(prompt, said[len(prompt) :])
         for _ in range(12):
-            self.scheduler.step()
+            self._steps(1)
             if self.scheduler.about_to_end(again):
-                self._ask([*said[:-1], token, token], [3, 3], False)
-                self.scheduler.step()
-                return
+                break
+        else:
+            return
+        parts = self.scheduler.submit([*said[:-1], token, token], [3, 3])
+        self._steps(1)  # the one that parts is launched, the end of the other is seen
+        if parts in self.scheduler.unfinished and fate == "abort":
+            self.scheduler.abort(parts)
+        self.scheduler.step(
+            prefill=fate != "retract",
+            preempt=-1 if fate == "preempt" else None,
+            retract=-1 if fate == "retract" else None,
+        )
+
+    def _steps(self, steps: int) -> None:
+        for _ in range(steps):
+            self.scheduler.step()
+            self.agrees()
 
     @rule(prefill=st.booleans(), preempt=SOMEONE, retract=SOMEONE)
     def step(self, prefill: bool, preempt: int | None, retract: int | None) -> None:
@@ -102,14 +121,11 @@ class OverlapOrder(RuleBasedStateMachine):
 
     @rule(steps=st.integers(1, 4))
     def steps(self, steps: int) -> None:
-        for _ in range(steps):
-            self.scheduler.step()
+        self._steps(steps)
 
     @rule(steps=st.integers(4, 20))
     def run_on(self, steps: int) -> None:
-        for _ in range(steps):
-            self.scheduler.step()
-            self.agrees()
+        self._steps(steps)
 
     @rule(which=SOMETHING)
     @precondition(lambda self: self.scheduler.unfinished)
@@ -191,7 +207,7 @@ def run(examples: int, phases: tuple[Phase, ...] = (Phase.generate,)) -> None:
         OverlapOrder,
         settings=settings(
             max_examples=examples,
-            stateful_step_count=60,
+            stateful_step_count=30,
             deadline=None,
             derandomize=True,
             database=None,
@@ -203,7 +219,7 @@ def run(examples: int, phases: tuple[Phase, ...] = (Phase.generate,)) -> None:
 
 
 def test_book_and_tree_agree_in_every_order() -> None:
-    run(60)
+    run(150)
 
 
 def _refuses_whatever_came(held: HeldStates, checkpoint) -> None:
@@ -219,4 +235,4 @@ def test_finds_the_fault_when_it_is_put_back(
 ) -> None:
     monkeypatch.setattr(HeldStates, name, fault)
     with pytest.raises(AssertionError, match=r"live in the book|nobody can evict|sums differ"):
-        run(200)
+        run(60)
