@@ -1,12 +1,13 @@
 """Figures of one run: what was reused, what was lost and why, how long the first token took."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
 from marconi_ext.replay.client import OK
 from marconi_ext.replay.sender import Record, Run
-from marconi_ext.results.ideal import Reusable, Served, reusable_in_run, split_loss
+from marconi_ext.results.ideal import Reusable, Served, explained_in_run, reusable_in_run, split_loss
 from marconi_ext.results.percent import percent
 
 
@@ -77,27 +78,49 @@ def yardstick(run: Run, page_size: int) -> list[tuple[Record, Reusable]]:
     """Each answered request with what it could have reused.
 
     With requests in flight at once, a server may match later than a request was sent, and find more than
-    was there then; what it reports as cached then counts as ideal too, so that no loss is negative.
+    was there then; what it reports as cached then counts as ideal too, as far as this run can have put it there.
+    What it reports beyond that was cached before the run: it is told as `warm_tokens`, and no ideal of such a run is
+    raised.
     A server that counts other prompt tokens than we sent (it tokenises text itself) gets our figures in its
-    tokens, in proportion: an estimate.
+    tokens, in proportion: an estimate, in which only what the first request is served can be told to be warm.
     """
     answered = [record for record in run.records if record.answer.status == OK]
-    served = [
-        Served(
-            record.prompt,
-            record.answer.output_ids,
-            record.answer.sent_s + record.answer.retry_s,
-            record.answer.first_token_s,
-            record.answer.end_s,
-        )
-        for record in answered
-    ]
     found = []
-    for record, reusable in zip(answered, reusable_in_run(served, page_size), strict=True):
+    explained = _explained(run.records)
+    for record, reusable in zip(
+        answered, reusable_in_run([_served(r) for r in answered], page_size), strict=True
+    ):
         factor = (record.answer.prompt_tokens or len(record.prompt)) / len(record.prompt)
-        ideal = max(int(reusable.ideal_tokens * factor), record.answer.cached_tokens or 0)
-        found.append((record, Reusable(ideal, int(reusable.state_tokens * factor))))
-    return found
+        cached, ideal = record.answer.cached_tokens or 0, int(reusable.ideal_tokens * factor)
+        most = ideal if cached <= ideal else max(ideal, explained(record))
+        state = int(reusable.state_tokens * factor)
+        raised = Reusable(max(ideal, min(cached, most)), state, max(0, cached - most))
+        found.append((record, raised, ideal))
+    if any(raised.warm_tokens for _, raised, _ in found):
+        return [(record, replace(raised, ideal_tokens=ideal)) for record, raised, ideal in found]
+    return [(record, raised) for record, raised, _ in found]
+
+
+def _served(record: Record) -> Served:
+    answer = record.answer
+    first_s = answer.end_s if answer.first_token_s is None else answer.first_token_s
+    return Served(record.prompt, answer.output_ids, answer.sent_s + answer.retry_s, first_s, answer.end_s)
+
+
+def _explained(records: list[Record]) -> Callable[[Record], int]:
+    """What a run can have put into the cache of a request's prompt, failed requests included; in the server's tokens."""
+    most = explained_in_run([_served(record) for record in records])
+    place = {id(record): n for n, record in enumerate(records)}
+    counts_differ = any(r.answer.prompt_tokens not in (None, 0, len(r.prompt)) for r in records)
+    first_sent_s = min((record.answer.sent_s for record in records), default=0.0)
+
+    def of(record: Record) -> int:
+        whole = record.answer.prompt_tokens or len(record.prompt)
+        if record.answer.retries or (counts_differ and record.answer.sent_s > first_sent_s):
+            return whole  # an attempt that broke off may have left its prompt there; other tokens can't be compared
+        return most[place[id(record)]]()
+
+    return of
 
 
 def answers_that_differ(run: Run, other: Run) -> int:

@@ -20,11 +20,13 @@ A server that saves states at other places (a grid) may beat the exact rule on a
 only what it lost in fact is counted.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from marconi_ext.results.prefix_tree import PrefixTree
+from marconi_ext.results.prefix_tree import PrefixTree, common_prefix
 from marconi_ext.traces.request import Request
 
 
@@ -34,10 +36,12 @@ class Reusable:
 
     ideal_tokens: by an unlimited attention-only cache
     state_tokens: by an unlimited cache of exact states, <= ideal_tokens
+    warm_tokens: served by the server beyond all that this run can have put into its cache
     """
 
     ideal_tokens: int
     state_tokens: int
+    warm_tokens: int = 0
 
     @property
     def first_divergence_tokens(self) -> int:
@@ -140,3 +144,29 @@ def reusable_in_run(served: list[Served], page_size: int = 1) -> list[Reusable]:
         else:
             cache.add_answer(one.prompt, one.answer)
     return found
+
+
+def explained_in_run(served: list[Served]) -> list[Callable[[], int]]:
+    """For each request, asked for when it is needed: the most tokens that the run's other requests can have cached.
+
+    A bound from above, so that what a server reused beyond it was there before the run: a request counts whole, with
+    its answer, from when it was sent, and up to the other's first token.
+    """
+    tree, before = PrefixTree(), [0] * len(served)
+    order = sorted(range(len(served)), key=lambda i: served[i].sent_s)
+    for index in order:
+        one = served[index]
+        before[index] = tree.lookup(one.prompt)[0]
+        tree.insert(np.concatenate([one.prompt, one.answer]))
+    place = {index: n for n, index in enumerate(order)}
+
+    def most(index: int) -> int:
+        one, found = served[index], before[index]
+        for other in order[place[index] + 1 :]:
+            if served[other].sent_s > one.first_token_s:
+                break
+            whole = np.concatenate([served[other].prompt, served[other].answer])
+            found = max(found, common_prefix(whole, one.prompt))
+        return found
+
+    return [partial(most, index) for index in range(len(served))]

@@ -37,6 +37,7 @@ class RequestRecord(ResultModel):
     cached_tokens: prompt tokens that the server says it reused; None where it doesn't say
     ideal_tokens: what an unlimited attention-only radix cache would have reused, in the server's tokens
     state_tokens: what an unlimited cache of exact states would have reused, at most ideal_tokens
+    warm_tokens: the part of cached_tokens that nothing of this run can have put into the cache
     prompt_digest, output_digest: of the token ids, to tell equal prompts and answers of two runs
     """
 
@@ -58,6 +59,7 @@ class RequestRecord(ResultModel):
     cached_tokens: int | None = None
     ideal_tokens: int | None = None
     state_tokens: int | None = None
+    warm_tokens: int | None = None
     output_tokens: int = 0
     prompt_digest: str = ""
     output_digest: str = ""
@@ -98,6 +100,8 @@ class Summary(ResultModel):
     prompt_tokens: as the server counts them, where it says
     by_status: requests by Status, those never sent included; retries: attempts that failed and were repeated
     state_limited_loss = first_divergence + avoidable: ideal tokens computed again
+    warm_tokens, warm_requests: of cached_tokens, what was in the cache before the run, and in how many requests: at
+    least so much; above 0 the loss is too low, as states from before served as well
     token_counts_differ: requests whose prompt the server counted otherwise, so that ideal is an estimate
     held_s, late_s: over requests sent; loop_lag_s: delays of the replayer's own event loop
     most_open: requests in flight at once at most; states_held: at the end; evictions: of states, while it ran
@@ -120,6 +124,8 @@ class Summary(ResultModel):
     first_divergence: float | None
     avoidable: float | None
     token_counts_differ: int
+    warm_tokens: int = 0
+    warm_requests: int = 0
     ttft_s: Percentiles | None
     itl_s: Percentiles | None
     request_s: Percentiles | None

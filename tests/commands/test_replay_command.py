@@ -74,6 +74,21 @@ def test_an_attention_only_server_reaches_the_ideal(tmp_path: Path, endpoint: st
     assert all(r.ideal_tokens is not None and r.server_prompt_tokens for r in records)
 
 
+def test_a_warm_server_is_told_from_a_cold_one_and_flush_makes_it_cold(tmp_path: Path) -> None:
+    with stub(tmp_path) as server:
+        said = [
+            replay(server.url, tmp_path / name, "--concurrency", "3", *more)
+            for name, more in (("cold", ()), ("warm", ()), ("flushed", ("--flush",)))
+        ]
+    cold, warm, flushed = (results(tmp_path / name)[1] for name in ("cold", "warm", "flushed"))
+    assert cold.warm_tokens == flushed.warm_tokens == cold.warm_requests == 0
+    assert warm.warm_tokens > 0 and warm.warm_requests > 0
+    assert warm.hit_rate > cold.hit_rate + 5
+    assert warm.ideal_hit_rate <= cold.ideal_hit_rate and warm.hit_rate > warm.ideal_hit_rate + 5
+    assert "--flush" in said[1].stdout and "before this run" in said[1].stdout
+    assert "--flush" not in said[0].stdout + said[2].stdout
+
+
 @pytest.mark.parametrize("endpoint", ["generate", "chat"])
 def test_a_count_of_cached_tokens_outside_the_prompt_is_no_hit_rate(tmp_path: Path, endpoint: str) -> None:
     with stub(tmp_path, STUB_MODE="above-all", STUB_EVERY="3") as server:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from marconi_ext.replay.client import Answer
-from marconi_ext.replay.measure import answers_that_differ, measure
+from marconi_ext.replay.measure import answers_that_differ, measure, yardstick
 from marconi_ext.replay.schedule import Item
 from marconi_ext.replay.sender import Record, Run
 from marconi_ext.traces.request import token_array
@@ -78,3 +78,30 @@ def test_answers_are_compared_on_equal_prompts_only() -> None:
     assert answers_that_differ(ours, ours) == 0
     assert answers_that_differ(ours, other) == 1
     assert isinstance(np.int64(answers_that_differ(ours, other)).item(), int)
+
+
+def test_what_was_cached_before_the_run_raises_no_ideal() -> None:
+    run = Run(
+        [
+            record(0, [1, 2, 3, 4, 5], [6, 7], 4),  # nothing was asked before: warm
+            record(1, [1, 2, 3, 4, 5, 6, 7, 8], [9], 7),  # 6 when it was sent; 7 can be explained
+            record(2, [1, 2, 3, 30, 31], [9], 4),  # 3 are explained
+        ],
+    )
+    found = [reusable for _, reusable in yardstick(run, 1)]
+    assert [r.ideal_tokens for r in found] == [0, 6, 3]
+    assert [r.warm_tokens for r in found] == [4, 0, 1]
+    assert [r.ideal_tokens for _, r in yardstick(Run(run.records[:1]), 1)] == [0]
+
+
+def test_what_a_request_in_flight_or_a_failed_one_left_is_not_from_before() -> None:
+    early = record(0, [1, 2, 3, 4], [9], 0, ttft_s=20)  # its first token comes after the next was sent
+    later = record(1, [1, 2, 3, 5], [9], 3)
+    assert [r.ideal_tokens for _, r in yardstick(Run([early, later]), 1)] == [0, 3]
+    both = yardstick(Run([record(0, [1, 2, 3, 4], [9], 3, ttft_s=15), record(1, [1, 2, 3, 5], [9], 0)]), 1)
+    assert [(r.ideal_tokens, r.warm_tokens) for _, r in both] == [(3, 0), (0, 0)]
+    failed = record(0, [1, 2, 3, 4], [], 0, status="timeout")
+    ((_, reusable),) = yardstick(Run([failed, later]), 1)
+    assert (reusable.ideal_tokens, reusable.warm_tokens) == (3, 0)
+    ((_, alone),) = yardstick(Run([later]), 1)
+    assert (alone.ideal_tokens, alone.warm_tokens) == (0, 3)

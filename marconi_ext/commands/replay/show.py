@@ -35,6 +35,8 @@ def rows(summary: Summary) -> list[tuple[str, str]]:
     else:
         found.append(("hit rate", f"{summary.hit_rate:.2f} % of prompt tokens"))
     found.append(("ideal hit rate", f"{summary.ideal_hit_rate:.2f} %, by an unlimited attention-only cache"))
+    if summary.warm_tokens:
+        found.append(("cached before", warm_text(summary)))
     if summary.state_limited_loss is not None:
         parts = f"{summary.first_divergence:.2f} first divergence, {summary.avoidable:.2f} avoidable"
         found.append(("state-limited loss", f"{summary.state_limited_loss:.2f} % ({parts})"))
@@ -58,6 +60,16 @@ def rows(summary: Summary) -> list[tuple[str, str]]:
     if summary.error:
         found.append(("ended early", summary.error))
     return found
+
+
+def warm_text(summary: Summary) -> str:
+    """What a server that wasn't empty does to the figures, and how to get better ones."""
+    own = 100 * ((summary.cached_tokens or 0) - summary.warm_tokens) / max(1, summary.prompt_tokens)
+    return (
+        f"at least {summary.warm_tokens:,} tokens of {summary.warm_requests:,} requests were in the server's cache "
+        f"before this run.\nHit rate without them: {own:.2f} %. The ideal counts this run alone, and the loss is too "
+        "low: states from\nbefore served, too. For figures to compare, empty the cache first: --flush"
+    )
 
 
 def milliseconds(times: Percentiles | None) -> str:
