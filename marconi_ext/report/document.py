@@ -80,7 +80,7 @@ def _environment() -> Environment:
         "signed": signed,
         "cell": lambda text: str(text).replace("|", "\\|").replace("\n", " "),
     }
-    made.globals |= {"ROWS": ROWS, "difference": difference, "tiles": tiles}
+    made.globals |= {"ROWS": ROWS, "difference": difference, "spread": spread, "tiles": tiles}
     return made
 
 
@@ -124,7 +124,20 @@ def signed(found: Difference) -> str:
         return f"×{value:.2f}" if found.kind == "ratio" else f"{value:+.2f}"
 
     interval = "" if found.low is None or found.high is None else f" [{one(found.low)}, {one(found.high)}]"
-    return one(found.value) + interval
+    doubt = {
+        "noisy": "; no verdict: the baseline's repeats differ by more",
+        "one-repeat": "; one repeat: no verdict",
+    }
+    return one(found.value) + interval + doubt.get(found.verdict, "")
+
+
+def spread(arm: ArmFigures, figure: str | None) -> str:
+    """`2.1 – 2.9`, the lowest and the highest repeat of a figure; nothing where there is one, or they agree."""
+    if figure not in arm.spread or arm.repeats < 2:
+        return ""
+    factor, digits = (1e3, 1) if figure.endswith("_s") and not figure.endswith("per_s") else (1, 2)
+    low, high = (number(factor * value, digits) for value in arm.spread[figure])
+    return "" if low == high else f"{low} – {high}"
 
 
 def tiles(comparison: Comparison) -> list[tuple[str, str, str]]:
@@ -148,5 +161,11 @@ def tiles(comparison: Comparison) -> list[tuple[str, str, str]]:
     for figure, name in (("ttft_p50_s", "TTFT P50"), ("ttft_p95_s", "TTFT P95")):
         ratio = difference(comparison, last, figure)
         if ratio is not None:
-            found.append((name, f"×{ratio.value:.2f}", f"of {first.name}'s"))
+            found.append(
+                (
+                    name,
+                    "no verdict" if ratio.verdict in ("noisy", "one-repeat") else f"×{ratio.value:.2f}",
+                    f"of {first.name}'s, {signed(ratio).partition(';')[0]}",
+                )
+            )
     return found

@@ -1,14 +1,17 @@
 """Compares arms: figures of each, and differences to the first with confidence intervals.
 
-**Intervals** are 95 % percentile bootstraps, paired: sessions are drawn with replacement, and both arms are
-measured on the same drawn sessions, all repeats together. They say how far the figures depend on which
-sessions the trace happens to hold. With fewer than MIN_SESSIONS sessions, requests are drawn instead, which
-ignores that requests of a session are alike: too narrow, and marked. The spread over repeats, which is what
-a noisy machine adds, is shown beside them as (lowest – highest).
+**Intervals** are 95 % percentile bootstraps. Sessions are drawn with replacement, the same ones for both arms, and
+repeats are drawn with replacement, each arm's own: an interval says how far a figure depends on which sessions the
+trace happens to hold, and on what a machine did in one repeat and not in another. It always contains what single
+repeats showed. With fewer than MIN_SESSIONS sessions, requests are drawn instead, which ignores that requests of a
+session are alike: too narrow, and marked.
+
+**Verdicts**: none is given where the baseline's own repeats differ by more than the effect (`noisy`), nor on times from
+a single repeat (`one-repeat`).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -16,6 +19,7 @@ from marconi_ext.results.folder import ArmInfo, RequestRecord, ResultsFolder, St
 
 DRAWS = 1_000
 MIN_SESSIONS = 8
+TIMED = ("ttft_",)  # figures that a busy machine changes, by their beginning
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,7 @@ class ArmFigures:
     """An arm's figures over all its repeats; rates in % of prompt tokens.
 
     spread: figure -> (lowest, highest) of the repeats
+    warm_tokens: reused, and cached before the runs began: the caches weren't empty
     answers_differing: answers unlike the first arm's, on the same prompt, in the first repeat
     """
 
@@ -48,11 +53,17 @@ class ArmFigures:
     loss_tokens: dict[str, int]
     spread: dict[str, tuple[float, float]]
     answers_differing: int = 0
+    warm_tokens: int = 0
 
 
 @dataclass(frozen=True)
 class Difference:
-    """An arm against the first one. value: a difference or a ratio; low, high: its interval or None."""
+    """An arm against the first one. value: a difference or a ratio; low, high: its interval or None.
+
+    repeats: lowest and highest of single repeats
+    baseline_spread: by how much the baseline's own repeats differ: highest − lowest, or highest / lowest
+    verdict: 'higher', 'lower', 'none' (the interval holds no difference), 'noisy' or 'one-repeat'
+    """
 
     arm: str
     figure: str
@@ -61,6 +72,8 @@ class Difference:
     low: float | None
     high: float | None
     repeats: tuple[float, float]
+    baseline_spread: float = 0.0
+    verdict: str = "none"
 
 
 @dataclass(frozen=True)
@@ -169,31 +182,47 @@ def _differences(
     one, two = _joined(base), _joined(other)
     rng = np.random.default_rng(seed)
     drawn: dict[str, list[float]] = {figure: [] for figure in FIGURES}
-    rows_one, rows_two = _rows_by_unit(one, units), _rows_by_unit(two, units)
+    rows_one, rows_two = _rows_by_repeat(base, units), _rows_by_repeat(other, units)
     for _ in range(DRAWS):
         chosen = rng.integers(units, size=units)
-        resampled = [
-            sample.take(np.concatenate([rows[unit] for unit in chosen]))
-            for sample, rows in ((one, rows_one), (two, rows_two))
-        ]
+        resampled = []
+        for sample, rows in ((one, rows_one), (two, rows_two)):
+            repeats = rng.integers(len(rows), size=len(rows))
+            resampled.append(sample.take(np.concatenate([rows[r][unit] for r in repeats for unit in chosen])))
         for figure, (kind, value) in FIGURES.items():
             drawn[figure].append(_against(kind, value(resampled[0]), value(resampled[1])))
     found = []
     for figure, (kind, value) in FIGURES.items():
         low, high = np.nanpercentile(drawn[figure], [2.5, 97.5])
         single = [_against(kind, value(a), value(b)) for a, b in zip(base, other, strict=True)]
-        found.append(
-            Difference(
-                arm=name,
-                figure=figure,
-                kind=kind,
-                value=round(_against(kind, value(one), value(two)), 4),
-                low=round(float(low), 4),
-                high=round(float(high), 4),
-                repeats=(round(min(single), 4), round(max(single), 4)),
-            )
+        own = [value(a) for a in base]
+        difference = Difference(
+            arm=name,
+            figure=figure,
+            kind=kind,
+            value=round(_against(kind, value(one), value(two)), 4),
+            low=round(float(min(low, *single)), 4),
+            high=round(float(max(high, *single)), 4),
+            repeats=(round(min(single), 4), round(max(single), 4)),
+            baseline_spread=round(_against(kind, min(own), max(own)), 4),
         )
+        found.append(replace(difference, verdict=_verdict(difference, len(base))))
     return found
+
+
+def _verdict(found: Difference, repeats: int) -> str:
+    """What may be said of a difference; see the module's text."""
+    same = 0.0 if found.kind == "difference" else 1.0
+    if found.figure.startswith(TIMED) and repeats < 2:
+        return "one-repeat"
+    if found.low <= same <= found.high or not found.value == found.value:
+        return "none"
+    effect = abs(found.value)
+    if found.kind == "ratio":
+        effect = max(found.value, 1 / found.value) if found.value else float("inf")
+    if found.baseline_spread > effect:
+        return "noisy"
+    return "higher" if found.value > same else "lower"
 
 
 def _against(kind: str, base: float, value: float) -> float:
@@ -206,6 +235,15 @@ def _joined(samples: list[_Sample]) -> _Sample:
     return _Sample(
         *(np.concatenate([getattr(s, name) for s in samples]) for name in _Sample.__dataclass_fields__)
     )
+
+
+def _rows_by_repeat(samples: list[_Sample], units: int) -> list[list[np.ndarray]]:
+    """[repeat][unit] -> its rows in all samples joined."""
+    found, first = [], 0
+    for sample in samples:
+        found.append([rows + first for rows in _rows_by_unit(sample, units)])
+        first += len(sample.unit)
+    return found
 
 
 def _rows_by_unit(sample: _Sample, units: int) -> list[np.ndarray]:
@@ -267,6 +305,7 @@ def _figures(
         loss_tokens=causes,
         spread={name: ends for name, ends in spread.items() if ends},
         answers_differing=answers_differing(runs[0], first[0]),
+        warm_tokens=sum(s.warm_tokens for s in summaries),
     )
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,14 @@ import pytest
 from pydantic import ValidationError
 
 from marconi_ext.commands.bench.run import BenchOptions, groups
-from marconi_ext.commands.bench.show import bench_and_print
+from marconi_ext.commands.bench.show import advice, bench_and_print
 from marconi_ext.errors import CheckFailedError
 from marconi_ext.models.toy_model import write_model
 from marconi_ext.replay.outcome import summarise
 from marconi_ext.replay.selection import Selection
 from marconi_ext.replay.sender import Pacing, Run
 from marconi_ext.replay.traffic import load_traffic
-from marconi_ext.results.comparison import compare
+from marconi_ext.results.comparison import Comparison, Difference, _verdict, compare
 from marconi_ext.results.folder import (
     ArmInfo,
     RequestRecord,
@@ -177,6 +178,50 @@ def test_an_arm_against_its_own_noise_is_no_difference(tmp_path: Path) -> None:
     comparison = compare(results(tmp_path, {"a": rows[:2], "b": rows[2:]}), ["a", "b"])
     for difference in comparison.differences:
         assert difference.low <= (0 if difference.kind == "difference" else 1) <= difference.high
+
+
+def noisy(rng, factor: float) -> list[tuple]:
+    """Times of 20 sessions in one repeat, all `factor` times as long."""
+    return [(f"s{i}", 40, factor * float(rng.uniform(0.9, 1.1))) for i in range(20)]
+
+
+def test_an_interval_holds_what_repeats_differ_by_and_noise_allows_no_verdict(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    base = [noisy(rng, f) for f in (1.0, 1.6, 1.1)]
+    other = [noisy(rng, f) for f in (1.3, 1.7, 1.9)]  # no faster and no slower by itself
+    comparison = compare(results(tmp_path / "1", {"stock": base, "ours": other}), ["stock", "ours"])
+    found = {d.figure: d for d in comparison.differences}
+    p50 = found["ttft_p50_s"]
+    # Sessions alone would give an interval of a few hundredths about 1.3.
+    assert p50.low <= p50.repeats[0] < 1.1 and p50.high >= p50.repeats[1] > 1.6
+    assert p50.baseline_spread == pytest.approx(1.6, abs=0.1)
+    assert p50.verdict in ("none", "noisy") and found["hit_rate"].verdict == "none"
+
+    slower = [
+        noisy(rng, f) for f in (2.0, 2.4, 2.2)
+    ]  # above every repeat of the baseline, by less than they differ
+    base = [noisy(rng, f) for f in (1.0, 1.9, 1.9)]
+    comparison = compare(results(tmp_path / "2", {"stock": base, "ours": slower}), ["stock", "ours"])
+    assert {d.figure: d.verdict for d in comparison.differences}["ttft_p50_s"] in ("none", "noisy")
+
+    clear = [noisy(rng, f) for f in (5.0, 5.1, 5.2)]
+    quiet = [noisy(rng, f) for f in (1.0, 1.02, 1.01)]
+    comparison = compare(results(tmp_path / "3", {"stock": quiet, "ours": clear}), ["stock", "ours"])
+    assert {d.figure: d.verdict for d in comparison.differences}["ttft_p50_s"] == "higher"
+    assert advice(comparison) == []
+
+
+def test_the_same_bias_in_every_repeat_is_refused_where_the_baseline_varies_as_much() -> None:
+    found = Difference("ours", "ttft_p50_s", "ratio", 1.2, 1.05, 1.4, (1.1, 1.3), baseline_spread=1.35)
+    assert _verdict(found, 3) == "noisy"
+    assert _verdict(replace(found, baseline_spread=1.1), 3) == "higher"
+    assert _verdict(replace(found, value=0.5, low=0.4, high=0.6, baseline_spread=2.5), 3) == "noisy"
+    assert _verdict(replace(found, value=0.5, low=0.4, high=0.6, baseline_spread=1.5), 3) == "lower"
+    assert _verdict(found, 1) == "one-repeat"
+    comparison = Comparison("x", "stock", [], [replace(found, verdict="noisy")], "sessions", 20)
+    (line,) = advice(comparison)
+    assert "differ by 1.35 ×, more than the effect of 1.20 ×" in line and "--side-by-side" in line
+    assert "--side-by-side" not in advice(comparison, side_by_side=True)[0]
 
 
 def test_a_repeat_that_one_arm_lacks_is_left_out_of_differences(tmp_path: Path) -> None:

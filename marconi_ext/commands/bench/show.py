@@ -54,7 +54,7 @@ def _show(
     console = tables(json, WIDTH)
     for comparison in found:
         if comparison.arms:
-            print_comparison(console, comparison, hardware_text(about))
+            print_comparison(console, comparison, hardware_text(about), options.side_by_side)
     console.print(f"results: {options.folder}", markup=False, highlight=False, soft_wrap=True)
     if json:
         comparisons = [comparison.as_json() for comparison in found]
@@ -62,17 +62,28 @@ def _show(
     return found
 
 
-def print_comparison(out: Console, comparison: Comparison, hardware: str) -> None:
-    """The two tables of one traffic."""
+def print_comparison(
+    out: Console, comparison: Comparison, hardware: str, side_by_side: bool | None = None
+) -> None:
+    """The two tables of one traffic, and what keeps them from a verdict. side_by_side: None where it isn't known."""
     out.print(arms_table(comparison, hardware))
     if comparison.differences:
         out.print(differences_table(comparison))
-        unit = f"{comparison.n} {comparison.drawn}, drawn with replacement"
+        unit = f"{comparison.n} {comparison.drawn}"
+        narrow = " (too few sessions: too narrow)" if comparison.drawn == "requests" else ""
         out.print(
-            f"In brackets: 95 % bootstrap interval over {unit}, paired; then lowest – highest of the repeats.",
+            f"In brackets: 95 % bootstrap interval over {unit}{narrow} and the repeats, both drawn with replacement; "
+            "then lowest – highest of the repeats. ?: no verdict.",
             style="dim",
             highlight=False,
         )
+        for line in advice(comparison, side_by_side):
+            out.print(line, highlight=False, markup=False)
+    for arm in comparison.arms:
+        if arm.warm_tokens:
+            out.print(
+                f"{arm.name}: {arm.warm_tokens:,} tokens were cached before its runs began", highlight=False
+            )
     for arm in comparison.arms[1:]:
         if arm.answers_differing:
             out.print(f"{arm.name}: {arm.answers_differing} answers differ from {comparison.baseline}'s")
@@ -126,7 +137,30 @@ def difference_text(difference: Difference) -> str:
     text = form.format(difference.value)
     if difference.low is not None:
         text += f" [{form.format(difference.low)}, {form.format(difference.high)}]"
+    if difference.verdict in ("noisy", "one-repeat"):
+        text += " ?"
     return f"{text}\n({form.format(low)} – {form.format(high)})"
+
+
+def advice(comparison: Comparison, side_by_side: bool | None = None) -> list[str]:
+    """Lines on differences that allow no verdict: why, and what to do."""
+    found = []
+    for difference in comparison.differences:
+        if difference.figure not in SHOWN or difference.verdict not in ("noisy", "one-repeat"):
+            continue
+        what = f"No verdict on {SHOWN[difference.figure].split(',')[0]} of {difference.arm}: "
+        if difference.verdict == "one-repeat":
+            found.append(what + "one repeat doesn't tell what the machine adds. Use --repeat 3 or more.")
+            continue
+        form = "{:.2f} ×" if difference.kind == "ratio" else "{:.2f} points"
+        own, value = form.format(difference.baseline_spread), form.format(difference.value)
+        fix = "a quieter machine, --repeat 5 or more"
+        if not side_by_side:
+            fix += ", and servers side by side (--side-by-side), so that what the machine does hits all arms"
+        found.append(
+            f"{what}{comparison.baseline}'s own repeats differ by {own}, more than the effect of {value}. Use {fix}."
+        )
+    return found
 
 
 def hardware_text(provenance: dict) -> str:
