@@ -108,7 +108,7 @@ def _served(record: Record) -> Served:
 
 
 def _explained(records: list[Record]) -> Callable[[Record], int]:
-    """What a run can have put into the cache of a request's prompt, failed requests included; in the server's tokens."""
+    """What a run can have put into the cache of a request's prompt, failed requests included; in server tokens."""
     most = explained_in_run([_served(record) for record in records])
     place = {id(record): n for n, record in enumerate(records)}
     counts_differ = any(r.answer.prompt_tokens not in (None, 0, len(r.prompt)) for r in records)

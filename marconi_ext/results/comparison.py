@@ -10,6 +10,7 @@ session are alike: too narrow, and marked.
 a single repeat (`one-repeat`).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -215,7 +216,7 @@ def _verdict(found: Difference, repeats: int) -> str:
     same = 0.0 if found.kind == "difference" else 1.0
     if found.figure.startswith(TIMED) and repeats < 2:
         return "one-repeat"
-    if found.low <= same <= found.high or not found.value == found.value:
+    if found.low <= same <= found.high or math.isnan(found.value):
         return "none"
     effect = abs(found.value)
     if found.kind == "ratio":
