@@ -137,6 +137,11 @@ class MarconiConfig(BaseModel):
         "'auto' finds them in the chat template, 'none' leaves them out.",
     )
 
+    expose_tokens: bool = Field(
+        False,
+        description="Let 'marconi tree --tokens' read the token ids of cached prompts (true or false). Default: false.",
+    )
+
     @property
     def policy(self) -> str:
         """The policy's name as `marconi simulate --policy` takes it."""

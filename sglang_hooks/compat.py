@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from marconi_ext.config import ConfigError
+
+logger = logging.getLogger(__name__)
 
 SUPPORTED_SGLANG = ("0.5.23",)
 """The hooks patch private names, so each release is added here once its seams were checked."""
@@ -64,6 +67,20 @@ CONFLICTS = (
     Conflict(lambda a: a.dcp_size > 1, "does not support --dcp-size above 1"),
     Conflict(lambda a: a.pp_size > 1, "does not support --pp-size above 1 yet"),
     Conflict(lambda a: a.enable_pdmux, "does not support --enable-pdmux (split prefill)"),
+    Conflict(
+        lambda a: a.enable_linear_replayssm or a.enable_linear_replayssm_spec,
+        "needs states that are up to date: drop --enable-linear-replayssm and --enable-linear-replayssm-spec",
+    ),
+    Conflict(
+        lambda a: a.cuda_graph_backend_prefill == "full",
+        "can't save states inside a full prefill graph: drop --cuda-graph-backend-prefill full",
+    ),
+    Conflict(lambda a: a.enable_two_batch_overlap, "does not support --enable-two-batch-overlap: drop it"),
+    Conflict(lambda a: a.enable_mis, "does not support --enable-mis: drop it"),
+    Conflict(
+        lambda a: a.attn_cp_size > 1 or a.enable_prefill_cp,
+        "does not support context parallelism: drop --attn-cp-size and --enable-prefill-cp",
+    ),
 )
 
 
@@ -91,3 +108,8 @@ def check_arguments(arguments: Any) -> None:
     found = [conflict.message for conflict in CONFLICTS if conflict.applies(arguments)]
     if found:
         raise ConfigError("--enable-marconi " + "; --enable-marconi ".join(found))
+    if arguments.mamba_max_states_per_path >= 0:
+        logger.warning(
+            "marconi-ext: --mamba-max-states-per-path %d has no effect: the policy decides which states stay",
+            arguments.mamba_max_states_per_path,
+        )

@@ -80,7 +80,12 @@ class WatchedServer:
     def tree(self, *, with_tokens: bool) -> list[dict[str, Any]]:
         """The radix tree of each data-parallel rank. Raises NotLiveError, UnreachableError."""
         if not self._ask_for_tree(2 if with_tokens else 1):
-            self.poll()  # says so where the extension isn't live
+            ranks = self.poll().ranks  # says so where the extension isn't live
+            if with_tokens and not ranks[0]["config"].get("expose_tokens", True):
+                raise NotLiveError(
+                    f"{self.url} keeps token ids to itself: start it with --marconi-expose-tokens true, "
+                    "or leave out --tokens"
+                )
             raise NotLiveError(f"{self.url} refused to dump its tree: its extension is of another version")
         try:
             info = self._json("GET", "/server_info", timeout=DUMP_TIMEOUT_S)

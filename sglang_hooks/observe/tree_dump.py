@@ -28,14 +28,17 @@ ARMED_S = 30.0  # a client that went away doesn't leave every poll with a tree i
 
 
 class TreeDumps:
-    """Whether /server_info should carry the tree now."""
+    """Whether /server_info should carry the tree now. expose_tokens: whether it may have token ids in it"""
 
-    def __init__(self) -> None:
+    def __init__(self, *, expose_tokens: bool = False) -> None:
+        self._expose_tokens = expose_tokens
         self._wanted = OFF
         self._deadline_s = 0.0
 
     def ask(self, wanted: float) -> bool:
-        """Arm or end. Returns: whether the value is one that we know."""
+        """Arm or end. Returns: whether the value is one that we know, and allowed."""
+        if wanted == WITH_TOKENS and not self._expose_tokens:
+            return False
         if wanted not in (OFF, SHAPE, WITH_TOKENS):
             return False
         self._wanted = int(wanted)

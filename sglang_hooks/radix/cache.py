@@ -297,7 +297,8 @@ def build_cache(
     if cache.page_size == 1:
         pool.mamba_initial_tracking_slots = 0  # any length can be donated: nothing is tracked during decode
     forward = ForwardCheckpoints(ledger, scan_stages(), len(pool.mamba_map), stats)
-    go_live(Live(config, ledger, forward, cache, stats, TreeDumps(), Twins(cache)))
+    dumps = TreeDumps(expose_tokens=config.expose_tokens)
+    go_live(Live(config, ledger, forward, cache, stats, dumps, Twins(cache)))
     return cache
 
 

@@ -30,6 +30,7 @@ SAMPLE = re.compile(r"^([a-z_:]+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
 def live(model: Path) -> Iterator[LiveServer]:
     """A server with a tight pool after conversations that share their beginnings: states saved, hit, evicted."""
     options = {"max_mamba_cache_size": SLOTS, "max_running_requests": 4, "enable_metrics": True}
+    options["marconi_expose_tokens"] = "true"
     with running(model, log_level="info", **options) as live:
         ask(live, seed=0)
         yield live

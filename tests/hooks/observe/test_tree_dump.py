@@ -74,7 +74,7 @@ def test_token_ids_only_where_asked_for(cache: Any) -> None:
 def test_armed_until_ended_or_too_old(cache: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 10.0
     monkeypatch.setattr(tree_dump.time, "monotonic", lambda: now_s)
-    dumps = TreeDumps()
+    dumps = TreeDumps(expose_tokens=True)
     assert dumps.section(cache) == {}
     assert not dumps.ask(3)
     assert dumps.ask(2) and "tokens" in dumps.section(cache)["tree"]["nodes"][1]
@@ -82,3 +82,9 @@ def test_armed_until_ended_or_too_old(cache: Any, monkeypatch: pytest.MonkeyPatc
     dumps.ask(1)
     now_s += tree_dump.ARMED_S + 1
     assert dumps.section(cache) == {}
+
+
+def test_token_ids_only_where_the_server_allows_it(cache: Any) -> None:
+    dumps = TreeDumps()
+    assert not dumps.ask(2) and dumps.section(cache) == {}
+    assert dumps.ask(1) and not any("tokens" in node for node in dumps.section(cache)["tree"]["nodes"])
