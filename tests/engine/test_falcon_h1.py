@@ -58,7 +58,7 @@ def test_hits_are_exact_and_outputs_those_of_an_empty_cache(falcon: Path) -> Non
         shared = [live.generate(prompt, 6) for prompt in prompts]
         live.assert_nothing_leaked()
     assert [answer.cached_tokens for answer in alone] == [0, 0, 0, 0]
-    assert [answer.cached_tokens for answer in shared] == [0, 0, 150, 200]
+    assert [answer.cached_tokens for answer in shared] == [0, 0, 150, 199]
     for one, other in zip(shared, alone, strict=True):
         assert one.output_ids == other.output_ids
         np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-4, rtol=0)
