@@ -38,6 +38,7 @@ setup(
         "marconi_ext.replay",
         "marconi_ext.report",
         "marconi_ext.results",
+        "marconi_ext.routing",
         "marconi_ext.servers",
         "marconi_ext.simulator",
         "marconi_ext.traces",
@@ -79,6 +80,7 @@ setup(
     ],
     extras_require={
         "sglang": [SGLANG],
+        "router": ["msgspec>=0.18", "pyzmq>=26"],
         "test": [SGLANG, "pytest>=8", "hypothesis>=6.100", "ruff>=0.6"],
     },
     entry_points={

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from enum import StrEnum
 from typing import Annotated, Literal
@@ -141,6 +142,15 @@ class MarconiConfig(BaseModel):
         False,
         description="Let 'marconi tree --tokens' read the token ids of cached prompts (true or false). Default: false.",
     )
+    events: Literal["none", "states", "resumable"] = Field(
+        "none",
+        description="Events for routers: 'states' tells on a socket of its own which prefixes can be resumed, "
+        "'resumable' makes SGLang's KV events leave out KV that no state makes reusable (docs/events.md).",
+    )
+    events_config: str = Field(
+        '{"publisher": "zmq", "endpoint": "tcp://*:5757", "topic": "states"}',
+        description="Where the events of 'states' go, as JSON like that of --kv-events-config.",
+    )
 
     @property
     def policy(self) -> str:
@@ -148,6 +158,16 @@ class MarconiConfig(BaseModel):
         if self.eff_weight == "auto":
             return self.eviction or "ours"
         return f"flop-aware:{self.eff_weight}"
+
+    @model_validator(mode="after")
+    def _events_go_somewhere(self) -> MarconiConfig:
+        try:
+            settings = json.loads(self.events_config)
+        except ValueError as error:
+            raise ValueError(f"--marconi-events-config: no JSON: {error}") from None
+        if not isinstance(settings, dict):
+            raise ValueError("--marconi-events-config: want a JSON object, as --kv-events-config takes it")
+        return self
 
     @model_validator(mode="after")
     def _one_alpha(self) -> MarconiConfig:

@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from marconi_ext.config import MarconiConfig, build_config, flag_name
+from marconi_ext.config import ConfigError, MarconiConfig, build_config, flag_name
 
 from .compat import check_arguments, check_version
 from .seams import Hook
@@ -56,10 +56,13 @@ def _from_cli_args(original: Callable[..., Any], cls: type, args: argparse.Names
 
 
 def _resolve_once(_result: None, server_args: Any) -> None:
-    if config_of(server_args) is not None:
+    config = config_of(server_args)
+    if config is not None:
         from sglang.srt.arg_groups.overrides import resolving_view
 
         check_arguments(resolving_view(server_args))
+        if config.events == "resumable" and not server_args.kv_events_config:
+            raise ConfigError("--marconi-events resumable: needs --kv-events-config, whose stream it changes")
 
 
 def add_engine_arguments() -> None:

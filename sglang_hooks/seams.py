@@ -160,6 +160,8 @@ def _publish_metrics(_result: Any, _scheduler: Any) -> None:
     state.cache.census.walk_if_due()
     if state.metrics is not None:
         state.metrics.publish_if_due(state)
+    if state.cache.mamba.events is not None:
+        state.cache.mamba.events.flush()
 
 
 def _bind_plan(_result: None, backend: Any, forward_batch: Any) -> None:

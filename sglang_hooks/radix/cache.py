@@ -293,6 +293,10 @@ def build_cache(
     stats = CacheStats()
     stats.strict = envs.SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY.get() > 0
     cache.mamba.adopt(config, keeper, ledger, stats)
+    if config.events != "none":
+        from ..observe.state_events import start
+
+        cache.mamba.events = start(cache, config, ctx.server_args.kv_events_config)
     cache.mamba.keeps_stock_order = ctx.params.eviction_policy.lower() != "lru"
     if cache.page_size == 1:
         pool.mamba_initial_tracking_slots = 0  # any length can be donated: nothing is tracked during decode

@@ -81,6 +81,8 @@ class MarconiMambaComponent(StatePublishing):
         self._plans.clear()
         self.dead_leaves.clear()
         self.held.clear()
+        if self.events is not None:
+            self.events.cleared()
 
     def _is_alive(self, node: UnifiedTreeNode) -> bool:
         return self.tree_core._node_arena.get(node.id) is node
@@ -221,6 +223,8 @@ class MarconiMambaComponent(StatePublishing):
         """As stock: the state, and its record, stay at the lower end."""
         super().redistribute_on_node_split(new_parent, child)
         self.records.tend(child)
+        if self.events is not None:
+            self.events.split(new_parent, child)
 
     def acquire_component_lock(self, node: UnifiedTreeNode, *args: Any, **kwargs: Any) -> Any:
         """As stock; a locked state is pinned in the book."""
@@ -238,3 +242,5 @@ class MarconiMambaComponent(StatePublishing):
         super().commit_hicache_transfer(node, phase, *args, **kwargs)
         if phase == CacheTransferPhase.LOAD_BACK and holds_state(node):
             self.held.arrived(node, depth_of(node), Kind.LAST_TOKEN, is_new=False)
+        if self.events is not None:  # on the device again, or a copy on the host
+            self.events.sync(node)

@@ -92,6 +92,8 @@ class StatePublishing(StateEviction):
             is_new=not result.mamba_exist,
             checkpoint=self.publishing,
         )
+        if self.events is not None:
+            self.events.sync(node)
 
     def cleanup_after_caching_req(
         self,

@@ -28,6 +28,7 @@ from .kv_eviction import DeadLeaves
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode
 
+    from ..observe.state_events import ResumableRecorder, StateEvents
     from .cache import MarconiRadixCache
 
 _MAMBA = ComponentType.MAMBA
@@ -41,6 +42,7 @@ class StateEviction(MambaComponent):
     keeper: Keeper
     records: TreeRecords
     held: HeldStates
+    events: StateEvents | ResumableRecorder | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -132,6 +134,8 @@ class StateEviction(MambaComponent):
     def _take_state(self, node: UnifiedTreeNode, reason: str) -> torch.Tensor:
         slot = self.tree_core.take_state(node)
         self.held.left(node, reason)
+        if self.events is not None:
+            self.events.sync(node)
         return slot
 
     # ---- leaves ----
@@ -181,6 +185,8 @@ class StateEviction(MambaComponent):
         freed = super().evict_component(node, *args, target=target, **kwargs)
         if held:
             self.held.left(node, "pool-full" if self.is_evict_device_ongoing else "kv-evicted")
+        if self.events is not None:
+            self.events.sync(node)
         return freed
 
     def _emit_excess_path_states_eviction(self, tail: UnifiedTreeNode, cache_actions: list[Any]) -> None:

@@ -49,6 +49,16 @@ def simulate(
     response_s: Annotated[
         float, typer.Option(help="Mean seconds between a session's requests, likewise.")
     ] = 5.0,
+    servers: Annotated[
+        str | None,
+        typer.Option(metavar="N,N", help="Simulate so many servers behind a router, each of --capacity."),
+    ] = None,
+    routing: Annotated[
+        str, typer.Option(help="With --servers: round-robin, sticky, prefix, resumable.")
+    ] = "round-robin,sticky,prefix,resumable",
+    csv: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --servers: the table as CSV.")
+    ] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE|-", help="Write all cells as JSON.")] = None,
 ) -> None:
     """Simulate cache policies on a trace: token hit rate, FLOPs saved, and what was lost to which cause."""
@@ -80,6 +90,16 @@ def simulate(
         limit=limit,
         processes=processes or default_processes(),
     )
+    if servers is not None:
+        from marconi_ext.commands.simulate.fleet import parse_fleets, run_fleets
+
+        if resume or per_request:
+            raise BadInputError("--servers: takes neither --resume nor --per-request")
+        check_writable(csv, "--csv")
+        run_fleets(sweep, *parse_fleets(servers, routing), json, csv)
+        return
+    if csv is not None:
+        raise BadInputError("--csv: needs --servers")
     header = sweep.header(tp=tp, ssm_dtype=ssm_dtype, kv_dtype=kv_dtype)
     results = Results(json, header, resume)
     ran = run_sweep(sweep, results)

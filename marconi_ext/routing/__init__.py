@@ -1,0 +1,1 @@
+"""Which server should take a request: by what each can resume, and by its load."""

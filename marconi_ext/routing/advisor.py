@@ -1,0 +1,80 @@
+"""Advises a gateway which server to send a request to: the one that has least to prefill before its first token.
+
+`pick` never fails for want of news: a server of which nothing is known counts as one that can resume nothing, and with
+no news at all the least loaded is picked. Servers that the gateway found dead are left out with `lost`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from marconi_ext.routing.block_hashes import block_hashes
+from marconi_ext.routing.rules import least_work
+from marconi_ext.routing.state_index import StateIndex
+
+
+class Source(Protocol):
+    """What an advisor follows; `StateFollower` is one."""
+
+    index: StateIndex
+
+    def poll(self, timeout_ms: int = 0) -> int:
+        """Take in what has come."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """server: its name; resumable_tokens: of the prompt, there; tokens_to_prefill: the rest"""
+
+    server: str
+    resumable_tokens: int
+    tokens_to_prefill: int
+
+
+class Advisor:
+    """sources: by the server's name; page_tokens: as the servers are started with. Not thread-safe.
+
+    The load is what this advisor has sent and not heard the end of: call `started` and `ended` around each request.
+    """
+
+    def __init__(self, sources: dict[str, Source], page_tokens: int = 1) -> None:
+        if not sources:
+            raise ValueError("sources: no server to choose from")
+        self._sources = dict(sources)
+        self._page = page_tokens
+        self._queued = dict.fromkeys(sources, 0)
+        self._dead: set[str] = set()
+
+    def pick(self, prompt: np.ndarray, *, cache_salt: str | None = None) -> Advice:
+        """The server for a prompt `int[L]`. Raises LookupError where every server is lost."""
+        names = [name for name in self._sources if name not in self._dead]
+        if not names:
+            raise LookupError("every server is lost")
+        for name in names:
+            self._sources[name].poll()
+        hashes = list(block_hashes(prompt[:-1], self._page, cache_salt=cache_salt))
+        resumable = [self._sources[name].index.resumable_tokens(hashes) for name in names]
+        displaced = [self._sources[name].index.displaced_tokens for name in names]
+        best = least_work(len(prompt), resumable, [self._queued[name] for name in names], displaced)
+        return Advice(names[best], resumable[best], len(prompt) - resumable[best])
+
+    def started(self, advice: Advice) -> None:
+        """The request was sent."""
+        self._queued[advice.server] += advice.tokens_to_prefill
+
+    def ended(self, advice: Advice) -> None:
+        """Its first token came, or it failed."""
+        self._queued[advice.server] = max(0, self._queued[advice.server] - advice.tokens_to_prefill)
+
+    def lost(self, server: str) -> None:
+        """The server doesn't answer: no request goes there until `back`."""
+        self._dead.add(server)
+        self._queued[server] = 0
+        self._sources[server].index.clear()
+
+    def back(self, server: str) -> None:
+        """The server answers again."""
+        self._dead.discard(server)

@@ -1,0 +1,151 @@
+"""The index, the follower over real sockets, and the advisor's choices, without a server."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+
+import msgspec
+import numpy as np
+import pytest
+import zmq
+
+from marconi_ext.routing.advisor import Advisor
+from marconi_ext.routing.block_hashes import block_hashes
+from marconi_ext.routing.follower import StateFollower
+from marconi_ext.routing.rules import least_work, longest_prefix
+from marconi_ext.routing.state_index import StateIndex
+
+PROMPT = np.arange(100)
+HASHES = list(block_hashes(PROMPT, 1))
+
+
+def stored(depth: int, medium: str = "GPU") -> dict:
+    fields = {"block_hash": HASHES[depth - 1], "depth_tokens": depth, "kind": "branch", "medium": medium}
+    return {"type": "StateStored", **fields}
+
+
+def removed(depth: int, medium: str = "GPU") -> dict:
+    return {"type": "StateRemoved", "block_hash": HASHES[depth - 1], "medium": medium}
+
+
+class Fake:
+    """A server that never sends more than it was told."""
+
+    def __init__(self, *events: dict) -> None:
+        self.index = StateIndex()
+        self.index.apply(events)
+
+    def poll(self, timeout_ms: int = 0) -> int:
+        return 0
+
+
+def test_index_keeps_a_state_until_it_has_left_every_medium() -> None:
+    index = StateIndex()
+    index.apply([stored(10), stored(40), stored(40, "CPU_PINNED"), removed(40), {"type": "Novel"}])
+    assert index.resumable_tokens(HASHES) == 40 and index.displaced_tokens == 0
+    index.apply([removed(40, "CPU_PINNED"), removed(40)])
+    assert index.resumable_tokens(HASHES) == 10 == index.displaced_tokens
+    index.apply([{"type": "AllBlocksCleared"}])
+    assert index.resumable_tokens(HASHES) == 0 == len(index)
+
+
+def test_other_salts_have_other_blocks() -> None:
+    assert not set(HASHES) & set(block_hashes(PROMPT, 1, cache_salt="a"))
+    assert len(list(block_hashes(PROMPT, 16))) == 6
+
+
+def test_advisor_weighs_reuse_against_load() -> None:
+    advisor = Advisor({"a": Fake(stored(90)), "b": Fake(stored(20)), "c": Fake()})
+    first = advisor.pick(PROMPT)
+    assert (first.server, first.resumable_tokens, first.tokens_to_prefill) == ("a", 90, 10)
+    for _ in range(8):
+        advisor.started(first)
+    assert advisor.pick(PROMPT).server == "b"
+    for _ in range(8):
+        advisor.ended(first)
+    assert advisor.pick(PROMPT).server == "a"
+    advisor.lost("a")
+    assert advisor.pick(PROMPT).server == "b"
+    advisor.lost("b")
+    advisor.lost("c")
+    with pytest.raises(LookupError):
+        advisor.pick(PROMPT)
+    advisor.back("a")
+    assert advisor.pick(PROMPT).resumable_tokens == 0, "a server that was lost has lost its states"
+
+
+def test_last_token_is_always_computed() -> None:
+    assert Advisor({"a": Fake(stored(99), stored(100))}).pick(PROMPT).tokens_to_prefill == 1
+
+
+def test_rules() -> None:
+    idle = [0, 0]
+    assert least_work(100, [90, 0], idle, idle) == 0
+    assert least_work(100, [90, 0], [91, 0], idle) == 1
+    assert least_work(100, [0, 0], [5, 5], idle) == 0
+    assert least_work(100, [60, 0], idle, [80, 0]) == 1, "a full server would lose more than it saves"
+    assert least_work(100, [60, 0], idle, [80, 80]) == 0, "so would the other"
+    assert longest_prefix(100, [31, 80], [0, 0], [0, 9]) == 1
+    assert longest_prefix(100, [30, 20], [0, 0], [9, 5]) == 1, "a short match decides nothing"
+    assert longest_prefix(100, [90, 0], [80, 10], [0, 0]) == 1, "out of balance"
+
+
+class Sender:
+    """Sends as SGLang's publisher does, and can leave messages out."""
+
+    def __init__(self) -> None:
+        self._context = zmq.Context.instance()
+        self.socket = self._context.socket(zmq.PUB)
+        port = self.socket.bind_to_random_port("tcp://127.0.0.1")
+        self.endpoint = f"tcp://127.0.0.1:{port}"
+        self.number = 0
+
+    def send(self, *events: dict, arrives: bool = True) -> None:
+        if arrives:
+            payload = msgspec.msgpack.encode([time.time(), list(events), 0])
+            self.socket.send_multipart((b"states", self.number.to_bytes(8, "big"), payload))
+        self.number += 1
+
+
+def test_follower_forgets_after_a_gap_and_after_a_restart() -> None:
+    sender = Sender()
+    with StateFollower(sender.endpoint) as follower:
+        time.sleep(0.3)  # a subscription takes a moment
+        sender.send(stored(10))
+        sender.send(stored(40))
+        assert _polled(follower, lambda: len(follower.index) == 2)
+        sender.send(removed(40), arrives=False)
+        sender.send(stored(20))
+        assert _polled(follower, lambda: follower.lost_batches == 1)
+        assert follower.index.resumable_tokens(HASHES) == 20, "nothing from before the gap is believed"
+        sender.number = 0
+        sender.send(stored(30))
+        assert _polled(follower, lambda: follower.index.resumable_tokens(HASHES) == 30)
+        assert len(follower.index) == 1
+    sender.socket.close(linger=0)
+
+
+def test_follower_is_brought_what_it_missed() -> None:
+    events = pytest.importorskip("sglang.srt.disaggregation.kv_events")
+    publisher = events.ZmqEventPublisher(
+        0, endpoint="tcp://127.0.0.1:*", bind=True, replay_endpoint="tcp://127.0.0.1:*", topic="states"
+    )
+    endpoint, replay = publisher._local_pub_endpoint, publisher._local_replay_endpoint
+    batch = lambda *items: events.EventBatch(ts=0.0, events=list(items))  # noqa: E731
+    publisher.publish(batch(stored(10)))  # before anybody listens
+    publisher.publish(batch(stored(40)))
+    time.sleep(0.3)
+    with StateFollower(endpoint, replay_endpoint=replay) as follower:
+        time.sleep(0.3)
+        publisher.publish(batch(removed(40)))
+        assert _polled(follower, lambda: follower.index.resumable_tokens(HASHES) == 10)
+        assert follower.lost_batches == 0 and len(follower.index) == 1
+    publisher.shutdown()
+
+
+def _polled(follower: StateFollower | SimpleNamespace, done) -> bool:
+    deadline = time.monotonic() + 5
+    while not done() and time.monotonic() < deadline:
+        follower.poll(50)
+    return done()

@@ -1,0 +1,84 @@
+"""Servers behind a router: a fleet of one is the simulator, and each rule does what it says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from marconi_ext.commands.simulate.fleet import parse_fleets
+from marconi_ext.errors import BadInputError
+from marconi_ext.policies.registry import parse_policy
+from marconi_ext.profiles import load_profile
+from marconi_ext.simulator.capacity import Capacity
+from marconi_ext.simulator.cell import Options, run_cell
+from marconi_ext.simulator.fleet import ROUTINGS, Fleet, run_fleet
+from marconi_ext.simulator.workload import Workload, load_workload
+from marconi_ext.traces import Request
+
+PROFILE = load_profile("nemotron-h-8b", ssm_dtype=None, kv_dtype="bfloat16", tp=1)
+OURS, ROOM = parse_policy("ours"), Capacity(slots=12, tokens=100_000)
+
+
+def chats(sessions: int = 20, turns: int = 6) -> Workload:
+    """Sessions over three system prompts, turn by turn, so that each pauses while the others speak."""
+    rng = np.random.default_rng(0)
+    draw = lambda tokens: rng.integers(0, 1_000, tokens).astype(np.int32)  # noqa: E731
+    systems = [draw(300) for _ in range(3)]
+    history = [systems[number % 3] for number in range(sessions)]
+    requests = []
+    for turn in range(turns):
+        for number in rng.permutation(sessions):
+            prompt, answer = np.concatenate([history[number], draw(50)]), draw(20)
+            requests.append(Request(str(number), turn, float(len(requests)), prompt, answer))
+            history[number] = np.concatenate([prompt, answer])
+    return load_workload("chats", 0, requests)
+
+
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_one_server_is_the_simulator(routing: str) -> None:
+    workload = chats()
+    alone = run_cell(workload, OURS, ROOM, PROFILE, Options())
+    fleet = run_fleet(workload, 1, routing, OURS, ROOM, PROFILE, Options())
+    for name in ("token_hit_rate", "ideal_hit_rate", "state_limited_loss"):
+        assert fleet[name] == alone[name]
+    assert fleet["elsewhere_loss"] == pytest.approx(alone["kv_limited_loss"])
+
+
+def test_sticky_keeps_sessions_and_round_robin_does_not() -> None:
+    workload = chats()
+    for routing, one_home in (("sticky", True), ("round-robin", False)):
+        fleet = Fleet(3, routing, OURS, ROOM, PROFILE, Options())
+        where: dict[str, set[int]] = {}
+        for request in workload.requests:
+            before = [server.requests for server in fleet.servers]
+            fleet.serve(request)
+            after = [server.requests for server in fleet.servers]
+            where.setdefault(request.session_id, set()).add(int(np.argmax(np.subtract(after, before))))
+        counts = {len(places) for places in where.values()}
+        assert (counts == {1}) == one_home, f"{routing}: servers a session: {counts}"
+
+
+def test_routing_by_states_wins_back_most_and_keeps_the_balance() -> None:
+    """Round robin finds each session's history on another server; `prefix` here leaves one server without work."""
+    workload = chats()
+    cells = {r: run_fleet(workload, 4, r, OURS, ROOM, PROFILE, Options()) for r in ROUTINGS}
+    hits = {routing: cell["token_hit_rate"] for routing, cell in cells.items()}
+    assert hits["resumable"] > hits["round-robin"] + 0.2
+    assert hits["resumable"] > max(hits.values()) - 0.06
+    assert cells["resumable"]["busiest_over_mean"] < cells["prefix"]["busiest_over_mean"]
+
+
+def test_load_spreads_a_burst() -> None:
+    """All at once, the same long prompt: waiting costs more than computing it again elsewhere."""
+    prompt = np.arange(20_000, dtype=np.int32)
+    requests = [Request(str(i), 0, 0.0, np.append(prompt, i).astype(np.int32), prompt[:2]) for i in range(40)]
+    fleet = Fleet(4, "resumable", OURS, Capacity(), PROFILE, Options())
+    for request in requests:
+        fleet.serve(request)
+    assert all(server.requests for server in fleet.servers)
+
+
+@pytest.mark.parametrize(("servers", "routing"), [("0", "sticky"), ("two", "sticky"), ("2", "best")])
+def test_bad_fleets_name_the_flag(servers: str, routing: str) -> None:
+    with pytest.raises(BadInputError, match=r"--servers|--routing"):
+        parse_fleets(servers, routing)
