@@ -27,6 +27,7 @@ setup(
         "marconi_ext.commands.kernels",
         "marconi_ext.commands.replay",
         "marconi_ext.commands.simulate",
+        "marconi_ext.commands.size",
         "marconi_ext.commands.trace",
         "marconi_ext.commands.verify",
         "marconi_ext.models",

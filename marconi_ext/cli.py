@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "replay": ("marconi_ext.commands.replay.cli", "replay"),
     "report": ("marconi_ext.commands.report", "report"),
     "simulate": ("marconi_ext.commands.simulate.cli", "simulate"),
+    "size": ("marconi_ext.commands.size.cli", "size"),
     "top": ("marconi_ext.commands.top", "top"),
     "trace": ("marconi_ext.commands.trace.cli", "app"),
     "tree": ("marconi_ext.commands.tree", "tree"),

@@ -155,7 +155,7 @@ def test_a_state_that_goes_in_silence_is_noticed(monkeypatch: pytest.MonkeyPatch
     driver, index = driver_of(1, 12, 4_000), StateIndex()
     events = driver.cache.mamba.events = StateEvents(driver.cache, Wire(index))
     monkeypatch.setattr(
-        type(driver.cache.mamba), "_state_gone", _silent(type(driver.cache.mamba)._state_gone)
+        type(driver.cache.mamba), "_take_state", _silent(type(driver.cache.mamba)._take_state)
     )
     wrong = []
 
