@@ -30,6 +30,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("marconi_ext.commands.verify.cli", "verify"),
 }
 
+HELP = {"help_option_names": ["-h", "--help"]}
+
 
 class LazyGroup(TyperGroup):
     """A group that imports a command's module when the command is looked up."""
@@ -43,11 +45,12 @@ class LazyGroup(TyperGroup):
         module, attribute = COMMANDS[cmd_name]
         target = getattr(importlib.import_module(module), attribute)
         if not isinstance(target, typer.Typer):
-            single = typer.Typer(add_completion=False)
+            single = typer.Typer(add_completion=False, context_settings=HELP)
             single.command(cmd_name)(target)
             target = single
         command = typer.main.get_command(target)
         command.name = cmd_name
+        command.context_settings = {**HELP, **(command.context_settings or {})}
         return command
 
 
@@ -55,6 +58,7 @@ app = typer.Typer(
     cls=LazyGroup,
     add_completion=False,
     no_args_is_help=True,
+    context_settings=HELP,
     pretty_exceptions_enable=False,
     help="Exact prefix caching for hybrid LLMs: demo, traces, checks.",
 )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from marconi_ext.errors import BadInputError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 
 def to_stdout(path: Path | None) -> bool:
@@ -39,6 +40,26 @@ def tables(json: Path | None = None, width: int | None = None) -> Console:
 
     found = Console(quiet=to_stdout(json))
     return found if found.is_terminal or width is None else Console(quiet=found.quiet, width=width)
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table whole: wider than the console rather than with numbers cut off."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    for column in table.columns:
+        if column.justify == "right":  # numbers
+            column.no_wrap = True
+    wanted = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+    if wanted <= console.width:
+        console.print(table)
+        return
+    wide = Console(file=console.file, width=wanted, quiet=console.quiet, color_system=_colours(console))
+    wide.print(table, soft_wrap=False, crop=False)
+
+
+def _colours(console: Console) -> Literal["auto"] | None:
+    return "auto" if console.is_terminal else None
 
 
 def stderr_console() -> Console:

@@ -84,3 +84,38 @@ def test_broken_lines_are_shown_or_refused(tmp_path: Path) -> None:
 def test_bad_usage_exits_2(arguments: tuple[str, ...], message: str) -> None:
     found = marconi("trace", *arguments)
     assert found.returncode == 2 and message in found.stderr, found.stderr
+
+
+def test_short_help_and_the_module_are_the_command() -> None:
+    for arguments in (("-h",), ("trace", "-h"), ("trace", "info", "-h"), ("model", "-h")):
+        found = marconi(*arguments)
+        assert found.returncode == 0 and "Usage" in found.stdout, found.stderr
+    module = subprocess.run(
+        [sys.executable, "-m", "marconi_ext", "--version"], capture_output=True, text=True
+    )
+    assert module.stdout == marconi("--version").stdout
+
+
+def test_a_model_that_can_not_be_written_is_told_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    found = marconi("model", str(tmp_path / "file" / "toy"))
+    assert found.returncode == 2 and "can't be written" in found.stderr and "Traceback" not in found.stderr
+
+
+def test_no_number_of_a_table_is_cut() -> None:
+    from io import StringIO
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from marconi_ext.output import print_table
+
+    for terminal in (True, False):
+        out = Console(file=StringIO(), width=40, force_terminal=terminal)
+        table = Table("a long name of an arm")
+        for number in range(12):
+            table.add_column(f"column {number}", justify="right")
+        table.add_row("marconi:slots=48", *[f"{1_292_000 + n:,}" for n in range(12)])
+        print_table(out, table)
+        assert all(f"{1_292_000 + n:,}" in out.file.getvalue() for n in range(12))
+        assert "…" not in out.file.getvalue()

@@ -55,4 +55,6 @@ def model(
         raise BadInputError("--" + str(error).replace("_", "-")) from error
     except FileExistsError as error:
         raise BadInputError(str(error)) from error
+    except OSError as error:
+        raise BadInputError(f"{path}: can't be written ({error.strerror or error})") from None
     print(path)

@@ -7,13 +7,23 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
-from marconi_ext.errors import BadInputError
+from marconi_ext.errors import BadInputError, CheckFailedError
 from marconi_ext.models.attention_model import write_attention_model
 from marconi_ext.models.toy_model import ToyModel, write_model
+from marconi_ext.results.provenance import engine_command
 from marconi_ext.servers.arms import Arm, choose_arms
-from marconi_ext.servers.engine_options import ModelFacts, has_gpu
+from marconi_ext.servers.engine_options import ModelFacts, available_memory_gib, has_gpu
+
+SERVER_GIB = 4  # memory of a server without its weights: three processes of SGLang
+
+
+def require_engine() -> None:
+    """Raise CheckFailedError before anything is written where SGLang isn't installed."""
+    if find_spec("sglang") is None:
+        raise CheckFailedError(f"this starts SGLang servers, and SGLang is not installed: {engine_command()}")
 
 
 @dataclass(frozen=True)
@@ -24,6 +34,12 @@ class Setup:
     facts: ModelFacts
     cpu: bool
     scratch: Path
+
+    def room_for(self, servers: int) -> bool:
+        """Whether so many servers fit into this machine's memory together. On a GPU each wants it for itself: no."""
+        weights = sum(file.stat().st_size for file in self.model.glob("*.safetensors")) / 2**30
+        # Weights in float32, and read once more while they load.
+        return self.cpu and available_memory_gib() > servers * (SERVER_GIB + 3 * weights)
 
     def arms(self, names: str) -> tuple[list[Arm], Path | None]:
         """The arms of `--arms`, and the attention-only model's folder if one of them serves it."""

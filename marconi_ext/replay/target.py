@@ -59,6 +59,9 @@ def look_at(url: str, api_key: str | None = None) -> Target:
             fix = "it doesn't take this --api-key" if api_key else "give the server's key with --api-key"
             raise CheckFailedError(f"--url {url}: HTTP {page.status_code} for {path}; {fix}")
     models, info = _parsed(_Models, url, pages[MODELS]), _parsed(_Info, url, pages[INFO])
+    if not any(page.status_code == 200 and _is_json_object(page) for page in pages.values()):
+        told = ", ".join(f"HTTP {page.status_code} for {path}" for path, page in pages.items())
+        raise CheckFailedError(f"--url {url}: neither an SGLang nor an OpenAI server answers there ({told})")
     served = models.data[0] if models.data else _Served()
     facts = _facts(info.model_path)
     return Target(
@@ -144,6 +147,13 @@ def _parsed(model: type[Page], url: str, answer: httpx.Response) -> Page:
         raise CheckFailedError(
             f"--url {url}: {answer.url.path} has an odd {where} ({first['msg']}); is this an SGLang or OpenAI server?"
         ) from None
+
+
+def _is_json_object(answer: httpx.Response) -> bool:
+    try:
+        return isinstance(answer.json(), dict)
+    except ValueError:
+        return False
 
 
 def _facts(folder: str | None) -> ModelFacts | None:

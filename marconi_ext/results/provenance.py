@@ -1,14 +1,17 @@
 """Where figures come from: versions, machine, command and source revision, found without heavy imports."""
 
+import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, requires, version
 from pathlib import Path
+from urllib.parse import unquote, urlparse
 
 KEY_FLAG = re.compile(r"--(?:admin-)?api-key")
 KEY = re.compile(rf"({KEY_FLAG.pattern}[ =]).+")  # to the end: a key may be quoted and hold blanks
@@ -41,6 +44,34 @@ def installed(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def engine_command() -> str:
+    """How to install the SGLang that this version was made for; works whatever we were installed from."""
+    wanted = [
+        r.partition(";")[0].strip() for r in _requirements() if re.search(r"extra\s*==\s*['\"]sglang['\"]", r)
+    ]
+    return "pip install " + " ".join(f"'{one}'" for one in wanted or ["sglang"])
+
+
+def reinstall_command() -> str:
+    """How to install this package again: from the clone or the wheel that it came from, where that is known."""
+    try:
+        url = json.loads(distribution("marconi-ext").read_text("direct_url.json") or "{}")
+    except (PackageNotFoundError, ValueError):
+        url = {}
+    path = unquote(urlparse(url.get("url", "")).path)
+    if not path or not Path(path).exists():
+        return "pip install --force-reinstall --no-deps CLONE_OR_WHEEL"
+    editable = "-e " if url.get("dir_info", {}).get("editable") else ""
+    return f"pip install --force-reinstall --no-deps {editable}{shlex.quote(path)}"
+
+
+def _requirements() -> list[str]:
+    try:
+        return requires("marconi-ext") or []
+    except PackageNotFoundError:
+        return []
 
 
 def hardware() -> dict:

@@ -37,6 +37,8 @@ def plugin() -> Iterator[Finding]:
     from sglang.srt.plugins import load_plugins
     from sglang.srt.server_args import ServerArgs
 
+    from marconi_ext.results.provenance import reinstall_command
+
     load_plugins()
     parser = argparse.ArgumentParser()
     ServerArgs.add_cli_args(parser)
@@ -47,7 +49,7 @@ def plugin() -> Iterator[Finding]:
             "plugin",
             "broken",
             "SGLang doesn't know --enable-marconi: the plugin wasn't loaded",
-            "unset SGLANG_PLUGINS and SGLANG_PLATFORM, or reinstall: pip install --force-reinstall marconi-ext",
+            f"unset SGLANG_PLUGINS and SGLANG_PLATFORM, or reinstall: {reinstall_command()}",
         )
 
 
@@ -90,22 +92,96 @@ def device() -> Iterator[Finding]:
 def refusals() -> Iterator[Finding]:
     from ..compat import CONFLICTS
 
-    for conflict in CONFLICTS:
-        yield finding("would refuse", "info", f"--enable-marconi {conflict.message}")
+    told = "; ".join(conflict.message for conflict in CONFLICTS)
+    yield finding("limits", "info", f"--enable-marconi {told}")
+
+
+def model_in(argv: list[str]) -> str | None:
+    """The model that flags name; None where they name none."""
+    for place, flag in enumerate(argv):
+        if flag in ("--model-path", "--model") and place + 1 < len(argv):
+            return argv[place + 1]
+        if flag.startswith(("--model-path=", "--model=")):
+            return flag.partition("=")[2]
+    return argv[0] if argv and not argv[0].startswith("-") else None
+
+
+def missing_folder(model: str) -> bool:
+    """Whether it can only be a folder, and there is none. ORG/NAME may be a repository on the Hub."""
+    path = Path(model).expanduser()
+    return (model.startswith(("/", "./", "../", "~")) or model.count("/") > 1) and not path.exists()
 
 
 def flags(argv: list[str]) -> Iterator[Finding]:
+    """Whether SGLang and the extension take the flags together, and what the server would do for the model."""
     from sglang.srt.server_args import prepare_server_args
 
+    from marconi_ext.config import ConfigError
+
+    from ..cpu_platform import active
+    from ..flags import config_of
+    from .verdict import would_serve
+
+    model = model_in(argv)
+    if model is not None and missing_folder(model):
+        yield finding(
+            "your flags", "broken", f"--model-path {model}: there is no such folder", "name another one"
+        )
+        return
+    argv = (
+        ["--model-path", *argv] if argv and not argv[0].startswith("-") else argv
+    )  # as `sglang serve MODEL`
+    added = without_gpu(argv) if active() else []
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            prepare_server_args(argv).resolve_once()
+            arguments = prepare_server_args([*argv, *added])
+            arguments.resolve_once()
+    except ConfigError as error:
+        yield finding("server", "refused", str(error), "change the flags as it says")
+        return
     except (SystemExit, Exception) as error:
         lines = said.getvalue().strip().splitlines() if isinstance(error, SystemExit) else [str(error)]
-        yield finding("your flags", "broken", (lines or [repr(error)])[-1])
+        last = (lines or [repr(error)])[-1].removeprefix("sglang serve: error: ")
+        yield finding(
+            "server", "refused", no_gpu_text(last), "see `sglang serve --help` and the flags you gave"
+        )
         return
-    yield finding("your flags", "ok", " ".join(argv))
+    taken = " ".join(argv) + (f" (no GPU here: judged with {' '.join(added)})" if added else "")
+    yield finding("your flags", "ok", taken)
+    if config_of(arguments) is None:
+        why = (
+            "--enable-marconi isn't given"
+            if "--enable-marconi" not in argv
+            else "the plugin took no settings"
+        )
+        yield finding("server", "stock", f"serves as stock SGLang: {why}", "add --enable-marconi")
+        return
+    from sglang.srt.configs.model_config import ModelConfig
+
+    live, why = would_serve(ModelConfig.from_server_args(arguments))
+    if live:
+        yield finding("server", "live", f"serves with exact checkpoints: {why}")
+    else:
+        yield finding("server", "stock", f"serves as stock SGLang: {why}")
+
+
+def without_gpu(argv: list[str]) -> list[str]:
+    """Flags that the CPU platform needs and that weren't given."""
+    from marconi_ext.servers.engine_options import CPU_OPTIONS, to_flags
+
+    given = {flag.partition("=")[0] for flag in argv}
+    wanted = {
+        name: value for name, value in CPU_OPTIONS.items() if "--" + name.replace("_", "-") not in given
+    }
+    return to_flags(wanted)
+
+
+def no_gpu_text(error: str) -> str:
+    """SGLang's words where it finds no device to run on, in plain ones."""
+    if "'torch.device' object has no attribute" in error or "No accelerator" in error:
+        return f"no GPU that SGLang can use: give --device cpu with SGLANG_PLATFORM=marconi_cpu ({error})"
+    return error
 
 
 def main() -> None:

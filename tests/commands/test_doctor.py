@@ -4,11 +4,16 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from marconi_ext.commands.doctor import run as doctor
+from marconi_ext.commands.doctor.run import Finding, shown, verdict
+from marconi_ext.results.provenance import engine_command, reinstall_command
+
+with_sglang = pytest.mark.skipif(not find_spec("sglang"), reason="SGLang is not installed")
 
 
 def run(tmp_path: Path, *arguments: str, cwd: Path | None = None, **environment: str):
@@ -28,25 +33,70 @@ def by_check(findings) -> dict[str, doctor.Finding]:
     return {finding.check: finding for finding in findings}
 
 
+@with_sglang
 def test_this_installation_is_healthy(tmp_path: Path) -> None:
     found, document = run(tmp_path)
     broken = [f for f in document["findings"] if f["status"] == "broken"]
     assert (found.returncode, document["ok"], broken) == (0, True, [])
     checks = {f["check"] for f in document["findings"]}
-    assert {"sglang", "torch", "plugin", "seam", "kernels", "would refuse"} <= checks
-    assert "would refuse" in found.stdout
+    assert {"sglang", "torch", "plugin", "seam", "kernels", "limits"} <= checks
+    assert found.stdout.rstrip().splitlines()[-1].startswith("Ready: ")
+    assert found.stdout.count("seam") == 1  # one row for all names that fit
 
 
-def test_flags_are_tried_and_a_shadowing_folder_is_seen(tmp_path: Path) -> None:
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 2,
+    "vocab_size": 1000,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+}
+
+
+@with_sglang
+def test_flags_are_tried_and_the_verdict_says_what_the_server_would_do(tmp_path: Path) -> None:
     from marconi_ext.models.toy_model import write_model
 
     (tmp_path / "kernels").mkdir()
     model = write_model(tmp_path / "toy")
-    wanted = ("--model-path", str(model), "--attention-backend", "torch_native", "--enable-marconi")
-    found, document = run(tmp_path, "--", *wanted, "--disable-radix-cache", "--device", "cpu")
-    (flags,) = (f for f in document["findings"] if f["check"] == "your flags")
-    assert found.returncode == 1 and flags["status"] == "broken"
-    assert "--disable-radix-cache" in flags["detail"]
+    llama = tmp_path / "llama"
+    llama.mkdir()
+    (llama / "config.json").write_text(json.dumps(LLAMA))
+    for path, flags, status, words, code in (
+        (model, ("--enable-marconi", "--disable-radix-cache"), "refused", "--disable-radix-cache", 1),
+        (model, ("--enable-marconi",), "live", "Mamba2", 0),
+        (model, (), "stock", "--enable-marconi isn't given", 0),
+        (llama, ("--enable-marconi",), "stock", "LlamaForCausalLM has no recurrent state", 0),
+    ):
+        found, document = run(tmp_path, "--", "--model-path", str(path), *flags)
+        (server,) = (f for f in document["findings"] if f["check"] == "server")
+        assert (server["status"], found.returncode) == (status, code), (server, found.stdout)
+        assert words in server["detail"] and words in document["verdict"]
+        assert document["verdict"] in found.stdout
+    found, document = run(tmp_path, "--", "--model-path", str(tmp_path / "none"), "--enable-marconi")
+    assert found.returncode == 1 and "there is no such folder" in found.stdout
+
+
+def test_a_verdict_for_every_state_of_things() -> None:
+    fine, warned = Finding("python", "ok", "3.11"), Finding("torch", "warning", "2.0", "pip install torch")
+    broken = Finding("plugin", "broken", "not loaded", "reinstall")
+    assert verdict([fine]) == ("Ready: servers started with --enable-marconi will have it.", 0)
+    assert verdict([fine, warned])[0].endswith("Look at the warnings: torch.")
+    assert verdict([fine, broken]) == ("It won't work as it is: plugin. What to do stands beside each.", 1)
+    seams = [Finding("seam", "ok", "a"), Finding("seam", "info", "b"), Finding("seam", "broken", "c")]
+    assert [f.status for f in shown([fine, *seams])] == ["ok", "ok", "broken"]
+
+
+def test_advice_works_for_a_package_that_no_index_has() -> None:
+    assert engine_command().startswith("pip install 'sglang==")
+    assert "marconi-ext" not in engine_command()
+    where = reinstall_command().rpartition(" ")[2]
+    assert where == "CLONE_OR_WHEEL" or Path(where).exists()
 
 
 def test_variables_that_keep_the_plugin_out_are_broken(monkeypatch) -> None:
@@ -65,7 +115,7 @@ def test_variables_that_keep_the_plugin_out_are_broken(monkeypatch) -> None:
 def test_without_sglang_the_doctor_says_how_to_install_it(monkeypatch) -> None:
     monkeypatch.setattr(doctor, "installed", lambda name: None)
     found = by_check(doctor.python_and_packages())
-    assert found["sglang"].status == "broken" and "marconi-ext[sglang]" in found["sglang"].fix
+    assert found["sglang"].status == "broken" and found["sglang"].fix == engine_command()
 
 
 def test_another_version_than_sglang_pins_is_a_warning(monkeypatch) -> None:

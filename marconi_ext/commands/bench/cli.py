@@ -26,12 +26,13 @@ def bench(
     ] = "stock,marconi",
     repeat: Annotated[int, typer.Option(min=1, help="Runs of every arm, in alternating order.")] = 3,
     side_by_side: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--side-by-side",
-            help="All servers stay up and take turns: fairer on a shared machine, and more memory.",
+            "--side-by-side/--one-by-one",
+            help="All servers stay up and take turns, which is fairer on a shared machine, or one runs at a time. "
+            "Default: side by side on the CPU platform where memory allows it.",
         ),
-    ] = False,
+    ] = None,
     history: Annotated[
         str, typer.Option(help="own: with the server's own answers in prompts; trace: prompts as recorded.")
     ] = "own",
@@ -103,12 +104,12 @@ def bench(
     """Compare servers on the same traffic: hit rate, loss, TTFT, throughput, with intervals."""
     from marconi_ext.commands.bench.run import BenchOptions
     from marconi_ext.commands.bench.show import bench_and_print
-    from marconi_ext.commands.server_setup import prepared, small_model, split_flags
+    from marconi_ext.commands.server_setup import prepared, require_engine, small_model, split_flags
     from marconi_ext.output import check_writable
     from marconi_ext.replay.selection import Selection
     from marconi_ext.replay.sender import Pacing
     from marconi_ext.replay.traffic import check_history, load_traffics
-    from marconi_ext.results.run_folder import new_folder
+    from marconi_ext.results.run_folder import free_folder
     from marconi_ext.traces.source import Reading
 
     check_history(history)
@@ -116,6 +117,7 @@ def bench(
     pacing = Pacing(concurrency, speed is not None, 1.0 if speed is None else speed, max_rate)
     selection = Selection(sessions, turns, scale, max_prompt_tokens, limit, max_output_tokens)
     reading = Reading(format, tokenizer, strict, seed, sessions_per_s, response_s)
+    require_engine()
     extra_flags = split_flags(server_flags)
     toy = small_model("--hidden, --pattern", hidden=hidden, pattern=pattern)
     with prepared(model_path, cpu, toy) as setup:
@@ -135,10 +137,10 @@ def bench(
             arms=chosen,
             traffics=traffics,
             pacing=pacing,
-            folder=new_folder(out, "bench"),
+            folder=free_folder(out, "bench"),
             history=history,
             repeats=repeat,
-            side_by_side=side_by_side,
+            side_by_side=setup.room_for(len(chosen)) if side_by_side is None else side_by_side,
             watch_s=watch,
         )
         bench_and_print(options, json)

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from marconi_ext.errors import BadInputError
@@ -20,6 +20,9 @@ from marconi_ext.servers.arm_server import ArmServer, ServerOptions, started_tog
 from marconi_ext.servers.arms import Arm
 
 LOGS = "logs"
+SLEEP = (
+    "--sleep-on-idle"  # of servers that wait for their turn: an idle scheduler keeps a core busy with polling
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +78,10 @@ def run_bench(options: BenchOptions, progress: ReplayProgress) -> dict[str, Resu
     Raises ServerError, CheckFailedError for a server that isn't what its arm's name says, StoppedError.
     """
     folders = results_folders(options)
+    if options.side_by_side and options.cpu and SLEEP not in options.extra_flags:
+        options = replace(options, extra_flags=(*options.extra_flags, SLEEP))
+    runs = options.repeats * len(options.arms)
+    progress.expect(runs * sum(len(traffic.plan().items) for traffic in options.traffics))
     infos = {traffic.name: _run_info(options, traffic) for traffic in options.traffics}
     try:
         for arms, plays in groups(options):
@@ -86,7 +93,6 @@ def run_bench(options: BenchOptions, progress: ReplayProgress) -> dict[str, Resu
                 for running in found:
                     warm_up(options, running.server)
                 for repeat, playing in plays:
-                    progress.say(f"repeat {repeat + 1} of {options.repeats}")
                     for traffic in options.traffics:
                         info, folder = infos[traffic.name], folders[traffic.name]
                         for arm in playing:
@@ -115,9 +121,8 @@ def _play(
 ) -> None:
     running.server.flush_cache()
     plan = traffic.plan()
-    progress.open_bar(
-        f"{traffic.name}, {info.name}" if options.side_by_side else traffic.name, len(plan.items)
-    )
+    name = f"{info.name}, {traffic.name}, repeat {repeat + 1} of {options.repeats}"
+    progress.open_bar(name, len(plan.items))
     played = play(
         plan,
         GenerateClient(running.server.url, timeout_s=options.request_timeout_s),

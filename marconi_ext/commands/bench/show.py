@@ -9,7 +9,7 @@ from rich.table import Table
 from marconi_ext.commands.bench.run import BenchOptions, results_folders, run_bench
 from marconi_ext.commands.replay.show import WIDTH
 from marconi_ext.errors import CheckFailedError
-from marconi_ext.output import tables, write_json
+from marconi_ext.output import print_table, tables, write_json
 from marconi_ext.replay.outcome import INTERRUPTED
 from marconi_ext.replay.progress import ReplayProgress
 from marconi_ext.results.comparison import ArmFigures, Comparison, Difference, compare
@@ -66,9 +66,9 @@ def print_comparison(
     out: Console, comparison: Comparison, hardware: str, side_by_side: bool | None = None
 ) -> None:
     """The two tables of one traffic, and what keeps them from a verdict. side_by_side: None where it isn't known."""
-    out.print(arms_table(comparison, hardware))
+    print_table(out, arms_table(comparison, hardware))
     if comparison.differences:
-        out.print(differences_table(comparison))
+        print_table(out, differences_table(comparison))
         unit = f"{comparison.n} {comparison.drawn}"
         narrow = " (too few sessions: too narrow)" if comparison.drawn == "requests" else ""
         out.print(

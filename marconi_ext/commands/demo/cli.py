@@ -7,7 +7,6 @@ import typer
 
 DEFAULT_WORKLOADS = "agent,few-shot,fork"
 DEFAULT_ARMS = "stock,stock-track,marconi"
-SERVER_GIB = 4  # memory of a server of the small model: three processes of SGLang
 
 
 def demo(
@@ -55,12 +54,12 @@ def demo(
     from marconi_ext.commands.demo.run import DemoOptions, quick_flags
     from marconi_ext.commands.demo.show import demo_and_print
     from marconi_ext.commands.demo.traffic import synthetic_workloads, trace_workload
-    from marconi_ext.commands.server_setup import prepared, small_model, split_flags
+    from marconi_ext.commands.server_setup import prepared, require_engine, small_model, split_flags
     from marconi_ext.errors import BadInputError
     from marconi_ext.output import check_writable
-    from marconi_ext.servers.engine_options import available_memory_gib
 
     check_writable(json)
+    require_engine()
     extra_flags = split_flags(server_flags)
     if model_path and model_chunk:
         raise BadInputError("--model-chunk is for the small model; the model of --model-path has its own")
@@ -72,7 +71,6 @@ def demo(
         else:
             traffic = synthetic_workloads(workloads, setup.facts, sessions, seed)
         chosen, attention_model = setup.arms(arms)
-        enough_memory = available_memory_gib() > SERVER_GIB * len(chosen)
         options = DemoOptions(
             model_path=setup.model,
             cpu=setup.cpu,
@@ -87,6 +85,6 @@ def demo(
             start_timeout_s=start_timeout,
             request_timeout_s=request_timeout,
             logs=logs,
-            side_by_side=setup.cpu and model_path is None and enough_memory,
+            side_by_side=model_path is None and setup.room_for(len(chosen)),
         )
         demo_and_print(options, json)

@@ -15,7 +15,7 @@ from marconi_ext.commands.demo.run import (
     run_demo,
 )
 from marconi_ext.errors import CheckFailedError
-from marconi_ext.output import tables, write_json
+from marconi_ext.output import print_table, tables, write_json
 from marconi_ext.replay.measure import Figures
 from marconi_ext.replay.outcome import INTERRUPTED
 from marconi_ext.replay.progress import ReplayProgress
@@ -74,9 +74,9 @@ def print_tables(console: Console, results: list[ArmResult]) -> None:
     names = list(dict.fromkeys(name for result in results for name in result.runs))
     for name in names:
         rows = [(r.arm.name, r.by_workload()[name]) for r in results if name in r.runs]
-        console.print(figures_table(name, rows))
+        print_table(console, figures_table(name, rows))
     if len(names) != 1:
-        console.print(figures_table("total", [(r.arm.name, r.total()) for r in results]))
+        print_table(console, figures_table("total", [(r.arm.name, r.total()) for r in results]))
     console.print(
         "Ideal: what an unlimited attention-only cache would have reused. Loss: prompt tokens, in %, that it\n"
         "would have reused and this server computed again; first divergence (no state can lie at a branch\n"

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, entry_points, requires, version
 from importlib.util import find_spec
@@ -17,10 +17,16 @@ from pathlib import Path
 
 import marconi_ext
 from marconi_ext import __version__
-from marconi_ext.results.provenance import gpu_names, hardware, installed
+from marconi_ext.results.provenance import (
+    engine_command,
+    gpu_names,
+    hardware,
+    installed,
+    reinstall_command,
+)
 from marconi_ext.servers.engine_options import CPU_PLATFORM, environment, has_gpu
 
-STATUSES = ("ok", "info", "warning", "broken")
+STATUSES = ("ok", "info", "live", "stock", "warning", "refused", "broken")
 LEAST_PYTHON = (3, 11)
 PINNED = ("torch", "triton")
 PROBE_S = 300
@@ -50,6 +56,42 @@ def examine(flags: tuple[str, ...] = ()) -> Iterator[Finding]:
         yield from probe(flags)
 
 
+def shown(findings: Sequence[Finding]) -> list[Finding]:
+    """The findings as a table shows them: the many names of SGLang that fit count as one row."""
+    fine = [f for f in findings if f.check == "seam" and f.status in ("ok", "info")]
+    rows = [f if f.check != "limits" else _limits(f) for f in findings if f not in fine]
+    if fine:
+        place = next(i for i, f in enumerate(findings) if f is fine[0])
+        bound = sum(f.status == "info" for f in fine)
+        text = f"{len(fine)} names of SGLang that we patch are there; {bound} of them are bound when a server starts"
+        rows.insert(min(place, len(rows)), Finding("seams", "ok", text))
+    return rows
+
+
+def _limits(finding: Finding) -> Finding:
+    count = finding.detail.count("; ") + 1
+    text = (
+        f"{count} combinations of flags are refused, with what to do: try yours with marconi doctor -- FLAGS"
+    )
+    return Finding("limits", "info", text)
+
+
+def verdict(findings: Sequence[Finding]) -> tuple[str, int]:
+    """(one sentence on all findings, exit code): 1 where something is broken or the flags would be refused."""
+    broken = [finding for finding in findings if finding.status == "broken"]
+    server = next((finding for finding in findings if finding.check == "server"), None)
+    if broken:
+        names = ", ".join(dict.fromkeys(finding.check for finding in broken))
+        return f"It won't work as it is: {names}. What to do stands beside each.", 1
+    warned = ", ".join(dict.fromkeys(f.check for f in findings if f.status == "warning"))
+    doubt = f" Look at the warnings: {warned}." if warned else ""
+    if server is None:
+        return f"Ready: servers started with --enable-marconi will have it.{doubt}", 0
+    if server.status == "refused":
+        return f"A server with these flags would be refused: {server.detail}", 1
+    return f"A server with these flags {server.detail}.{doubt}", 0
+
+
 def python_and_packages() -> Iterator[Finding]:
     """Versions, and whether torch and triton are those that SGLang pins."""
     python = sys.version.split()[0]
@@ -64,7 +106,7 @@ def python_and_packages() -> Iterator[Finding]:
             "sglang",
             "broken",
             "not installed: traces and simulator work, demo and serving don't",
-            "pip install 'marconi-ext[sglang]'",
+            engine_command(),
         )
         return
     yield Finding("sglang", "ok", sglang)
@@ -114,7 +156,7 @@ def entry_point_findings() -> Iterator[Finding]:
                 f"entry point {name}",
                 "broken",
                 f"missing from {group}",
-                "reinstall: pip install --force-reinstall --no-deps marconi-ext",
+                f"reinstall: {reinstall_command()}",
             )
     others = sorted({p.name for p in entry_points(group="sglang.srt.platforms")} - {CPU_PLATFORM})
     if others:
@@ -188,5 +230,5 @@ def probe(flags: tuple[str, ...] = ()) -> Iterator[Finding]:
     yield from (Finding(**finding) for finding in found)
     if ended:
         yield Finding(
-            "SGLang", "broken", f"the check of SGLang {ended}", "reinstall: pip install 'marconi-ext[sglang]'"
+            "SGLang", "broken", f"the check of SGLang {ended}", f"install it again: {engine_command()}"
         )

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from marconi_ext.errors import BadInputError, CheckFailedError
-from marconi_ext.output import check_writable, stderr_console, tables, write_json
+from marconi_ext.output import check_writable, print_table, stderr_console, tables, write_json
 
 WIDTH = 110
 
@@ -31,12 +31,14 @@ def report(
 
     Needs torch and triton, but no GPU. Exit code 1 where a kernel spills or exceeds its committed budget.
     """
+    from marconi_ext.results.provenance import engine_command
+
     try:
         from marconi_kernels.report.kernel_report import build_report, compile_count
         from marconi_kernels.report.roofline import HARDWARE
     except ImportError as error:
         raise BadInputError(
-            f"kernels report needs torch and triton ({error.name} is missing): pip install 'marconi-ext[sglang]'"
+            f"kernels report needs torch and triton ({error.name} is missing): {engine_command()}"
         ) from error
     check_writable(json)
     if hardware not in HARDWARE:
@@ -55,8 +57,8 @@ def report(
     if json is not None:
         write_json(json, result)
     console = tables(json, WIDTH)
-    console.print(resource_table(result["resources"]))
-    console.print(cost_table(result["costs"]))
-    console.print(estimate_table(result["estimates"], HARDWARE[hardware].name, prefill_tokens=8192))
+    print_table(console, resource_table(result["resources"]))
+    print_table(console, cost_table(result["costs"]))
+    print_table(console, estimate_table(result["estimates"], HARDWARE[hardware].name, prefill_tokens=8192))
     if result["over_budget"]:
         raise CheckFailedError("\n".join(result["over_budget"]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from marconi_ext.output import print_table
 from marconi_ext.simulator.capacity import Capacity
 
 WIDTH = 132
@@ -35,7 +36,7 @@ def print_cells(console: Console, cells: list[dict]) -> None:
             f"{ttft['p50_ms']:.1f} / {ttft['p95_ms']:.1f}",
             f"{cell['seconds']:.1f}",
         )
-    console.print(table)
+    print_table(console, table)
 
 
 def _percent(fraction: float | None) -> str:

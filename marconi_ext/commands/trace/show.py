@@ -3,6 +3,8 @@
 from rich.console import Console
 from rich.table import Table
 
+from marconi_ext.output import print_table
+
 
 def print_description(console: Console, figures: dict) -> None:
     """Print what traces.describe found."""
@@ -24,7 +26,7 @@ def print_description(console: Console, figures: dict) -> None:
     table.add_row("  lost to first divergence", f"{figures['first_divergence']:.2f} % with exact states")
     if figures["broken_records"]:
         table.add_row("broken records skipped", f"{figures['broken_records']:,}")
-    console.print(table)
+    print_table(console, table)
 
 
 def _spread(values: dict[str, float]) -> str:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from marconi_ext.commands.verify.run import Verification, VerifyOptions, verify
 from marconi_ext.errors import CheckFailedError
-from marconi_ext.output import stderr_console, tables, write_json
+from marconi_ext.output import print_table, stderr_console, tables, write_json
 from marconi_ext.results.provenance import provenance
 
 SHOWN = 20
@@ -50,4 +50,4 @@ def print_verification(console: Console, found: Verification) -> None:
     for one in found.differing[:SHOWN]:
         cells = (one.number, one.session_id, one.turn, one.prompt_tokens, one.live, one.simulated)
         table.add_row(*map(str, cells))
-    console.print(table)
+    print_table(console, table)
