@@ -15,8 +15,8 @@ def figures(
         typer.Option(metavar="FILE", help="Real traces in place of synthetic traffic (7 to 12)."),
     ] = None,
     capacity: Annotated[
-        str, typer.Option(help="Cache sizes for real traces, e.g. 10GB,20GB,40GB.")
-    ] = "10GB,20GB,40GB",
+        str | None, typer.Option(help="Cache sizes, with --trace only; default 10GB,20GB,40GB.")
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of synthetic traffic.")] = 3,
     sessions: Annotated[
         int | None, typer.Option(min=1, help="Sessions of synthetic traffic; fewer is faster.")
@@ -36,6 +36,8 @@ def figures(
     from marconi_ext.traces.source import open_source
 
     check_writable(json)
+    if capacity is not None and not trace:
+        raise BadInputError("--capacity: goes with --trace; synthetic traffic has sizes of its own")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -44,7 +46,7 @@ def figures(
     with stderr_console().status("figures") as status:
         scope = data.synthetic_scope(seeds, workers, sessions, status.update)
         if trace:
-            sizes = [c.bytes for c in parse_capacities(capacity)]
+            sizes = [c.bytes for c in parse_capacities(capacity or "10GB,20GB,40GB")]
             if None in sizes:
                 raise BadInputError("--capacity: figures want sizes in bytes")
 

@@ -9,6 +9,7 @@ from marconi_ext.errors import BadInputError
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _SIZE = re.compile(r"([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
+LEAST_BYTES = 10**6  # no state of a real model is as small
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class Capacity:
     @property
     def label(self) -> str:
         if self.bytes is not None:
-            return f"{self.bytes / 1e9:g}GB"
+            return f"{self.bytes / 1e9:g}GB" if self.bytes >= LEAST_BYTES else f"{self.bytes:,} bytes"
         parts = [
             f"{name}={value}" for name, value in (("slots", self.slots), ("tokens", self.tokens)) if value
         ]

@@ -19,13 +19,14 @@ def announce(scheduler: Any) -> None:
         return
     cache = state.cache
     logger.warning(
-        "marconi-ext %s live: checkpoints=%s slots=%d page=%d layers=%d message_headers=%d tp_rank=%d",
+        "marconi-ext %s live: checkpoints=%s slots=%d page=%d layers=%d message_headers=%d policy=%s tp_rank=%d",
         __version__,
         ",".join(state.config.checkpoints),
         cache.req_to_token_pool.mamba_allocator.size,
         cache.page_size,
         len(cache.req_to_token_pool.mamba_map),
         len(cache.mamba.serving.headers.headers),
+        state.config.policy,
         scheduler.ps.tp_rank if hasattr(scheduler, "ps") else 0,
     )
 
@@ -35,7 +36,7 @@ def report(state: Live) -> dict[str, Any]:
     return {
         "version": __version__,
         "live": True,
-        "config": state.config.model_dump(mode="json"),
+        "config": state.config.model_dump(mode="json") | {"eviction": state.config.policy},
         "counters": {name: int(count) for name, count in sorted(state.ledger.counters.items())},
         "slots": state.cache.slot_census(),
         "book": state.cache.census.totals(),

@@ -5,9 +5,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,30 @@ def test_a_warm_server_is_told_from_a_cold_one_and_flush_makes_it_cold(tmp_path:
     assert warm.ideal_hit_rate <= cold.ideal_hit_rate and warm.hit_rate > warm.ideal_hit_rate + 5
     assert "--flush" in said[1].stdout and "before this run" in said[1].stdout
     assert "--flush" not in said[0].stdout + said[2].stdout
+
+
+def test_a_server_that_is_no_model_server_is_asked_once(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>welcome</html>")
+
+        def log_message(self, *arguments) -> None:
+            pass
+
+    web = HTTPServer(("127.0.0.1", 0), Page)
+    threading.Thread(target=web.serve_forever, daemon=True).start()
+    try:
+        found = replay(f"http://127.0.0.1:{web.server_port}", tmp_path / "out")
+    finally:
+        web.shutdown()
+    assert found.returncode == 1 and "neither an SGLang nor an OpenAI server" in found.stderr
+    assert "<html>" not in found.stdout + found.stderr and sorted(asked) == ["/server_info", "/v1/models"]
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("endpoint", ["generate", "chat"])

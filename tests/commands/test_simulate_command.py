@@ -124,3 +124,17 @@ def test_capacities() -> None:
     for bad in ("", "0GB", "slots", "pages=3", "-1GB"):
         with pytest.raises(BadInputError, match="--capacity"):
             parse_capacities(bad)
+
+
+def test_a_capacity_of_a_few_bytes_is_warned_about(trace) -> None:
+    few = marconi(
+        "simulate", "--trace", str(trace), "--policy", "lru", "--capacity", "40", "--processes", "1"
+    )
+    assert few.returncode == 0 and "40 bytes hold no state; did you mean GB" in few.stderr
+    assert "40 bytes" in few.stdout
+
+
+def test_figures_take_a_capacity_with_a_trace_only(tmp_path) -> None:
+    found = marconi("figures", "--out", str(tmp_path / "f"), "--capacity", "5GB")
+    assert found.returncode == 2 and "--capacity" in found.stderr and "--trace" in found.stderr
+    assert not (tmp_path / "f").exists()

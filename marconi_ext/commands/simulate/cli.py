@@ -65,10 +65,10 @@ def simulate(
     from marconi_ext.commands.simulate.run import Sweep, run_sweep
     from marconi_ext.commands.simulate.show import WIDTH, print_cells
     from marconi_ext.errors import BadInputError
-    from marconi_ext.output import check_writable, tables
+    from marconi_ext.output import check_writable, stderr_console, tables
     from marconi_ext.policies.registry import parse_policy
     from marconi_ext.profiles import load_profile
-    from marconi_ext.simulator.capacity import parse_capacities
+    from marconi_ext.simulator.capacity import LEAST_BYTES, parse_capacities
     from marconi_ext.simulator.cell import Options
     from marconi_ext.simulator.roofline import GPUS
     from marconi_ext.simulator.sweep import Results, default_processes
@@ -90,6 +90,14 @@ def simulate(
         limit=limit,
         processes=processes or default_processes(),
     )
+    for size in sweep.capacities:
+        if size.bytes is not None and size.bytes < LEAST_BYTES:
+            stderr_console().print(
+                f"marconi: --capacity {capacity}: {size.label} hold no state; did you mean GB, or slots=N?",
+                style="yellow",
+                markup=False,
+                soft_wrap=True,
+            )
     if servers is not None:
         from marconi_ext.commands.simulate.fleet import parse_fleets, run_fleets
 
