@@ -23,8 +23,8 @@ PLUGIN = Path(__file__).parent / "recorder_plugin"
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
-    """Records by request: `first`; `branch`, which leaves it after 30 tokens; `alone`, those 30 tokens from
-    an empty cache; `resumed`, which goes on from there."""
+    """Records by request: `first`; `branch`, which leaves it after 30 tokens; `alone`, those 30 tokens and
+    one more from an empty cache; `resumed`, which goes on from there."""
     folder = tmp_path_factory.mktemp("recorder")
     metadata = folder / "checkpoint_recorder-0.0.0.dist-info"
     metadata.mkdir()
@@ -45,7 +45,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
         for name, prompt in {
             "first": first,
             "branch": branch,
-            "alone": first[:30],
+            "alone": first[:31],
             "resumed": [*first[:30], 3_000, 3_001, *range(1_500, 1_518)],
         }.items():
             if name == "alone":
@@ -68,7 +68,7 @@ def test_ssm_states_equal_the_float64_recurrence(records: dict[str, list[dict]])
     ends = {
         name: [[end for _, end, _ in r["rows"]] for r in of_kind(rs, "ssm")] for name, rs in records.items()
     }
-    assert ends == {"first": [[45]] * 2, "branch": [[30, 39]] * 2, "alone": [[30]] * 2, "resumed": [[20]] * 2}
+    assert ends == {"first": [[44]] * 2, "branch": [[30, 38]] * 2, "alone": [[30]] * 2, "resumed": [[19]] * 2}
     for record in (r for rs in records.values() for r in of_kind(rs, "ssm")):
         assert record["triton"]
         expected = ssm_states_reference(
@@ -100,13 +100,13 @@ def test_conv_windows_are_copies_of_the_inputs(records: dict[str, list[dict]]) -
             assert torch.equal(saved, stream[:, -width:])
 
 
-def test_one_pass_equals_two_passes(records: dict[str, list[dict]]) -> None:
-    """The branch state saved in the middle of one prefill is the state that a prefill of the prefix alone saves.
+def test_a_branch_state_equals_that_of_another_prefill(records: dict[str, list[dict]]) -> None:
+    """The branch state saved in the middle of one prefill is the state that a prefill of the prefix saves as its end.
 
-    To rounding: a matrix product of 39 rows differs from one of 30 in its last bits before our kernels see it.
+    To rounding: a matrix product of 39 rows differs from one of 31 in its last bits before our kernels see it.
     """
     for kind in ("ssm", "conv"):
-        one_pass, two_passes = of_kind(records["branch"], kind), of_kind(records["alone"], kind)
-        assert len(one_pass) == len(two_passes) == 2  # Mamba2 layers
-        for middle, end in zip(one_pass, two_passes, strict=True):
+        inside, ends = of_kind(records["branch"], kind), of_kind(records["alone"], kind)
+        assert len(inside) == len(ends) == 2  # Mamba2 layers
+        for middle, end in zip(inside, ends, strict=True):
             torch.testing.assert_close(middle["saved"][0], end["saved"][0], rtol=1e-5, atol=1e-5)
