@@ -43,6 +43,7 @@ def test_two_servers_and_an_advisor(model: Path) -> None:
     options = [
         {
             "marconi_events": "states",
+            "marconi_expose_tokens": "true",
             "marconi_events_config": json.dumps(
                 {"publisher": "zmq", "endpoint": f"tcp://*:{port}", "topic": "states"}
             ),
