@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .radix.cache import MarconiRadixCache
     from .radix.ledger import CheckpointLedger
     from .radix.twins import Twins
-    from .recurrence.mamba2 import ForwardCheckpoints
+    from .recurrence.forward import ForwardCheckpoints
 
 
 @dataclass

@@ -86,10 +86,11 @@ def _scheduler_init(
     config = config_of(server_args)
     if config is None:
         return original(scheduler, server_args, *args, **kwargs)
-    problems = check_signatures(LIVE_HOOKS)
+    hooks = live_hooks()
+    problems = check_signatures(hooks)
     if problems:
         raise SeamError("this SGLang differs from the supported one: " + "; ".join(problems))
-    install(LIVE_HOOKS)
+    install(hooks)
     original(scheduler, server_args, *args, **kwargs)
     from .messages import headers_for
     from .observe.metrics import start_publishing
@@ -164,29 +165,6 @@ def _publish_metrics(_result: Any, _scheduler: Any) -> None:
         state.cache.mamba.events.flush()
 
 
-def _bind_plan(_result: None, backend: Any, forward_batch: Any) -> None:
-    state = live()
-    if state is not None:
-        state.forward.bind(backend)
-
-
-def _run_layer(original: Callable[..., Any], backend: Any, *args: Any, **kwargs: Any) -> Any:
-    state = live()
-    if state is None:
-        return original(backend, *args, **kwargs)
-    return state.forward.run_layer(original, backend, *args, **kwargs)
-
-
-def _conv(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    state = live()
-    return original(*args, **kwargs) if state is None else state.forward.conv(original, *args, **kwargs)
-
-
-def _scan(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    state = live()
-    return original(*args, **kwargs) if state is None else state.forward.scan(original, *args, **kwargs)
-
-
 def _prefill_budget(original: Callable[..., Any], allocator: Any, tree_cache: Any, **kwargs: Any) -> Any:
     state = live()
     if state is None or tree_cache is not state.cache or tree_cache.shared is None:
@@ -238,9 +216,6 @@ def _set_internal_state(original: Callable[..., Any], scheduler: Any, recv_req: 
     return SetInternalStateReqOutput(updated=state.tree_dumps.ask(recv_req.server_args[ARGUMENT]))
 
 
-_MIXER = "sglang.srt.layers.attention.mamba.mamba"
-_BACKEND = "sglang.srt.layers.attention.hybrid_linear_attn_backend.Mamba2AttnBackend"
-
 SCHEDULER_INIT = Hook(
     "sglang.srt.managers.scheduler.Scheduler.__init__",
     "around",
@@ -284,37 +259,6 @@ LIVE_HOOKS = (
         _publish_metrics,
         why="publish what the last batches before a pause counted",
         parameters="self",
-    ),
-    Hook(
-        f"{_BACKEND}.init_forward_metadata",
-        "after",
-        _bind_plan,
-        why="put the plan on the device once a forward",
-        parameters="self forward_batch",
-    ),
-    Hook(
-        f"{_BACKEND}.forward",
-        "around",
-        _run_layer,
-        why="know the layer, hence its state pools, while its mixer runs",
-        parameters="self mixer hidden_states output layer_id forward_batch mup_vector use_triton_causal_conv",
-    ),
-    *(
-        Hook(
-            f"{_MIXER}.{name}",
-            "around",
-            _conv,
-            why="save conv windows before the conv overwrites them",
-            parameters=None,
-        )
-        for name in ("causal_conv1d_fn", "causal_conv1d_fn_triton")
-    ),
-    Hook(
-        f"{_MIXER}.mamba_chunk_scan_combined",
-        "around",
-        _scan,
-        why="save SSM states in the scan",
-        parameters=None,
     ),
     Hook(
         "sglang.srt.mem_cache.allocator.base.BaseTokenToKVPoolAllocator.create_prefill_budget",
@@ -362,3 +306,10 @@ LIVE_HOOKS = (
         parameters="self recv_req",
     ),
 )
+
+
+def live_hooks() -> tuple[Hook, ...]:
+    """What is patched in a scheduler process with the extension: the cache's hooks and the recurrences'."""
+    from .recurrence import registry
+
+    return (*LIVE_HOOKS, *registry.hooks())

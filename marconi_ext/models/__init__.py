@@ -1,1 +1,1 @@
-"""Small models, written without weights to download."""
+"""Small models of random weights, one of each family of recurrence that is served."""

@@ -2,6 +2,7 @@
 
 from sglang_hooks.cpu_platform import (
     attention,
+    delta_operators,
     hierarchical_cache,
     host_memory,
     mamba_operators,
@@ -18,6 +19,7 @@ def apply_all(*, fast: bool) -> None:
     if fast:
         attention.apply()
         mamba_operators.apply_fast()
+        delta_operators.apply()
     else:
         triton_interpreter.apply()
         mamba_operators.apply_interpreter()

@@ -56,9 +56,9 @@ def plugin() -> Iterator[Finding]:
 def seams() -> Iterator[Finding]:
     """Runs before the plugin is loaded, whose patches would show in the signatures."""
     from ..flags import LAUNCHER_HOOKS
-    from ..seams import LIVE_HOOKS, SCHEDULER_INIT, check_signatures
+    from ..seams import SCHEDULER_INIT, check_signatures, live_hooks
 
-    for hook in [*LAUNCHER_HOOKS, SCHEDULER_INIT, *LIVE_HOOKS]:
+    for hook in [*LAUNCHER_HOOKS, SCHEDULER_INIT, *live_hooks()]:
         name = ".".join(hook.target.split(".")[-2:])
         if problems := check_signatures([hook]):
             yield finding("seam", "broken", problems[0], "install the SGLang release that is supported")

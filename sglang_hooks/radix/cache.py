@@ -29,7 +29,9 @@ from ..observe.stats import CacheStats
 from ..observe.tree_dump import TreeDumps
 from ..policy import build_keeper, currency_of
 from ..process_state import Live, go_live
-from ..recurrence.mamba2 import ForwardCheckpoints, scan_stages
+from ..recurrence.forward import ForwardCheckpoints
+from ..recurrence.interface import SaverContext
+from ..recurrence.registry import family_of
 from .book_census import BookCensus
 from .component import MarconiMambaComponent
 from .kv_eviction import MarconiFullComponent
@@ -279,7 +281,7 @@ def build_cache(
     *,
     config: MarconiConfig,
 ) -> BasePrefixCache:
-    """Build the extension's cache for a Mamba2 hybrid; any other model gets stock's, said once in the log."""
+    """Build the extension's cache for a hybrid whose family is live; else stock's, said once in the log."""
     reason = why_stock(ctx)
     if reason is not None:
         logger.warning("marconi-ext %s: not live: %s; serving as stock SGLang", __version__, reason)
@@ -300,7 +302,8 @@ def build_cache(
     cache.mamba.keeps_stock_order = ctx.params.eviction_policy.lower() != "lru"
     if cache.page_size == 1:
         pool.mamba_initial_tracking_slots = 0  # any length can be donated: nothing is tracked during decode
-    forward = ForwardCheckpoints(ledger, scan_stages(), len(pool.mamba_map), stats)
+    context = SaverContext(len(pool.mamba_map), lambda name, n: ledger.counters.update({name: n}))
+    forward = ForwardCheckpoints(ledger, family_of(linear_backend(ctx)).saver(context), stats)
     dumps = TreeDumps(expose_tokens=config.expose_tokens)
     go_live(Live(config, ledger, forward, cache, stats, dumps, Twins(cache)))
     return cache
@@ -318,12 +321,17 @@ def our_components(params: CacheInitParams) -> None:
 
 def why_stock(ctx: TreeCacheBuildContext) -> str | None:
     """Why this model can't have exact checkpoints, or None."""
-    from sglang.srt.layers.attention.hybrid_linear_attn_backend import Mamba2AttnBackend
-
     model = ctx.model_config.hf_config.architectures[0]
     if not ctx.is_hybrid_ssm:
         return f"{model} has no recurrent state"
-    backend = getattr(ctx.tp_worker.model_runner.attn_backend, "linear_attn_backend", None)
-    if not isinstance(backend, Mamba2AttnBackend):
-        return f"{model} has recurrent states of another kind than Mamba2 ({type(backend).__name__})"
-    return None
+    backend = linear_backend(ctx)
+    family = family_of(backend)
+    if family is None:
+        return f"{model} has recurrent states of a kind that isn't supported ({type(backend).__name__})"
+    refused = family.why_refused(model, ctx.server_args)
+    return None if refused is None else f"{model}: {refused}"
+
+
+def linear_backend(ctx: TreeCacheBuildContext) -> object:
+    """SGLang's backend of the recurrent layers; None where the model runs without a hybrid backend."""
+    return getattr(ctx.tp_worker.model_runner.attn_backend, "linear_attn_backend", None)

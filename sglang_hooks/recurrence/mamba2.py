@@ -1,14 +1,11 @@
-"""Carry a batch's checkpoints from the scheduler into the Mamba2 layers of its forward pass.
+"""Mamba2: conv windows saved before the causal conv overwrites them, SSM states inside the scan.
 
-The scheduler arms the plan just before it runs a batch; the attention backend binds it to the device once the
-batch's metadata exist; each layer then saves its conv windows before the causal conv overwrites them and its
-SSM states inside the scan. ForwardBatch objects are rebuilt on the way (attributes that aren't fields vanish),
-so the plan travels beside them, not on them: one forward at a time runs in a scheduler process.
+The attention backend binds the plan to the device once the batch's metadata exist; each layer then saves both
+parts in the pass that computes its outputs.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -19,65 +16,37 @@ from marconi_kernels.mamba2.scan import ScanStages, mamba_chunk_scan_combined, t
 from marconi_kernels.plan import CheckpointPlan
 
 from .. import cpu_platform
-from ..observe.stats import CacheStats
-from ..radix.ledger import CheckpointLedger, PendingCheckpoint
+from ..process_state import live
+from ..seams import Hook
+from .interface import ArmedCheckpoints, Recurrence, StateSaver
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.hybrid_linear_attn_backend import Mamba2AttnBackend
-    from sglang.srt.managers.schedule_batch import ScheduleBatch
-
-logger = logging.getLogger(__name__)
 
 
-class ForwardCheckpoints:
-    """The checkpoints of the forward pass that is being launched; empty between forwards."""
+class Mamba2Saver(StateSaver):
+    """Saves in the mixer's two stages; every layer must pass both."""
 
-    def __init__(
-        self, ledger: CheckpointLedger, stages: ScanStages, num_layers: int, stats: CacheStats
-    ) -> None:
-        self._ledger = ledger
-        self._stats = stats
+    def __init__(self, stages: ScanStages, num_layers: int) -> None:
         self._stages = stages
         self._num_layers = num_layers
-        self._checkpoints: list[PendingCheckpoint] = []
-        self._rows: list[int] = []
-        self._flat_ends: list[int] = []
-        self._plan: CheckpointPlan | None = None
-        self._layer_cache: Any = None
-        self._ssm_layers = 0
-        self._conv_layers = 0
+        self.reset()
 
-    def arm(self, batch: ScheduleBatch) -> None:
-        """Collect what the requests of an extend batch want saved; rows and lengths are the batch's own."""
-        self._reset()
-        if not batch.forward_mode.is_extend():
-            return
-        start = 0
-        for row, (req, prefix_tokens, extend_tokens) in enumerate(
-            zip(batch.reqs, batch.prefix_lens, batch.extend_lens, strict=True)
-        ):
-            for checkpoint in self._ledger.unwritten(req):
-                offset = checkpoint.position_tokens - prefix_tokens
-                if 0 < offset <= extend_tokens:
-                    self._checkpoints.append(checkpoint)
-                    self._rows.append(row)
-                    self._flat_ends.append(start + offset)
-            start += extend_tokens
+    def begin(self, armed: ArmedCheckpoints) -> None:
+        self._armed = armed
 
     def bind(self, backend: Mamba2AttnBackend) -> None:
         """Put the armed plan on the device. Slot ids stay there: reading them would wait for the stream."""
-        if not self._checkpoints:
+        armed = self._armed
+        if armed is None or not len(armed):
             return
-        slots = torch.cat([checkpoint.slot for checkpoint in self._checkpoints])
-        slots = backend.req_to_token_pool.translate_mamba_indices(slots)
+        slots = armed.physical_slots(backend.req_to_token_pool)
         on_host = slots.device.type == "cpu"  # nothing to wait for there, so read them once for all layers
         self._plan = CheckpointPlan(
-            seq=torch.tensor(self._rows, dtype=torch.int32).to(slots.device, non_blocking=True),
-            end=torch.tensor(self._flat_ends, dtype=torch.int64).to(slots.device, non_blocking=True),
-            slot=slots.to(torch.int64),
-            host_rows=tuple(zip(self._rows, self._flat_ends, slots.tolist(), strict=True))
-            if on_host
-            else None,
+            seq=torch.tensor(armed.row, dtype=torch.int32).to(slots.device, non_blocking=True),
+            end=torch.tensor(armed.flat_end, dtype=torch.int64).to(slots.device, non_blocking=True),
+            slot=slots,
+            host_rows=tuple(zip(armed.row, armed.flat_end, slots.tolist(), strict=True)) if on_host else None,
         )
 
     def run_layer(
@@ -126,35 +95,23 @@ class ForwardCheckpoints:
         self._ssm_layers += 1
         return result
 
-    def disarm(self) -> None:
-        """Mark what every layer has saved; what some layer missed stays unwritten and is never published."""
-        if self._checkpoints:
-            if self._ssm_layers == self._conv_layers == self._num_layers:
-                for checkpoint in self._checkpoints:
-                    checkpoint.written = True
-            else:
-                for _ in self._checkpoints:
-                    self._stats.planning_failed("not-written")
-                logger.error(
-                    "marconi-ext: %d checkpoints dropped: %d conv and %d scan calls for %d Mamba2 layers",
-                    len(self._checkpoints),
-                    self._conv_layers,
-                    self._ssm_layers,
-                    self._num_layers,
-                )
-        self._reset()
+    def missed(self) -> str | None:
+        if self._ssm_layers == self._conv_layers == self._num_layers:
+            return None
+        return (
+            f"{self._conv_layers} conv and {self._ssm_layers} scan calls for {self._num_layers} Mamba2 layers"
+        )
 
-    def _reset(self) -> None:
-        self._checkpoints, self._rows, self._flat_ends = [], [], []
-        self._plan = self._layer_cache = None
+    def reset(self) -> None:
+        self._armed: ArmedCheckpoints | None = None
+        self._plan: CheckpointPlan | None = None
+        self._layer_cache: Any = None
         self._ssm_layers = self._conv_layers = 0
 
 
 def scan_stages() -> ScanStages:
     """The scan's stages for this machine: SGLang's Triton functions, or their torch twins on the fast CPU path.
-
-    Called once, when the cache is built.
-    """
+    Called once, when the cache is built."""
     if cpu_platform.fast_mode():
         from marconi_kernels.torch_twins.scan import TORCH_STAGES
 
@@ -176,3 +133,87 @@ def scan_stages() -> ScanStages:
         # The same tile gives the same bits as the state that the engine keeps for the running request.
         varlen_tile=lambda: tile_of(ssd_chunk_state._chunk_state_varlen_kernel),
     )
+
+
+# ---- hooks: each looks for the live saver first, so that a stock model passes through ----
+
+
+def _saver() -> Mamba2Saver | None:
+    state = live()
+    return state.forward.saver if state is not None and isinstance(state.forward.saver, Mamba2Saver) else None
+
+
+def _bind_plan(_result: None, backend: Any, forward_batch: Any) -> None:
+    saver = _saver()
+    if saver is not None:
+        saver.bind(backend)
+
+
+def _run_layer(original: Callable[..., Any], backend: Any, *args: Any, **kwargs: Any) -> Any:
+    saver = _saver()
+    if saver is None:
+        return original(backend, *args, **kwargs)
+    return saver.run_layer(original, backend, *args, **kwargs)
+
+
+def _conv(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    saver = _saver()
+    return original(*args, **kwargs) if saver is None else saver.conv(original, *args, **kwargs)
+
+
+def _scan(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    saver = _saver()
+    return original(*args, **kwargs) if saver is None else saver.scan(original, *args, **kwargs)
+
+
+_MIXER = "sglang.srt.layers.attention.mamba.mamba"
+_BACKEND = "sglang.srt.layers.attention.hybrid_linear_attn_backend.Mamba2AttnBackend"
+
+MAMBA2 = Recurrence(
+    name="Mamba2",
+    state="convolution window [channels, K−1], SSM state [heads, head width, state width]",
+    method="inside the scan, in the same pass",
+    backends=(_BACKEND,),
+    architectures=(
+        "NemotronHForCausalLM",
+        "NemotronHPuzzleForCausalLM",
+        "NemotronH_Omni_Reasoning_V3",
+        "FalconH1ForCausalLM",
+        "GraniteMoeHybridForCausalLM",
+    ),
+    hooks=(
+        Hook(
+            f"{_BACKEND}.init_forward_metadata",
+            "after",
+            _bind_plan,
+            why="put the plan on the device once a forward",
+            parameters="self forward_batch",
+        ),
+        Hook(
+            f"{_BACKEND}.forward",
+            "around",
+            _run_layer,
+            why="know the layer, hence its state pools, while its mixer runs",
+            parameters="self mixer hidden_states output layer_id forward_batch mup_vector use_triton_causal_conv",
+        ),
+        *(
+            Hook(
+                f"{_MIXER}.{name}",
+                "around",
+                _conv,
+                why="save conv windows before the conv overwrites them",
+                parameters=None,
+            )
+            for name in ("causal_conv1d_fn", "causal_conv1d_fn_triton")
+        ),
+        Hook(
+            f"{_MIXER}.mamba_chunk_scan_combined",
+            "around",
+            _scan,
+            why="save SSM states in the scan",
+            parameters=None,
+        ),
+    ),
+    saver=lambda context: Mamba2Saver(scan_stages(), context.num_layers),
+    tested="CPU engine (NemotronH, Falcon-H1), Triton's interpreter, H100 (NemotronH)",
+)

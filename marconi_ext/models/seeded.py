@@ -1,0 +1,81 @@
+"""What the small models share: seeded tensors, and the files of a model's folder."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+SPECIAL_TOKENS = 1000  # Tekken's control tokens come first
+LOGIT_STD = 4.0  # spread of the next-token logits: peaked enough to differ, flat enough to stay sensitive
+
+
+class Seeded:
+    """Tensors by name: equal seeds give equal bits, and no tensor depends on another."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def rng(self, name: str) -> np.random.RandomState:
+        """A stream of its own. RandomState's streams are frozen for good."""
+        return np.random.RandomState([self._seed, zlib.crc32(name.encode())])
+
+    def normal(self, name: str, *shape: int, std: float) -> np.ndarray:
+        return (self.rng(name).standard_normal(shape) * std).astype(np.float32)
+
+    def linear(self, name: str, rows: int, columns: int, gain: float = 1.0) -> dict[str, np.ndarray]:
+        """A projection; gain 1 keeps the variance of its input."""
+        return {f"{name}.weight": self.normal(f"{name}.weight", rows, columns, std=gain * columns**-0.5)}
+
+    def embeddings(self, vocab: int, hidden: int, prefix: str = "model") -> dict[str, np.ndarray]:
+        """Embeddings and the output head, which never prefers a control token (logit 0), so nothing ends by EOS."""
+        head = self.normal("lm_head", vocab, hidden, std=LOGIT_STD * hidden**-0.5)
+        head[:SPECIAL_TOKENS] = 0.0
+        embed = self.normal("embeddings", vocab, hidden, std=1.0)
+        return {f"{prefix}.embed_tokens.weight": embed, "lm_head.weight": head}
+
+    def conv(self, name: str, channels: int, taps: int) -> np.ndarray:
+        """A depthwise kernel [channels, 1, taps]."""
+        return self.normal(name, channels, 1, taps, std=1.5 * taps**-0.5)
+
+    def decays(self, prefix: str, heads: int, longest: float = 4000.0) -> tuple[np.ndarray, np.ndarray]:
+        """(A_log, dt_bias), fp32[heads]: states fade within a few to `longest` tokens. Were they to fade at once,
+        no wrong state would show."""
+        dt = np.exp(self.rng(f"{prefix}.dt_bias").uniform(np.log(0.01), np.log(0.2), heads))
+        tokens = np.exp(self.rng(f"{prefix}.A_log").uniform(np.log(longest / 40), np.log(longest), heads))
+        a_log = np.log(1.0 / (tokens * dt)).astype(np.float32)
+        return a_log, (dt + np.log(-np.expm1(-dt))).astype(np.float32)  # inverse softplus
+
+
+def write_folder(
+    path: str | Path,
+    config: dict,
+    weights: Callable[[], dict[str, np.ndarray]],
+    *,
+    force: bool = False,
+) -> Path:
+    """Write config.json, model.safetensors and tekken.json into the folder `path` and return it.
+
+    Raises: FileExistsError if the folder holds another model and `force` is false. A folder with the same config is
+    left as it is, so callers may ask again at no cost.
+    """
+    from marconi_ext.models.toy_model import write_tekken
+
+    path = Path(path)
+    text = json.dumps(config, indent=2) + "\n"
+    present = path / "config.json"
+    if present.exists() and not force:
+        if present.read_text() == text:
+            return path
+        raise FileExistsError(f"{path} holds a model of other sizes; pass --force to replace it")
+    path.mkdir(parents=True, exist_ok=True)
+    present.unlink(missing_ok=True)  # it marks a model as complete, so it appears last
+    save_file(weights(), path / "model.safetensors", metadata={"format": "pt"})
+    write_tekken(path / "tekken.json", config["vocab_size"])
+    (path / "generation_config.json").write_text(json.dumps({"bos_token_id": 1, "eos_token_id": 2}) + "\n")
+    present.write_text(text)
+    return path

@@ -1,0 +1,35 @@
+"""Gated DeltaNet: Qwen3-Next, Qwen3.5 and their kin, on whichever prefill kernel SGLang chooses."""
+
+from __future__ import annotations
+
+from .interface import Recurrence
+from .options import REPLAYED_DECODE, WHOLE_PREFILL_GRAPHS
+from .pieces import PIECE_HOOKS, PieceSaver
+
+BYPASSES = "its layers read the state pool themselves and never reach the seam where states are saved"
+
+GDN = Recurrence(
+    name="Gated DeltaNet",
+    state="convolution window [q+k+v channels, K−1], matrix [value heads, value width, key width]",
+    method="pieces and forks",
+    backends=("sglang.srt.layers.attention.linear.gdn_backend.GDNAttnBackend",),
+    architectures=(
+        "Qwen3NextForCausalLM",
+        "Qwen3_5ForCausalLM",
+        "Qwen3_5MoeForCausalLM",
+        "Qwen3_5ForConditionalGeneration",
+        "Qwen3_5MoeForConditionalGeneration",
+        "InternS2PreviewForConditionalGeneration",
+        "MiniCPMV4_6ForConditionalGeneration",
+        "MiniCPMV4_7ForConditionalGeneration",
+    ),
+    hooks=PIECE_HOOKS,
+    saver=PieceSaver,
+    refused={
+        "Qwen4ExpForConditionalGeneration": "a slot has side states (short_conv_pool, ngram_pool) that aren't saved",
+        "JetNemotronForCausalLM": BYPASSES,
+        "JetVLMForConditionalGeneration": BYPASSES,
+    },
+    conflicts=(REPLAYED_DECODE, WHOLE_PREFILL_GRAPHS),
+    tested="CPU engine (Qwen3-Next, a small model of random weights)",
+)

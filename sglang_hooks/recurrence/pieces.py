@@ -1,0 +1,362 @@
+"""Exact states of any recurrence whose backend runs behind `HybridLinearAttnBackend.forward_extend`.
+
+The family's own kernels leave in the running slot the state after the tokens that they were given. So an extend is
+run in pieces that end at the checkpoints, and the running slot is copied to the checkpoint's slot after each; or a
+piece is run a second time, shorter, in the checkpoint's slot (a fork; see `piece_plan`). Whole slots are copied, so
+layouts, dtypes and kernels don't matter, and a request that resumes there repeats what the first one computed.
+
+A piece's metadata come from the family itself: its `init_forward_metadata` is called on a narrowed ForwardBatch, and
+the attributes that it changed are kept and put back around the piece. Nothing is read from the device.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..process_state import live
+from ..seams import Hook
+from .interface import ArmedCheckpoints, SaverContext, StateSaver
+from .piece_plan import Copy, PiecePlan, Round, plan_pieces
+
+_MISSING = object()
+_NO_TRACKING = (
+    "mamba_track_indices",
+    "mamba_track_mask",
+    "mamba_track_seqlens",
+    "mamba_track_seqlens_cpu",
+    "mamba_prefill_track_mask_cpu",
+)
+_OUTPUT_BUFFER = "linear_attn_output"  # FlashInfer writes into it, and where pieces run the caller copies
+
+
+@dataclass(frozen=True)
+class Copies:
+    """States to copy, on the device. source, target: int64[n], rows of the pool's tensors."""
+
+    source: torch.Tensor
+    target: torch.Tensor
+
+    def run(self, states: Sequence[torch.Tensor]) -> None:
+        """states: a layer's tensors, slots first. Mutates the targets' rows."""
+        for state in states:
+            if state.numel():
+                state[self.target] = state[self.source]
+
+
+@dataclass
+class Prepared:
+    """One round, ready to run in every layer.
+
+    batch: the narrowed ForwardBatch; metadata: the backend's attributes for it
+    tokens: int64[t], the round's tokens in the batch; kept: how many of them belong to pieces
+    """
+
+    batch: Any
+    metadata: dict[str, Any]
+    tokens: torch.Tensor
+    kept: int
+    before: Copies | None
+    after: Copies | None
+
+    def run(self, backend: Any, layer_states: Sequence[torch.Tensor], call: Callable[[], Any]) -> Any:
+        """Call the layer with the backend set to this round; copy the states around it."""
+        if self.before is not None:
+            self.before.run(layer_states)
+        saved = _swap(backend, self.metadata)
+        try:
+            result = call()
+        finally:
+            _swap(backend, saved)
+        if self.after is not None:
+            self.after.run(layer_states)
+        return result
+
+
+class PieceSaver(StateSaver):
+    """Cuts and forks; every recurrent layer must pass `run_layer`."""
+
+    def __init__(self, context: SaverContext) -> None:
+        self._num_layers = context.num_layers
+        self._count = context.count
+        self._building = False
+        self.reset()
+
+    def begin(self, armed: ArmedCheckpoints) -> None:
+        self._armed = armed
+
+    def metadata_made(self, forward_batch: Any) -> None:
+        """The backend has planned this batch; what it plans for our pieces doesn't count."""
+        if not self._building:
+            self._batch = forward_batch
+
+    def run_layer(
+        self,
+        forward: Callable[..., Any],
+        hybrid: Any,
+        layer: Any,
+        forward_batch: Any,
+        save_kv_cache: bool,
+        arguments: dict[str, Any],
+    ) -> Any:
+        """One linear layer's prefill. arguments: its tensors by name, and whatever else the model passes."""
+        armed = self._armed
+        if armed is None or not len(armed):
+            return forward(hybrid, layer, forward_batch, save_kv_cache, **arguments)
+        backend = hybrid.linear_attn_backend
+        if self._plan is None:
+            self._prepare(backend, forward_batch)
+        self._layers += 1
+        last = self._layers == self._num_layers
+        if self._plan.plain:
+            result = forward(hybrid, layer, forward_batch, save_kv_cache, **arguments)
+        else:
+            result = self._run_rounds(forward, hybrid, layer, save_kv_cache, arguments)
+        if last and self._at_end is not None:
+            # All layers at once, with whatever else belongs to a slot.
+            backend.req_to_token_pool.mamba_pool.copy_from(self._at_end.source, self._at_end.target)
+        return result
+
+    def missed(self) -> str | None:
+        if self._layers == self._num_layers:
+            return None
+        return f"{self._layers} prefills of {self._num_layers} recurrent layers"
+
+    def reset(self) -> None:
+        self._armed: ArmedCheckpoints | None = None
+        self._batch: Any = None
+        self._plan: PiecePlan | None = None
+        self._rounds: list[Prepared] = []
+        self._at_end: Copies | None = None
+        self._layers = 0
+
+    def _prepare(self, backend: Any, forward_batch: Any) -> None:
+        """Plan the forward and put it on the device; once for all layers."""
+        batch = forward_batch if self._batch is None else self._batch
+        lengths = [int(n) for n in batch.extend_seq_lens_cpu]
+        armed = self._armed
+        plan = plan_pieces(lengths, armed.row, armed.offset)
+        running = backend.forward_metadata.mamba_cache_indices.to(torch.int64)
+        slots = armed.physical_slots(backend.req_to_token_pool)
+        self._at_end = _copies(plan.at_end, running, slots)
+        if not plan.plain:
+            starts = [0]
+            for length in lengths:
+                starts.append(starts[-1] + length)
+            self._building = True
+            try:
+                self._rounds = [
+                    _prepare_round(backend, batch, round_, starts, running, slots) for round_ in plan.rounds
+                ]
+            finally:
+                self._building = False
+        self._plan = plan
+        self._count("extend_forwards_with_checkpoints", 1)
+        self._count("extend_cuts", plan.cuts)
+        self._count("extend_forks", sum(len(r.spans) - r.pieces for r in plan.rounds))
+        self._count("forked_tokens", plan.forked_tokens)
+
+    def _run_rounds(
+        self,
+        forward: Callable[..., Any],
+        hybrid: Any,
+        layer: Any,
+        save_kv_cache: bool,
+        arguments: dict[str, Any],
+    ) -> Any:
+        backend = hybrid.linear_attn_backend
+        cache = backend.req_to_token_pool.mamba2_layer_cache(layer.layer_id)
+        states = [*cache.conv, cache.temporal]
+        arguments = {name: value for name, value in arguments.items() if name != _OUTPUT_BUFFER}
+        out = None
+        for prepared in self._rounds:
+
+            def call(prepared: Prepared = prepared) -> Any:
+                narrowed = {name: _take(value, prepared.tokens) for name, value in arguments.items()}
+                return forward(hybrid, layer, prepared.batch, save_kv_cache, **narrowed)
+
+            part = prepared.run(backend, states, call)
+            dim = 1 if part.dim() == 4 else 0
+            if out is None:
+                shape = list(part.shape)
+                shape[dim] = _tokens_of(arguments)
+                out = part.new_zeros(shape)
+            out.index_copy_(dim, prepared.tokens[: prepared.kept], part.narrow(dim, 0, prepared.kept))
+        return out
+
+
+def _prepare_round(
+    backend: Any,
+    batch: Any,
+    round_: Round,
+    starts: Sequence[int],
+    running: torch.Tensor,
+    slots: torch.Tensor,
+) -> Prepared:
+    spans = round_.spans
+    device = running.device
+    flat = [range(starts[s.row] + s.start, starts[s.row] + s.stop) for s in spans]
+    tokens = torch.tensor([t for span in flat for t in span], dtype=torch.int64).to(device, non_blocking=True)
+    narrowed = narrow_batch(batch, [(s.row, s.start, s.stop) for s in spans], tokens)
+    metadata = _metadata_for(backend, narrowed)
+    forks = [s.checkpoint for s in spans if s.checkpoint is not None]
+    if forks:
+        indices = metadata["forward_metadata"].mamba_cache_indices
+        indices[round_.pieces :] = slots[_index(forks, device)].to(indices.dtype)
+    return Prepared(
+        batch=narrowed,
+        metadata=metadata,
+        tokens=tokens,
+        kept=sum(s.stop - s.start for s in spans if s.checkpoint is None),
+        before=_copies(round_.before, running, slots),
+        after=_copies(round_.after, running, slots),
+    )
+
+
+def narrow_batch(batch: Any, spans: Sequence[tuple[int, int, int]], tokens: torch.Tensor) -> Any:
+    """A copy of an extend's ForwardBatch that holds only these spans, each as a sequence of its own.
+
+    spans: (row, start, stop), in tokens of the row's extend; tokens: int64[t], the same as indices into the batch
+    """
+    narrowed = copy.copy(batch)
+    device = batch.seq_lens.device
+    rows = [row for row, _, _ in spans]
+    lengths = [stop - start for _, start, stop in spans]
+    prefixes = [int(batch.extend_prefix_lens_cpu[row]) + start for row, start, _ in spans]
+    totals = [prefix + length for prefix, length in zip(prefixes, lengths, strict=True)]
+    begins = [sum(lengths[:i]) for i in range(len(lengths))]
+
+    def like(original: torch.Tensor, values: Sequence[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=original.dtype).to(original.device, non_blocking=True)
+
+    narrowed.batch_size = len(spans)
+    narrowed.req_pool_indices = batch.req_pool_indices[_index(rows, device)]
+    narrowed.seq_lens = like(batch.seq_lens, totals)
+    narrowed.seq_lens_sum = sum(totals)
+    if batch.seq_lens_cpu is not None:
+        narrowed.seq_lens_cpu = torch.tensor(totals, dtype=batch.seq_lens_cpu.dtype)
+    narrowed.extend_num_tokens = sum(lengths)
+    narrowed.extend_seq_lens = like(batch.extend_seq_lens, lengths)
+    narrowed.extend_seq_lens_cpu = lengths
+    narrowed.extend_prefix_lens = like(batch.extend_prefix_lens, prefixes)
+    narrowed.extend_prefix_lens_cpu = prefixes
+    narrowed.extend_start_loc = like(batch.extend_start_loc, begins)
+    if batch.input_ids is not None:
+        narrowed.input_ids = batch.input_ids[tokens]
+    if batch.out_cache_loc is not None:
+        narrowed.out_cache_loc = batch.out_cache_loc[tokens]
+    if batch.global_num_token_non_padded_cpu is not None:
+        narrowed.global_num_token_non_padded_cpu = sum(lengths)
+    for name in _NO_TRACKING:  # ours is the only tracking, and their slots are translated in place
+        setattr(narrowed, name, None)
+    return narrowed
+
+
+def _metadata_for(backend: Any, batch: Any) -> dict[str, Any]:
+    """What the backend's own planning sets for `batch`; the backend itself is left as it was."""
+    before = dict(vars(backend))
+    backend.init_forward_metadata(batch)
+    changed = {
+        name: value for name, value in vars(backend).items() if before.get(name, _MISSING) is not value
+    }
+    _swap(backend, {name: before.get(name, _MISSING) for name in changed})
+    return changed
+
+
+def _swap(target: Any, attributes: dict[str, Any]) -> dict[str, Any]:
+    """Set the attributes (or take them away), and return what stood there."""
+    old = {name: vars(target).get(name, _MISSING) for name in attributes}
+    for name, value in attributes.items():
+        if value is _MISSING:
+            vars(target).pop(name, None)
+        else:
+            setattr(target, name, value)
+    return old
+
+
+def _copies(copies: Sequence[Copy], running: torch.Tensor, slots: torch.Tensor) -> Copies | None:
+    """Rows of the pool for the copies. A copy from another checkpoint reads that one's slot."""
+    if not copies:
+        return None
+    device = running.device
+    both = torch.cat([running, slots])  # a row's running slot, then the checkpoints' slots
+    source = [c.row if c.source_checkpoint is None else len(running) + c.source_checkpoint for c in copies]
+    return Copies(both[_index(source, device)], slots[_index([c.checkpoint for c in copies], device)])
+
+
+def _index(values: Sequence[int], device: torch.device) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)
+
+
+def _token_dim(value: torch.Tensor) -> int:
+    """KDA's gates are [1, T, …], everything else begins with the tokens."""
+    return 1 if value.dim() > 2 and value.shape[0] == 1 else 0
+
+
+def _take(value: Any, tokens: torch.Tensor) -> Any:
+    return value.index_select(_token_dim(value), tokens) if isinstance(value, torch.Tensor) else value
+
+
+def _tokens_of(arguments: dict[str, Any]) -> int:
+    """Tokens of the layer's call, padding included."""
+    value = next(value for value in arguments.values() if isinstance(value, torch.Tensor))
+    return value.shape[_token_dim(value)]
+
+
+# ---- hooks ----
+
+
+def _saver() -> PieceSaver | None:
+    state = live()
+    return state.forward.saver if state is not None and isinstance(state.forward.saver, PieceSaver) else None
+
+
+def _metadata_made(_result: Any, _backend: Any, forward_batch: Any) -> None:
+    saver = _saver()
+    if saver is not None:
+        saver.metadata_made(forward_batch)
+
+
+def _forward_extend(
+    original: Callable[..., Any],
+    hybrid: Any,
+    layer: Any,
+    forward_batch: Any,
+    save_kv_cache: bool = True,
+    q: torch.Tensor | None = None,
+    k: torch.Tensor | None = None,
+    v: torch.Tensor | None = None,
+    mixed_qkv: torch.Tensor | None = None,
+    a: torch.Tensor | None = None,
+    b: torch.Tensor | None = None,
+    **more: Any,
+) -> Any:
+    arguments = {"q": q, "k": k, "v": v, "mixed_qkv": mixed_qkv, "a": a, "b": b, **more}
+    saver = _saver()
+    if saver is None or hybrid._is_full_attn(layer, more.get("layer_id")):
+        return original(hybrid, layer, forward_batch, save_kv_cache, **arguments)
+    return saver.run_layer(original, hybrid, layer, forward_batch, save_kv_cache, arguments)
+
+
+_BACKENDS = "sglang.srt.layers.attention.hybrid_linear_attn_backend"
+
+PIECE_HOOKS = (
+    Hook(
+        f"{_BACKENDS}.MambaAttnBackendBase._forward_metadata",
+        "after",
+        _metadata_made,
+        why="the batch as the backend planned it: a graph's replay shows the layers another",
+        parameters="self forward_batch",
+    ),
+    Hook(
+        f"{_BACKENDS}.HybridLinearAttnBackend.forward_extend",
+        "around",
+        _forward_extend,
+        why="cut a recurrent layer's prefill where states are saved",
+        parameters="self layer forward_batch save_kv_cache q k v mixed_qkv a b kwargs",
+    ),
+)
