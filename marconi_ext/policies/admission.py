@@ -143,9 +143,10 @@ class Selective(Exact):
         gain = max(8, min(64, facts.kv_tokens // 8))
         floor = facts.hit_tokens
         for fork in sorted({*facts.proven_forks, *([facts.kv_tokens] if facts.diverges else [])}):
-            if fork > floor:
-                offers[fork] = Offer(fork, Kind.BRANCH, spare=fork - floor < gain)
-                floor = floor if offers[fork].spare else fork
+            spare = fork - floor < gain
+            if fork > floor and not (spare and facts.parted_before_end):  # the next turn parts farther down
+                offers[fork] = Offer(fork, Kind.BRANCH, spare=spare)
+                floor = floor if spare else fork
         return self._with_ends(facts, list(offers.values()))
 
 

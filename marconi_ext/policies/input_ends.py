@@ -4,7 +4,8 @@ A thinking model's next prompt repeats the last one up to somewhere in its gener
 generated. A state there is what the next turn starts from; one after the answer never serves. Each prompt belongs to
 a *class*: how it ends (see `InputEnd.kind`), and whether it repeats an earlier prompt with its answer, reasoning and
 all, as calls in a tool loop do. Of each class is counted how many tokens before their ends later prompts part from
-its prompts, looked up in the *earlier* prompt, which is the one in which the state must be saved.
+its prompts, looked up in the *earlier* prompt, which is the one in which the state must be saved. A prompt that ends as
+none did before is served by what was seen of all: as far before its end as any parted, which loses the tokens between.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ KNOWN_PARTINGS = 16.0  # that what a template says counts for: more than MIN_SHA
 GUESSED_PARTINGS = 2.0  # that what a header says does
 MIN_GAIN = 16  # tokens, over the states above
 PLACES = 2  # for one prompt
-FEW_PROMPTS = 16  # of a class, before last-token states can go
+FEW_PROMPTS = 16  # of a class, up to which it is new, and last-token states aren't known to be useless
 TRIED_EACH = 16  # prompts: they are saved all the same, for what was true may not stay so
 
 
@@ -46,6 +47,7 @@ class Prompt:
 @dataclass(slots=True)
 class _Class:
     number: int
+    whole: _Class | None = None  # that it is part of
     prompts: float = 0.0  # decayed
     went_through: float = 0.0  # likewise: those whose answer was repeated
     planned: int = 0
@@ -59,6 +61,20 @@ class _Class:
         self.prompts = self.prompts * decay + 1
         self.went_through *= decay
 
+    def weight(self, planned: int) -> float:
+        """What something counts that was seen when so many prompts had been planned."""
+        return 0.5 ** ((self.planned - planned) / HALF_LIFE_PROMPTS)
+
+    def parted(self) -> float:
+        """Partings, decayed."""
+        return sum(self.weight(at) for at, _, _ in self.partings)
+
+    def farthest(self) -> tuple[int, ...]:
+        """The largest distance before a prompt's end at which one parted; none where they seldom do."""
+        if self.parted() < max(MIN_PARTINGS, MIN_SHARE * self.prompts):
+            return ()
+        return (max(high for _, _, high in self.partings),)
+
 
 class InputEnds:
     """Counts of each class of prompts. Deterministic."""
@@ -66,6 +82,7 @@ class InputEnds:
     def __init__(self) -> None:
         self._classes: OrderedDict[tuple[int, bool], _Class] = OrderedDict()  # the least recent first
         self._by_number: dict[int, _Class] = {}
+        self._whole = {goes_through: _Class(0) for goes_through in (False, True)}
         self._numbers = 0
 
     def parted(self, number: int, before_end: int, page_tokens: int = 1) -> None:
@@ -73,7 +90,8 @@ class InputEnds:
         a page nearer."""
         if (one := self._by_number.get(number)) is not None and before_end < TAIL_TOKENS + page_tokens:
             least = max(before_end - page_tokens + 1, 0)
-            one.partings.append((one.planned, least, min(before_end, TAIL_TOKENS)))
+            for counted in (one, one.whole):
+                counted.partings.append((counted.planned, least, min(before_end, TAIL_TOKENS)))
 
     def went_through(self, number: int) -> None:
         """A prompt repeats one of class `number`, and what was answered to it."""
@@ -84,6 +102,7 @@ class InputEnds:
         """A prompt of such an end. goes_through: it repeats an earlier one, and what was answered to it"""
         one = self._class(last_token if known is None else known.kind, goes_through)
         one.began()
+        one.whole.began()
         distances = self._distances(one, None if goes_through else known)
         return Prompt(one.number, distances, self._wants_last_token(one))
 
@@ -91,7 +110,8 @@ class InputEnds:
         key = (kind, goes_through)
         if key not in self._classes:
             self._numbers += 1
-            self._classes[key] = self._by_number[self._numbers] = _Class(self._numbers)
+            one = _Class(self._numbers, self._whole[key[1]])
+            self._classes[key] = self._by_number[self._numbers] = one
             if len(self._classes) > KEPT_CLASSES:
                 _, gone = self._classes.popitem(last=False)
                 del self._by_number[gone.number]
@@ -104,18 +124,16 @@ class InputEnds:
         if known is not None and (known.dropped or not known.keeps_answer):
             before = KNOWN_PARTINGS if known.known else GUESSED_PARTINGS - one.went_through
             votes[known.dropped] = max(before, 0.0)
-        left = [
-            (0.5 ** ((one.planned - at) / HALF_LIFE_PROMPTS), low, high) for at, low, high in one.partings
-        ]
+        left = [(one.weight(at), low, high) for at, low, high in one.partings]
+        if known is None and one.planned <= FEW_PROMPTS and one.parted() < MIN_PARTINGS:
+            return one.whole.farthest()
         least = max(MIN_PARTINGS, MIN_SHARE * one.prompts)
         chosen: list[int] = []
         for _ in range(PLACES):
             found = votes.copy()
             for weight, low, high in left:
                 found[low : high + 1] += weight
-            best = TAIL_TOKENS - int(
-                found[::-1].argmax()
-            )  # of equals the farthest: all of its partings have it
+            best = TAIL_TOKENS - int(found[::-1].argmax())  # of equals the farthest: all its partings have it
             if found[best] < least:
                 break
             chosen.append(best)
@@ -124,10 +142,9 @@ class InputEnds:
         return tuple(sorted(chosen))
 
     def _wants_last_token(self, one: _Class) -> bool:
-        parted = sum(0.5 ** ((one.planned - at) / HALF_LIFE_PROMPTS) for at, _, _ in one.partings)
         useless = (
             one.prompts >= FEW_PROMPTS
             and one.went_through < MIN_SHARE * one.prompts
-            and parted >= max(MIN_PARTINGS, 4 * MIN_SHARE * one.prompts)
+            and one.parted() >= max(MIN_PARTINGS, 4 * MIN_SHARE * one.prompts)
         )
         return not useless or one.planned % TRIED_EACH == 0

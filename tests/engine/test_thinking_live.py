@@ -88,7 +88,7 @@ def test_what_turns_share_is_reused_and_answers_stay(model: Path, expected: list
         for answer in found:
             assert_same(answer, wanted, len(prompt))
         reused = sorted(answer.cached_tokens for answer in found)
-        assert reused == [0] + [(len(prompt) - 1) // page * page] * 11
+        assert reused[0] <= 1 and reused[1:] == [(len(prompt) - 1) // page * page] * 11  # all begin alike
     lost = [
         (shared // page * page) - answer.cached_tokens
         for (_, shared), answer in zip(asked, answers, strict=True)

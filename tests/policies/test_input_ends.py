@@ -116,7 +116,10 @@ def test_two_partings_at_one_distance_are_enough() -> None:
     assert ends.plan(7, False, None).distances == ()
     ends.parted(first.number, 3)
     assert ends.plan(7, False, None).distances == (3,)
-    assert ends.plan(8, False, None).distances == ()  # that ends otherwise
+    assert ends.plan(8, False, None).distances == (3,)  # that ends otherwise: as others, until more is known
+    for _ in range(FEW_PROMPTS):
+        ends.plan(8, False, None)
+    assert ends.plan(8, False, None).distances == ()
     assert ends.plan(7, True, None).distances == ()  # a call in a tool loop
 
 

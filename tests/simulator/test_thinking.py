@@ -105,6 +105,53 @@ def test_a_template_that_keeps_everything_costs_no_state_more(known: str) -> Non
     assert live.keeper.counts["offers"] <= 2 * 40 + 2
 
 
+def loops(sessions: int, at_once: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Sessions of four tasks of 5 to 20 calls, so many at once; between tasks each lies idle for a while."""
+    rng = np.random.default_rng(8)
+
+    def session() -> Iterator[tuple[np.ndarray, np.ndarray] | None]:
+        history = [START, SYSTEM, LINE, *range(100, 400)]
+        for _ in range(4):
+            history += [END, LINE, START, USER, LINE, *rng.integers(100, 5_000, 100).tolist()]
+            running = list(history)
+            for _ in range(rng.integers(5, 20)):
+                prompt = np.array([*running, *OPENED], np.int32)
+                said, result = rng.integers(100, 5_000, (2, 30)).tolist()
+                answer = np.array([*thought(rng), *said, END], np.int32)
+                yield prompt, answer
+                running = [*prompt.tolist(), *answer.tolist(), LINE, *result]
+                history += [END, LINE, START, ASSISTANT, LINE, *said, END, LINE, *result]
+            for _ in range(rng.integers(5, 40)):
+                yield None
+
+    waiting = [session() for _ in range(sessions)]
+    running, waiting = waiting[:at_once], waiting[at_once:]
+    while running:
+        one = running[rng.integers(len(running))]
+        try:
+            request = next(one)
+        except StopIteration:
+            running.remove(one)
+            running += [waiting.pop(0)] if waiting else []
+            continue
+        if request is not None:
+            yield request
+
+
+def test_half_as_many_slots_as_sessions_hold_what_their_next_tasks_start_from() -> None:
+    requests = list(loops(24, at_once=6))
+    total = sum(len(prompt) for prompt, _ in requests)
+
+    def rate(policy: str, slots: int) -> float:
+        live = rules(policy, KNOWN["template"], slots)
+        return 100 * sum(live.serve(*request).hit_tokens for request in requests) / total
+
+    unlimited = rate("ours", 10_000)
+    found = unlimited, rate("ours", 12), rate("learned+lru", 12)
+    assert found[1] > unlimited - 2, found
+    assert found[2] < unlimited - 5, found
+
+
 def test_a_tool_loop_keeps_what_the_next_task_starts_from() -> None:
     """Ten tasks of eight calls. Within a task everything is repeated; a new task drops what was thought since the
     user's last message, and starts from there."""
