@@ -1,0 +1,49 @@
+"""Which backends and models a family serves, and what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+from sglang.srt.layers.attention.hybrid_linear_attn_backend import Mamba2AttnBackend
+from sglang.srt.layers.attention.linear.gdn_backend import GDNAttnBackend
+from sglang.srt.layers.attention.linear.kda_backend import KDAAttnBackend
+
+from sglang_hooks.recurrence.gdn import GDN
+from sglang_hooks.recurrence.interface import Recurrence
+from sglang_hooks.recurrence.mamba2 import MAMBA2
+from sglang_hooks.recurrence.options import REPLAYED_DECODE
+from sglang_hooks.recurrence.registry import family_of, hooks
+from sglang_hooks.seams import check_signatures
+
+
+class Subclass(GDNAttnBackend):
+    """As NPU and XPU have them."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "family"),
+    [(Mamba2AttnBackend, MAMBA2), (GDNAttnBackend, GDN), (Subclass, None), (KDAAttnBackend, None)],
+)
+def test_a_backend_is_served_by_its_exact_class(kind: type, family: Recurrence | None) -> None:
+    assert family_of(object.__new__(kind)) is family
+
+
+def test_no_backend_has_no_family() -> None:
+    assert family_of(None) is None
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    ["JetNemotronForCausalLM", "JetVLMForConditionalGeneration", "Qwen4ExpForConditionalGeneration"],
+)
+def test_models_whose_states_would_be_wrong_are_refused(architecture: str) -> None:
+    assert GDN.why_refused(architecture, None)
+
+
+def test_replayed_decode_is_refused() -> None:
+    applies, _ = REPLAYED_DECODE
+    assert applies(type("Arguments", (), {"enable_linear_replayssm": True}))
+    assert not applies(type("Arguments", (), {"enable_linear_replayssm": False}))
+
+
+def test_hooks_fit_the_installed_release() -> None:
+    assert check_signatures(hooks()) == []
