@@ -160,7 +160,7 @@ class Foresight(Selective):
 
 
 class LearnedPlacement(Selective):
-    """`Selective`, and at most two more states where requests have been seen to part: see `partings.py`."""
+    """`Selective`, and at most two more states where requests have been seen to part: see `fork_predictor.py`."""
 
     def __init__(self) -> None:
         super().__init__()
