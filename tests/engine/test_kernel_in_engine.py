@@ -41,7 +41,8 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
     first = [1_000 + 7 * i for i in range(45)]
     branch = first[:30] + [2_000 + 5 * i for i in range(9)]
     by_request, seen = {}, set()
-    with running(folder / "model", env=env) as live:
+    kinds = "branch,prompt-end,last-token"  # ends of inputs are learned from prompts as alike as these
+    with running(folder / "model", env=env, marconi_checkpoints=kinds) as live:
         for name, prompt in {
             "first": first,
             "branch": branch,

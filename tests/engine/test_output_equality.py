@@ -38,9 +38,11 @@ def expected_hits(cases: list[Case], page_size: int = 1) -> list[int]:
 def test_one_at_a_time_every_hit_is_exact(model: Path, cases: list[Case]) -> None:
     """Overlap on, ample pool: each request reuses all that exact states can give, to the token.
 
-    The default policy saves where it guesses that requests will part, too, so it isn't used here.
+    The default policy saves where it guesses that requests will part, and ends of inputs are learned, too, so neither
+    is used here.
     """
-    with running(model, marconi_eviction="exact+lru") as live:
+    kinds = "branch,prompt-end,last-token"
+    with running(model, marconi_eviction="exact+lru", marconi_checkpoints=kinds) as live:
         answers = [live.generate(prompt, answer_tokens) for prompt, answer_tokens, _ in cases]
         assert_equal_outputs(cases, answers)
         assert [answer.cached_tokens for answer in answers] == expected_hits(cases)
