@@ -13,7 +13,7 @@ from typing import Any
 from marconi_ext.config import ConfigError, MarconiConfig, build_config, flag_name
 
 from .compat import check_arguments, check_version
-from .seams import Hook
+from .hooks import Hook
 
 ENABLE = "enable_marconi"
 _BOOKKEEPING = "_marconi_config"

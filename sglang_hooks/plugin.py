@@ -10,7 +10,8 @@ from __future__ import annotations
 def register() -> None:
     """Add the flags and the hook. Idempotent: SGLang loads plugins once a process."""
     from .flags import LAUNCHER_HOOKS, add_engine_arguments
-    from .seams import SCHEDULER_INIT, install
+    from .hooks import install
+    from .seams import SCHEDULER_INIT
 
     install([*LAUNCHER_HOOKS, SCHEDULER_INIT], apply=False)  # SGLang applies them after the last plugin
     add_engine_arguments()

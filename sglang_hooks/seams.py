@@ -1,6 +1,6 @@
 """Every name of SGLang that the extension patches in a scheduler process, each with the reason.
 
-SGLang only logs a plugin's exception and serves on as stock, so `install` checks that each hook really took.
+SGLang only logs a plugin's exception and serves on as stock, so `hooks.install` checks that each hook really took.
 Remove a hook when upstream offers the same as an API; the signatures are compared with the installed SGLang
 before anything is patched.
 
@@ -12,68 +12,11 @@ shorter walks and changes in one step).
 
 from __future__ import annotations
 
-import inspect
-import pkgutil
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
+from .hooks import Hook, SeamError, check_signatures, install
 from .process_state import live
-
-
-@dataclass(frozen=True)
-class Hook:
-    """One patched name.
-
-    kind: "after" | "around" - as SGLang's HookRegistry calls them
-    parameters: names of the original's parameters in the release we support; None: bound at runtime
-    """
-
-    target: str
-    kind: str
-    function: Callable[..., Any]
-    why: str
-    parameters: str | None
-
-
-class SeamError(RuntimeError):
-    """SGLang is not as the hooks expect it."""
-
-
-def check_signatures(hooks: Iterable[Hook]) -> list[str]:
-    """Compare each target with the installed SGLang. Returns: one line a difference, empty if all agree."""
-    problems = []
-    for hook in hooks:
-        if hook.parameters is None:
-            continue
-        try:
-            original = inspect.unwrap(pkgutil.resolve_name(hook.target))
-        except (ImportError, AttributeError) as error:
-            problems.append(f"{hook.target}: not found ({error})")
-            continue
-        found = " ".join(inspect.signature(original).parameters)
-        if found != hook.parameters:
-            problems.append(f"{hook.target}: parameters {found!r}, expected {hook.parameters!r}")
-    return problems
-
-
-def install(hooks: Iterable[Hook], *, apply: bool = True) -> None:
-    """Register the hooks with SGLang; with `apply`, patch at once and verify.
-
-    Raises: SeamError naming each target that could not be patched.
-    """
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
-
-    hooks = [hook for hook in hooks if hook.target not in HookRegistry._patched]
-    for hook in hooks:
-        HookRegistry.register(hook.target, hook.function, HookType(hook.kind))
-    if not apply:
-        return
-    HookRegistry.apply_hooks()
-    missing = [hook.target for hook in hooks if hook.target not in HookRegistry._patched]
-    if missing:
-        raise SeamError("could not patch " + ", ".join(missing))
-
 
 # ---- hooks: each looks for the live extension first, so that a stock model passes through ----
 

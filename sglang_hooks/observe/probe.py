@@ -56,7 +56,8 @@ def plugin() -> Iterator[Finding]:
 def seams() -> Iterator[Finding]:
     """Runs before the plugin is loaded, whose patches would show in the signatures."""
     from ..flags import LAUNCHER_HOOKS
-    from ..seams import SCHEDULER_INIT, check_signatures, live_hooks
+    from ..hooks import check_signatures
+    from ..seams import SCHEDULER_INIT, live_hooks
 
     for hook in [*LAUNCHER_HOOKS, SCHEDULER_INIT, *live_hooks()]:
         name = ".".join(hook.target.split(".")[-2:])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from ..seams import Hook
+    from ..hooks import Hook
 
 
 @dataclass(frozen=True)

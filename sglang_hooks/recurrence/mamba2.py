@@ -16,8 +16,8 @@ from marconi_kernels.mamba2.scan import ScanStages, mamba_chunk_scan_combined, t
 from marconi_kernels.plan import CheckpointPlan
 
 from .. import cpu_platform
+from ..hooks import Hook
 from ..process_state import live
-from ..seams import Hook
 from .interface import ArmedCheckpoints, Recurrence, StateSaver
 
 if TYPE_CHECKING:

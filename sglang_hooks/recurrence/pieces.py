@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
+from ..hooks import Hook
 from ..process_state import live
-from ..seams import Hook
 from .interface import ArmedCheckpoints, SaverContext, StateSaver
 from .piece_plan import Copy, PiecePlan, Round, plan_pieces
 

@@ -9,18 +9,28 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from marconi_ext.policies.table.checkpoints import CheckpointBook
+
+class RowTree(Protocol):
+    """What chains ask of the book whose rows they cut: its columns by row, and the children of each."""
+
+    chain: np.ndarray
+    parent: np.ndarray
+    depth: np.ndarray
+    live: np.ndarray
+    branches: np.ndarray
+    children: list[list[int]]
+
+    def rows(self) -> np.ndarray: ...
 
 
 class Chains:
     """Of one book, which says what happens to its rows; `book.chain` has each row's chain."""
 
-    def __init__(self, book: CheckpointBook) -> None:
+    def __init__(self, book: RowTree) -> None:
         self._book = book
         self._rows: list[array] = []  # of each chain, downwards
         self._depths: list[array] = []  # theirs, in tokens

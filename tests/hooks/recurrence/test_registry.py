@@ -7,12 +7,12 @@ from sglang.srt.layers.attention.hybrid_linear_attn_backend import Mamba2AttnBac
 from sglang.srt.layers.attention.linear.gdn_backend import GDNAttnBackend
 from sglang.srt.layers.attention.linear.kda_backend import KDAAttnBackend
 
+from sglang_hooks.hooks import check_signatures
 from sglang_hooks.recurrence.gdn import GDN
 from sglang_hooks.recurrence.interface import Recurrence
 from sglang_hooks.recurrence.mamba2 import MAMBA2
 from sglang_hooks.recurrence.options import REPLAYED_DECODE
 from sglang_hooks.recurrence.registry import family_of, hooks
-from sglang_hooks.seams import check_signatures
 
 
 class Subclass(GDNAttnBackend):

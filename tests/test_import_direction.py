@@ -1,0 +1,174 @@
+"""Imports between rooms run one way, and no file imports itself round a circle.
+
+An import counts wherever it stands: at the top, inside a function, or for type checkers only. In `sglang_hooks`
+those for type checkers don't count towards circles: the parts of the cache name each other in annotations.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[1]
+PACKAGES = {"marconi_ext": "marconi_ext", "marconi_kernels": "kernels", "sglang_hooks": "sglang_hooks"}
+
+# What each room of marconi_ext may import besides itself, `errors`, `output` and the package's version.
+ROOMS = {
+    "errors": "",
+    "output": "",
+    "policies": "",
+    "routing": "",
+    "profiles": "policies",
+    "config": "policies",
+    "traces": "",
+    "results": "traces",
+    "servers": "config results",
+    "replay": "results servers traces",
+    "simulator": "policies profiles routing traces",
+    "models": "",
+    "report": "results",
+    "watch": "servers",
+    "commands": "config models policies profiles replay report results routing servers simulator traces watch",
+    "cli": "commands",
+    "__main__": "cli",
+}
+# The same between packages, and inside marconi_kernels, whose shared files stand below the ops.
+BELOW = {
+    "marconi_ext": {"marconi_kernels"},  # only what `marconi kernels` reports
+    "marconi_kernels": set(),
+    "sglang_hooks": {"marconi_ext", "marconi_kernels"},
+}
+KERNEL_OPS = {"mamba2", "gdn"}
+Arrow = tuple[str, str, bool]
+"""Importing module, imported module, and whether it is for type checkers only."""
+
+
+def find_modules() -> dict[str, Path]:
+    found = {}
+    for package, folder in PACKAGES.items():
+        for file in (REPO / folder).rglob("*.py"):
+            parts = [package, *file.relative_to(REPO / folder).with_suffix("").parts]
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return found
+
+
+def arrows_of(module: str, text: str, *, is_package: bool, known: set[str]) -> Iterator[Arrow]:
+    """All imports of known modules in a module's text."""
+    tree = ast.parse(text)
+    guarded = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test).endswith("TYPE_CHECKING")
+        for statement in block.body
+        for node in ast.walk(statement)
+    }
+    package = module if is_package else module.rpartition(".")[0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")
+                base = ".".join([*parents[: len(parents) - node.level + 1], *filter(None, [node.module])])
+            names = [f"{base}.{a.name}" if f"{base}.{a.name}" in known else base for a in node.names]
+        else:
+            continue
+        for name in names:
+            if name in known and name != module:
+                yield module, name, id(node) in guarded
+
+
+def find_circle(arrows: list[Arrow]) -> list[str]:
+    """The modules of one circle in order, or an empty list."""
+    graph: dict[str, set[str]] = {}
+    for source, target, _ in arrows:
+        graph.setdefault(source, set()).add(target)
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+@pytest.fixture(scope="module")
+def arrows() -> list[Arrow]:
+    modules = find_modules()
+    known = set(modules)
+    return [
+        arrow
+        for module, file in modules.items()
+        for arrow in arrows_of(
+            module, file.read_text(encoding="utf-8"), is_package=file.name == "__init__.py", known=known
+        )
+    ]
+
+
+def test_rooms_of_marconi_ext_import_one_way(arrows: list[Arrow]) -> None:
+    wrong = []
+    for source, target, _ in arrows:
+        if not (source.startswith("marconi_ext.") and target.startswith("marconi_ext.")):
+            continue
+        room, other = source.split(".")[1], target.split(".")[1]
+        if other not in {room, "errors", "output", *ROOMS[room].split()}:
+            wrong.append(f"{source} imports {target}")
+        if room == "errors" or (room == "output" and other == "output"):
+            wrong.append(f"{source} imports {target}")
+    assert not wrong
+
+
+def test_rooms_are_listed_from_the_bottom() -> None:
+    seen: set[str] = set()
+    for room, below in ROOMS.items():
+        assert set(below.split()) <= seen, f"{room} may import what stands above it"
+        seen.add(room)
+
+
+def test_packages_import_one_way(arrows: list[Arrow]) -> None:
+    wrong = []
+    for source, target, _ in arrows:
+        package, other = source.split(".")[0], target.split(".")[0]
+        if package == other:
+            continue
+        only_reports = package != "marconi_ext" or (
+            source.startswith("marconi_ext.commands.kernels") and target.startswith("marconi_kernels.report")
+        )
+        if other not in BELOW[package] or not only_reports:
+            wrong.append(f"{source} imports {target}")
+    assert not wrong
+
+
+def test_kernels_of_one_op_know_no_other(arrows: list[Arrow]) -> None:
+    allowed = {"torch_twins": KERNEL_OPS, "report": KERNEL_OPS}
+    folders = {*KERNEL_OPS, *allowed}
+    wrong = []
+    for source, target, _ in arrows:
+        if not (source.startswith("marconi_kernels.") and target.startswith("marconi_kernels.")):
+            continue
+        room, other = source.split(".")[1], target.split(".")[1]
+        if other in folders - {room} - allowed.get(room, set()):
+            wrong.append(f"{source} imports {target}")
+    assert not wrong
+
+
+def test_no_circle(arrows: list[Arrow]) -> None:
+    counted = [a for a in arrows if not (a[2] and a[0].startswith("sglang_hooks"))]
+    assert len(counted) > 300, "the arrows weren't found"
+    assert find_circle(counted) == []
+
+
+def test_a_circle_is_found() -> None:
+    known = {"p", "p.a", "p.b", "p.c"}
+    texts = {
+        "p.a": "from p import b",
+        "p.b": "def f():\n    from .c import x",
+        "p.c": "if TYPE_CHECKING:\n    import p.a",
+    }
+    found = [a for m, t in texts.items() for a in arrows_of(m, t, is_package=False, known=known)]
+    assert found == [("p.a", "p.b", False), ("p.b", "p.c", False), ("p.c", "p.a", True)]
+    assert set(find_circle(found)) == {"p.a", "p.b", "p.c"}
+    assert find_circle(found[:2]) == []
