@@ -1,29 +1,40 @@
-# Two commands do everything on a machine with Python 3.11+ and pip:
+# Three commands do everything on a machine with Python 3.11+ and pip:
 #   make demo   install once into .venv, then compare stock SGLang with the extension
-#   make test   install once into .venv, then run the tests
+#   make check  install little into .venv-check, then lint, format, types and the tests that need no SGLang
+#   make test   make check; install once into .venv, then run all tests
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+CHECK := $(VENV)-check
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 MAMBA_SSM := mamba-ssm==2.3.2.post1
 ARGS ?=
 
-.PHONY: demo test lint clean
+.PHONY: demo check test lint clean
 
 demo: $(VENV)/.engine
 	$(BIN)/marconi demo $(ARGS)
 
-test: $(VENV)/.test
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+check: $(CHECK)/.done
+	$(CHECK)/bin/ruff check . && $(CHECK)/bin/ruff format --check .
+	$(CHECK)/bin/mypy
+	$(CHECK)/bin/python -m pytest -q -n auto
+
+test: check $(VENV)/.test
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-$(BIN)/python:
-	@echo "==> creating $(VENV)"
+$(BIN)/python $(CHECK)/bin/python:
+	@echo "==> creating $(@:%/bin/python=%)"
 	@$(PYTHON) -c 'import sys; sys.exit("marconi-ext needs Python 3.11 or later, this is " + sys.version.split()[0] + "; set PYTHON=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
-	@$(PYTHON) -m venv $(VENV) || { echo "python's venv module is missing: on Debian, apt-get install python3-venv"; exit 1; }
+	@$(PYTHON) -m venv $(@:%/bin/python=%) || { echo "python's venv module is missing: on Debian, apt-get install python3-venv"; exit 1; }
+
+$(CHECK)/.done: $(CHECK)/bin/python setup.py
+	@echo "==> installing the tools of make check (0.4 GB)"
+	$(CHECK)/bin/python -m pip --disable-pip-version-check install -q --no-compile -e '.[check]'
+	@touch $@
 
 $(VENV)/.engine: $(BIN)/python setup.py
 	@echo "==> installing SGLang and the extension (about 11 GB, a few minutes the first time)"
@@ -38,4 +49,4 @@ $(VENV)/.test: $(VENV)/.engine setup.py
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
+	rm -rf $(VENV) $(CHECK) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache

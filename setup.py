@@ -7,6 +7,8 @@ from pathlib import Path
 
 from setuptools import setup
 
+CHECK = ["hypothesis>=6.100", "mypy>=1.11", "pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6"]
+ROUTER = ["msgspec>=0.18", "pyzmq>=26"]
 SGLANG = "sglang==0.5.23"  # what it pins comes along: torch 2.14.1, triton 3.8.0, flashinfer
 
 setup(
@@ -81,8 +83,9 @@ setup(
     ],
     extras_require={
         "sglang": [SGLANG],
-        "router": ["msgspec>=0.18", "pyzmq>=26"],
-        "test": [SGLANG, "pytest>=8", "hypothesis>=6.100", "ruff>=0.6"],
+        "router": ROUTER,
+        "check": [*CHECK, *ROUTER],
+        "test": [SGLANG, *CHECK],
     },
     entry_points={
         "console_scripts": ["marconi = marconi_ext.cli:main"],

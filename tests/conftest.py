@@ -9,11 +9,33 @@ that engines and ahead-of-time compiles started in subprocesses see ordinary Tri
 
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-KERNEL_TESTS = Path(__file__).parent / "kernels"
+TESTS = Path(__file__).parent
+KERNEL_TESTS = TESTS / "kernels"
+NEED_SGLANG = ("engine", "hooks", "kernels", "platform")
+PURE = {
+    TESTS / "hooks" / name
+    for name in (
+        "observe/test_resumable.py",
+        "observe/test_stats.py",
+        "radix/test_ledger.py",
+        "recurrence/test_piece_plan.py",
+    )
+}
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Without SGLang (`make check`), leave out what needs it or torch: whole folders but a few pure files."""
+    if find_spec("sglang") is not None or collection_path.suffix != ".py" or collection_path in PURE:
+        return None
+    needs = collection_path.is_relative_to(TESTS) and (
+        collection_path.relative_to(TESTS).parts[0] in NEED_SGLANG
+    )
+    return True if needs else None
 
 
 def _collects_kernel_tests(config: pytest.Config) -> bool:
@@ -22,7 +44,12 @@ def _collects_kernel_tests(config: pytest.Config) -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.option.markexpr == "gpu" or "triton" in sys.modules or not _collects_kernel_tests(config):
+    if (
+        config.option.markexpr == "gpu"
+        or "triton" in sys.modules
+        or not _collects_kernel_tests(config)
+        or not find_spec("triton")
+    ):
         return
     before = os.environ.get("TRITON_INTERPRET")
     os.environ["TRITON_INTERPRET"] = "1"
@@ -36,9 +63,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.option.markexpr == "gpu":
-        return
-    skip = pytest.mark.skip(reason="runs compiled kernels: pytest -m gpu, on a machine with a GPU")
+    no_sglang = pytest.mark.skip(reason="SGLang is not installed")
+    no_gpu = pytest.mark.skip(reason="runs compiled kernels: pytest -m gpu, on a machine with a GPU")
+    has_sglang = find_spec("sglang") is not None
     for item in items:
-        if item.get_closest_marker("gpu"):
-            item.add_marker(skip)
+        if not has_sglang and (item.get_closest_marker("engine") or item.get_closest_marker("sglang")):
+            item.add_marker(no_sglang)
+        if config.option.markexpr != "gpu" and item.get_closest_marker("gpu"):
+            item.add_marker(no_gpu)

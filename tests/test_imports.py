@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 REPO = Path(__file__).resolve().parents[1]
 
 
@@ -23,6 +25,7 @@ def test_base_package_imports_neither_torch_nor_sglang() -> None:
     assert run(code) == "[]"
 
 
+@pytest.mark.sglang  # which brings the package along
 def test_pypi_kernels_stays_importable_from_the_repo_root() -> None:
     path = run("import kernels; print(kernels.__file__)")
     assert "site-packages" in path

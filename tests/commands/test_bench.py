@@ -244,6 +244,7 @@ def marconi(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "120"})
 
 
+@pytest.mark.sglang
 def test_bad_usage_names_the_flag_and_exits_2(tmp_path: Path) -> None:
     trace = ("--trace", "synthetic:agent")
     for arguments, message in (

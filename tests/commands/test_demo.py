@@ -157,6 +157,7 @@ def marconi(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"})
 
 
+@pytest.mark.sglang
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -40,22 +40,22 @@ _COLUMNS = {
     "live": bool,
     "kind": np.int8,
     "fate": np.int8,
-    "depth": np.int64,  # tokens from the root
-    "parent": np.int32,  # row of the nearest record above, -1: none
-    "branches": np.int32,  # records that have it for their parent
-    "chain": np.int32,  # see `chains.py`
-    "owner": np.int32,  # row of the nearest live state above, -1: none
-    "above": np.int64,  # its depth, 0: none (tokens)
-    "born": np.int64,  # tick
-    "last_use": np.int64,  # tick at which it served, or was saved
-    "last_path": np.int64,  # tick at which a request last went through it
-    "passed": np.int32,  # requests that went through it
+    "depth": np.int64,
+    "parent": np.int32,
+    "branches": np.int32,
+    "chain": np.int32,
+    "owner": np.int32,
+    "above": np.int64,
+    "born": np.int64,
+    "last_use": np.int64,
+    "last_path": np.int64,
+    "passed": np.int32,
     "uses": np.int32,
-    "fanout": np.int32,  # continuations held below it in the KV tree
-    "leaf_tokens": np.int64,  # KV tokens that go with the state when it is evicted (a leaf's edge), else 0
+    "fanout": np.int32,
+    "leaf_tokens": np.int64,
     "pins": np.int32,
-    "prompt_tokens": np.int64,  # of the last prompt that ends here, or less than a page below; 0: none does
-    "prompt_class": np.int32,  # its class: see `input_ends.py`
+    "prompt_tokens": np.int64,
+    "prompt_class": np.int32,
 }
 
 FEW_ROWS = 16  # that cost less one by one than a vectorised pass
@@ -64,6 +64,26 @@ FEW_HELD = 8  # rows for each with a state, from which on to sort these costs le
 
 class CheckpointBook:
     """Rows are handed out by `add` and returned by `forget`; `size` bounds the rows in use."""
+
+    live: np.ndarray
+    kind: np.ndarray
+    fate: np.ndarray
+    depth: np.ndarray  # tokens from the root
+    parent: np.ndarray  # row of the nearest record above, -1: none
+    branches: np.ndarray  # records that have it for their parent
+    chain: np.ndarray  # see `chains.py`
+    owner: np.ndarray  # row of the nearest live state above, -1: none
+    above: np.ndarray  # its depth, 0: none (tokens)
+    born: np.ndarray  # tick
+    last_use: np.ndarray  # tick at which it served, or was saved
+    last_path: np.ndarray  # tick at which a request last went through it
+    passed: np.ndarray  # requests that went through it
+    uses: np.ndarray
+    fanout: np.ndarray  # continuations held below it in the KV tree
+    leaf_tokens: np.ndarray  # KV tokens that go with the state when it is evicted (a leaf's edge), else 0
+    pins: np.ndarray
+    prompt_tokens: np.ndarray  # of the last prompt that ends here, or less than a page below; 0: none does
+    prompt_class: np.ndarray  # its class: see `input_ends.py`
 
     def __init__(self, rows: int = 256) -> None:
         self.size = 0
