@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, overload
 
 import numpy as np
 
@@ -18,7 +19,11 @@ class Currency:
     state_bytes: float = 1.0
     kv_bytes_per_token: float = 0.0
 
-    def worth(self, depth: np.ndarray, above: np.ndarray) -> np.ndarray:
+    @overload
+    def worth(self, depth: np.ndarray, above: np.ndarray) -> np.ndarray: ...
+    @overload
+    def worth(self, depth: int, above: int) -> float: ...
+    def worth(self, depth: Any, above: Any) -> Any:
         """Worth of having the state at `depth` where the nearest one above is at `above`."""
         if self.quadratic == 0:
             return self.linear * (depth - above)

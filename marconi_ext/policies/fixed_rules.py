@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -18,9 +18,18 @@ class FixedRule:
     """Base of rules without a memory of their own."""
 
     refuses: ClassVar[bool] = False
+    windowed: ClassVar[bool] = False
+    max_fanout: int | None = None
 
     def __init__(self, currency: Currency | None = None) -> None:
         self.currency = currency or Currency()
+
+    @property
+    def by_kv(self) -> Self:
+        return self
+
+    def scores(self, book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray:
+        raise NotImplementedError
 
     def request(self, book: CheckpointBook, path: list[int], served: int, tick: int) -> None:
         """`path`: rows on the matched path, shallow first; `served`: the live one that was hit, or -1."""

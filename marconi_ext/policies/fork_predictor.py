@@ -108,7 +108,12 @@ class Partings:
         return self._inside((guess,), None, boundaries, prompt_tokens, after)
 
     def _inside(
-        self, places: tuple[Place, ...], tokens, boundaries, prompt_tokens: int, after: int
+        self,
+        places: tuple[Place, ...],
+        tokens: np.ndarray | None,
+        boundaries: tuple[int, ...],
+        prompt_tokens: int,
+        after: int,
     ) -> list[int]:
         found = {self._position(place, tokens, boundaries, prompt_tokens, after) for place in places}
         return sorted(position for position in found if after < position < prompt_tokens)

@@ -47,7 +47,7 @@ class Prompt:
 @dataclass(slots=True)
 class _Class:
     number: int
-    whole: _Class | None = None  # that it is part of
+    whole: _Class = None  # type: ignore[assignment]  # that it is part of; a whole has none, and isn't asked
     prompts: float = 0.0  # decayed
     went_through: float = 0.0  # likewise: those whose answer was repeated
     planned: int = 0

@@ -9,6 +9,7 @@ from marconi_ext.errors import BadInputError
 from marconi_ext.policies.admission import ADMISSIONS
 from marconi_ext.policies.currency import Currency
 from marconi_ext.policies.fixed_rules import FlopAware, Lru, LruLeaf, SegLen
+from marconi_ext.policies.interfaces import Admission, Eviction
 from marconi_ext.policies.learned.index import LearnedIndex
 from marconi_ext.policies.learned.ours import Ours
 from marconi_ext.policies.paper.tuner import Marconi
@@ -39,7 +40,7 @@ class PolicyName:
     eviction: str = ""
     eviction_parameter: float | None = None
 
-    def build(self, currency: Currency) -> tuple[object, object]:
+    def build(self, currency: Currency) -> tuple[Admission, Eviction]:
         """A fresh (admission, eviction) for one run of an online policy."""
         admission = ADMISSIONS[self.admission]
         amount = self.admission_parameter

@@ -16,7 +16,7 @@ import numpy as np
 from marconi_ext.policies.admission import Offer, PromptFacts
 from marconi_ext.policies.currency import Currency
 from marconi_ext.policies.input_ends import MIN_GAIN
-from marconi_ext.policies.interfaces import Eviction
+from marconi_ext.policies.interfaces import Admission, Eviction
 from marconi_ext.policies.messages import InputEnd
 from marconi_ext.policies.table.checkpoints import CheckpointBook, Fate, Kind
 from marconi_ext.policies.table.victims import VictimSearch
@@ -33,7 +33,7 @@ _CAUSES = {
 class Keeper:
     """`tick` counts requests; `counts` has offers, saves, refusals and state_evictions."""
 
-    def __init__(self, admission, eviction: Eviction, currency: Currency) -> None:
+    def __init__(self, admission: Admission, eviction: Eviction, currency: Currency) -> None:
         self.admission = admission
         self.eviction = eviction
         self.currency = currency
@@ -41,8 +41,8 @@ class Keeper:
         self.counts: Counter[str] = Counter()
         self.tick = 0
         self._search = VictimSearch(eviction)
-        self._leaf_search = VictimSearch(getattr(eviction, "by_kv", eviction), leaves=True)
-        self.max_fanout: int | None = getattr(eviction, "max_fanout", None)
+        self._leaf_search = VictimSearch(eviction.by_kv, leaves=True)
+        self.max_fanout = eviction.max_fanout
 
     # --- requests ----------------------------------------------------------------------------------------
 
@@ -150,7 +150,9 @@ class Keeper:
 
     # --- records -----------------------------------------------------------------------------------------
 
-    def record(self, parent: int, depth_tokens: int, kind: Kind, below: Sequence[int] = ()) -> int:
+    def record(
+        self, parent: int, depth_tokens: int, kind: Kind, below: list[int] | tuple[int, ...] = ()
+    ) -> int:
         """A row for a position without one; see `CheckpointBook.add`."""
         return self.book.add(parent, depth_tokens, kind, self.tick, below)
 

@@ -7,7 +7,7 @@ was seen above it where slots are tight.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -49,11 +49,17 @@ class Clairvoyant:
     """Ticks are request numbers from 1: request i of the trace is tick i + 1."""
 
     refuses: ClassVar[bool] = True
+    windowed: ClassVar[bool] = False
+    max_fanout: int | None = None
 
     def __init__(self, currency: Currency, future: Future) -> None:
         self.currency = currency
         self._future = future
         self._uses: dict[int, np.ndarray] = {}
+
+    @property
+    def by_kv(self) -> Self:
+        return self
 
     def request(self, book: CheckpointBook, path: list[int], served: int, tick: int) -> None:
         pass

@@ -15,6 +15,7 @@ import numpy as np
 
 from marconi_ext.policies.admission import Offer
 from marconi_ext.policies.currency import Currency
+from marconi_ext.policies.interfaces import Admission, Eviction
 from marconi_ext.policies.messages import MessageHeaders
 from marconi_ext.policies.paper.background import Tuner
 from marconi_ext.policies.request_plan import Match, Plan, Serving
@@ -45,8 +46,8 @@ class LiveRules:
         self,
         slots: int,
         tokens: int,
-        admission,
-        eviction,
+        admission: Admission,
+        eviction: Eviction,
         currency: Currency,
         kinds: Collection[Kind] = tuple(Kind),
         tuner: Tuner | None = None,

@@ -16,6 +16,7 @@ from operator import attrgetter
 import numpy as np
 
 from marconi_ext.policies.currency import Currency
+from marconi_ext.policies.interfaces import Admission, Eviction
 from marconi_ext.policies.messages import TAIL_TOKENS
 from marconi_ext.policies.runtime import Keeper
 from marconi_ext.policies.table.tree_rows import FEW_NODES, TreeRecords, row_of
@@ -43,7 +44,12 @@ class Simulator:
     """`serve` requests in order, then `finish`. Counters are read from `tree`, `book` and `counts`."""
 
     def __init__(
-        self, capacity: Capacity, admission, eviction, currency: Currency, concurrency: int = 1
+        self,
+        capacity: Capacity,
+        admission: Admission,
+        eviction: Eviction,
+        currency: Currency,
+        concurrency: int = 1,
     ) -> None:
         self.capacity = capacity
         self.keeper = Keeper(admission, eviction, currency)

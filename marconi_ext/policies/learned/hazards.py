@@ -110,6 +110,7 @@ class Hazards:
 
     def _expected(self, uses: np.ndarray, exposure: np.ndarray) -> np.ndarray:
         """Hazard that a group's bucket is believed to have before its own uses count."""
+        assert self.prior is not None  # groups come with one
         factor = self.prior
         for _ in range(3):  # pooled hazard given the groups' factors, and those given the pooled hazard
             weighted = factor @ exposure

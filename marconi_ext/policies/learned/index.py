@@ -17,6 +17,7 @@ from typing import ClassVar
 import numpy as np
 
 from marconi_ext.policies.currency import Currency
+from marconi_ext.policies.interfaces import WindowedScores
 from marconi_ext.policies.learned.reuse_index import ReuseIndex
 from marconi_ext.policies.table.checkpoints import CheckpointBook, Kind
 
@@ -45,6 +46,7 @@ class LearnedIndex:
 
     refuses: ClassVar[bool] = True
     windowed: ClassVar[bool] = True
+    max_fanout: int | None = None
 
     classes: ClassVar[int] = CLASSES
     tail_classes: ClassVar[int] = TAIL_CLASSES  # the first ones
@@ -70,6 +72,10 @@ class LearnedIndex:
         self._demand_tick = -DEMAND_REQUESTS
         self._recount_from = self._account_from = 0  # rows at which the next block of each begins
         self._changed: deque[int] = deque(maxlen=CHANGED_KEPT)
+
+    @property
+    def by_kv(self) -> WindowedScores:
+        return self
 
     # --- events ------------------------------------------------------------------------------------------
 
@@ -311,7 +317,8 @@ class LearnedIndex:
 
     def _ghosts_below(self, book: CheckpointBook, row: int) -> list[int]:
         """Ghosts that a state at `row` would serve; of a wide subtree the most recent ones."""
-        found, stack = [], book.children[row][-MAX_GHOSTS_SEEN:]
+        found: list[int] = []
+        stack = book.children[row][-MAX_GHOSTS_SEEN:]
         while stack and len(found) < MAX_GHOSTS_SEEN:
             child = stack.pop()
             if not book.live[child]:

@@ -7,6 +7,7 @@ what was seen of late, and records that weren't used since count little until it
 from __future__ import annotations
 
 from bisect import bisect_right
+from typing import Any, ClassVar, overload
 
 import numpy as np
 
@@ -68,9 +69,13 @@ class Ours(LearnedIndex):
         self.change = ChangeTest(self.index, FEW_REQUESTS)
         self.guard = LruGuard()
         self.changes = 0
-        self.by_kv = ByKv(self)
+        self._by_kv = ByKv(self)
         self._began = 0  # tick from which on the index has learned
         self._since = 0  # tick from which on the traffic is what it is
+
+    @property
+    def by_kv(self) -> ByKv:
+        return self._by_kv
 
     def request(self, book: CheckpointBook, path: list[int], served: int, tick: int) -> None:
         guard = self.guard
@@ -155,7 +160,7 @@ class ByKv:
     By the whole worth, long conversations that have ended would crowd out short prompts that come again.
     """
 
-    windowed = True
+    windowed: ClassVar[bool] = True
 
     def __init__(self, policy: Ours) -> None:
         self._policy = policy
@@ -172,9 +177,11 @@ class ByKv:
         """As `scores`, of one row: the same to the bit."""
         return float(self._by_token(book, row, self._policy.score(book, row, tick)))
 
-    def _by_token(
-        self, book: CheckpointBook, rows: np.ndarray | int, scores: np.ndarray | float
-    ) -> np.ndarray | float:
+    @overload
+    def _by_token(self, book: CheckpointBook, rows: np.ndarray, scores: np.ndarray) -> np.ndarray: ...
+    @overload
+    def _by_token(self, book: CheckpointBook, rows: int, scores: float) -> float: ...
+    def _by_token(self, book: CheckpointBook, rows: Any, scores: Any) -> Any:
         if self._policy.currency.kv_bytes_per_token:
             return scores  # a byte is a byte, and they count KV already
         return scores / np.maximum(book.depth[rows] - book.above[rows], 1)

@@ -160,7 +160,7 @@ def _scaled(values: np.ndarray) -> np.ndarray:
 def _intervals(parent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Depth-first numbers: a record's own, and one past the last below it."""
     children: list[list[int]] = [[] for _ in parent]
-    roots = []
+    roots: list[int] = []
     for record, above in enumerate(parent.tolist()):
         (children[above] if above >= 0 else roots).append(record)
     first, last, number = np.zeros(len(parent), np.int64), np.zeros(len(parent), np.int64), 0

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Collection, Mapping
-from typing import Protocol
+from typing import Protocol, cast
 
 from marconi_ext.policies.paper import tuner_process
 from marconi_ext.policies.paper.alpha_replay import TuningLog, tune_alpha
@@ -71,8 +71,9 @@ class AlphaProcess:
             if child is None:
                 return
             try:
+                assert child.stdin is not None and child.stdout is not None
                 tuner_process.send(child.stdin, log)
-                answer = tuner_process.receive(child.stdout)
+                answer = cast(tuple[float, float], tuner_process.receive(child.stdout))
             except (OSError, EOFError, ValueError) as error:
                 _end(child)
                 if number == self._round:
@@ -159,6 +160,7 @@ class Tuner:
             return
         answer = self._rounds.answer()
         if self._agree(request, answer is not None):
+            assert answer is not None, "a round took effect without an answer"
             alpha, seconds = answer
             policy.apply(alpha)
             self.applied.append((request, alpha))

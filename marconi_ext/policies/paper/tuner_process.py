@@ -13,19 +13,19 @@ import pickle
 import struct
 import sys
 import time
-from typing import BinaryIO
+from typing import IO, cast
 
 _LENGTH = struct.Struct("<I")
 
 
-def send(stream: BinaryIO, value: object) -> None:
+def send(stream: IO[bytes], value: object) -> None:
     """Write one frame."""
     frame = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
     stream.write(_LENGTH.pack(len(frame)) + frame)
     stream.flush()
 
 
-def receive(stream: BinaryIO) -> object:
+def receive(stream: IO[bytes]) -> object:
     """Read one frame. Raises EOFError where the other side is gone."""
     head = stream.read(_LENGTH.size)
     if len(head) < _LENGTH.size:
@@ -39,7 +39,7 @@ def receive(stream: BinaryIO) -> object:
 
 def main() -> None:
     """Answer each TuningLog with (α, seconds)."""
-    from marconi_ext.policies.paper.alpha_replay import tune_alpha
+    from marconi_ext.policies.paper.alpha_replay import TuningLog, tune_alpha
 
     os.nice(19)
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
@@ -49,7 +49,7 @@ def main() -> None:
         except EOFError:
             return
         began = time.perf_counter()
-        alpha = tune_alpha(log)
+        alpha = tune_alpha(cast(TuningLog, log))
         send(answers, (alpha, time.perf_counter() - began))
 
 

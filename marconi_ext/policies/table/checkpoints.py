@@ -200,7 +200,7 @@ class CheckpointBook:
         held = self.held[: self.num_live].tolist()
         assert sorted(held) == np.flatnonzero(self.live[: self.size]).tolist(), "states held are listed wrong"
         assert self._held_at == {row: at for at, row in enumerate(held)}, "a state is listed elsewhere"
-        counted: dict[int, int] = {-1: -1}
+        counted: dict[int, int | None] = {-1: -1}
         for row in rows[self.depth[rows].argsort(kind="stable")].tolist():  # parents first
             parent = self.parent.item(row)
             owner = counted[row] = parent if parent >= 0 and self.live[parent] else counted.get(parent)

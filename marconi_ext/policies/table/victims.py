@@ -8,9 +8,11 @@ that the policy says have changed. A state whose score has fallen is found at th
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 
-from marconi_ext.policies.interfaces import Eviction
+from marconi_ext.policies.interfaces import Scores, WindowedScores
 from marconi_ext.policies.table.checkpoints import CheckpointBook
 
 EXACT_STATES = 1024
@@ -21,13 +23,12 @@ FEW = 8  # states that cost less to score one by one than all in a pass
 
 
 class VictimSearch:
-    """A search for one policy. Deterministic. A policy that sets `windowed` has `floors`, `score` and `changed` as in
-    `learned.py`; one that scales over all candidates can't."""
+    """A search for one policy. Deterministic."""
 
-    def __init__(self, eviction: Eviction, *, leaves: bool = False) -> None:
-        self._eviction = eviction
+    def __init__(self, eviction: Scores, *, leaves: bool = False) -> None:
+        self._eviction = cast(WindowedScores, eviction)  # as such it is asked only where it says so
         self._leaves = leaves
-        self._windowed = getattr(eviction, "windowed", False)
+        self._windowed = eviction.windowed
         self._next = 0  # where in the book's list of states the next window begins
         self._rows = np.empty(0, np.int64)  # looked at last, and their scores' bounds
         self._bounds = np.empty(0)
