@@ -94,10 +94,10 @@ def _run_batch(original: Callable[..., Any], scheduler: Any, batch: Any, *args: 
         return original(scheduler, batch, *args, **kwargs)
     finally:
         state.forward.disarm()
-        _publish_metrics(None, scheduler)
+        _keep_house(None, scheduler)
 
 
-def _publish_metrics(_result: Any, _scheduler: Any) -> None:
+def _keep_house(_result: Any, _scheduler: Any) -> None:
     state = live()
     if state is None:
         return
@@ -199,7 +199,7 @@ LIVE_HOOKS = (
     Hook(
         "sglang.srt.managers.scheduler.Scheduler.on_idle",
         "after",
-        _publish_metrics,
+        _keep_house,
         why="publish what the last batches before a pause counted",
         parameters="self",
     ),

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from marconi_ext.models.toy_model import LOGIT_STD, TEKKEN_SPECIAL_TOKENS, write_tekken
+from marconi_ext.models.seeded import LOGIT_STD
+from marconi_ext.models.tekken import TEKKEN_SPECIAL_TOKENS, write_tekken
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, WIDTH = 64, 2, 4, 2, 16, 128
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-SPECIAL_TOKENS = 1000  # Tekken's control tokens come first
+from marconi_ext.models.tekken import TEKKEN_SPECIAL_TOKENS, write_tekken
+
 LOGIT_STD = 4.0  # spread of the next-token logits: peaked enough to differ, flat enough to stay sensitive
 
 
@@ -32,21 +33,28 @@ class Seeded:
         return {f"{name}.weight": self.normal(f"{name}.weight", rows, columns, std=gain * columns**-0.5)}
 
     def embeddings(self, vocab: int, hidden: int, prefix: str = "model") -> dict[str, np.ndarray]:
-        """Embeddings and the output head, which never prefers a control token (logit 0), so nothing ends by EOS."""
-        head = self.normal("lm_head", vocab, hidden, std=LOGIT_STD * hidden**-0.5)
-        head[:SPECIAL_TOKENS] = 0.0
+        """Embeddings and the output head."""
         embed = self.normal("embeddings", vocab, hidden, std=1.0)
-        return {f"{prefix}.embed_tokens.weight": embed, "lm_head.weight": head}
+        return {f"{prefix}.embed_tokens.weight": embed, "lm_head.weight": self.head(vocab, hidden)}
+
+    def head(self, vocab: int, hidden: int) -> np.ndarray:
+        """The output head [vocab, hidden]: control tokens have logit 0, so greedy decoding never emits one."""
+        head = self.normal("lm_head", vocab, hidden, std=LOGIT_STD * hidden**-0.5)
+        head[:TEKKEN_SPECIAL_TOKENS] = 0.0
+        return head
 
     def conv(self, name: str, channels: int, taps: int) -> np.ndarray:
         """A depthwise kernel [channels, 1, taps]."""
         return self.normal(name, channels, 1, taps, std=1.5 * taps**-0.5)
 
-    def decays(self, prefix: str, heads: int, longest: float = 4000.0) -> tuple[np.ndarray, np.ndarray]:
-        """(A_log, dt_bias), fp32[heads]: states fade within a few to `longest` tokens. Were they to fade at once,
-        no wrong state would show."""
+    def decays(
+        self, prefix: str, heads: int, shortest: float = 100.0, longest: float = 4000.0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(A_log, dt_bias), fp32[heads]: time constants 1 / (A · dt) run from `shortest` to `longest` tokens. Were
+        states to fade at once, no wrong one would show."""
+        # Softplus of dt_bias is the step size, spread evenly in the logarithm like Mamba2's own initialisation.
         dt = np.exp(self.rng(f"{prefix}.dt_bias").uniform(np.log(0.01), np.log(0.2), heads))
-        tokens = np.exp(self.rng(f"{prefix}.A_log").uniform(np.log(longest / 40), np.log(longest), heads))
+        tokens = np.exp(self.rng(f"{prefix}.A_log").uniform(np.log(shortest), np.log(longest), heads))
         a_log = np.log(1.0 / (tokens * dt)).astype(np.float32)
         return a_log, (dt + np.log(-np.expm1(-dt))).astype(np.float32)  # inverse softplus
 
@@ -63,8 +71,6 @@ def write_folder(
     Raises: FileExistsError if the folder holds another model and `force` is false. A folder with the same config is
     left as it is, so callers may ask again at no cost.
     """
-    from marconi_ext.models.toy_model import write_tekken
-
     path = Path(path)
     text = json.dumps(config, indent=2) + "\n"
     present = path / "config.json"

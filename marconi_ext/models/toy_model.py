@@ -8,21 +8,15 @@ and greedy decoding wanders instead of repeating one token.
 Needs numpy, safetensors and mistral-common's data files; never torch.
 """
 
-import json
-import shutil
-import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
+
+from marconi_ext.models.seeded import Seeded, write_folder
+from marconi_ext.models.tekken import MIN_VOCAB, TEKKEN_FULL_VOCAB
 
 MAMBA, ATTENTION, MLP = "M", "*", "-"
-TEKKEN_SPECIAL_TOKENS = 1000  # ids below are control tokens; byte and merge tokens follow
-TEKKEN_BYTES = 256
-TEKKEN_FULL_VOCAB = 131_072
-MIN_VOCAB = TEKKEN_SPECIAL_TOKENS + TEKKEN_BYTES
-LOGIT_STD = 4.0  # spread of the next-token logits: peaked enough to differ, flat enough to stay sensitive
 
 
 @dataclass(frozen=True)
@@ -101,21 +95,7 @@ def write_model(path: str | Path, model: ToyModel | None = None, *, force: bool 
     sizes is left as it is, so callers may ask again at no cost.
     """
     model = model or ToyModel()
-    path = Path(path)
-    config = json.dumps(config_json(model), indent=2) + "\n"
-    present = path / "config.json"
-    if present.exists() and not force:
-        if present.read_text() == config:
-            return path
-        raise FileExistsError(f"{path} holds a model of other sizes; pass --force to replace it")
-    # Into a folder beside it first: config.json is what marks a model as complete, so it appears last.
-    path.mkdir(parents=True, exist_ok=True)
-    present.unlink(missing_ok=True)
-    save_file(weights(model), path / "model.safetensors", metadata={"format": "pt"})
-    write_tekken(path / "tekken.json", model.vocab)
-    (path / "generation_config.json").write_text(json.dumps({"bos_token_id": 1, "eos_token_id": 2}) + "\n")
-    present.write_text(config)
-    return path
+    return write_folder(path, config_json(model), lambda: weights(model), force=force)
 
 
 def config_json(model: ToyModel) -> dict:
@@ -163,29 +143,17 @@ def config_json(model: ToyModel) -> dict:
 def weights(model: ToyModel) -> dict[str, np.ndarray]:
     """All tensors, fp32, under the names of NemotronH checkpoints."""
 
-    def rng(name: str) -> np.random.RandomState:
-        # RandomState's streams are frozen for good; one a tensor, so that tensors don't depend on each other.
-        return np.random.RandomState([model.seed, zlib.crc32(name.encode())])
-
-    def normal(name: str, *shape: int, std: float) -> np.ndarray:
-        return (rng(name).standard_normal(shape) * std).astype(np.float32)
-
-    d = model.hidden
-    tensors = {"backbone.embeddings.weight": normal("embeddings", model.vocab, d, std=1.0)}
+    seeded, d = Seeded(model.seed), model.hidden
+    tensors = {"backbone.embeddings.weight": seeded.normal("embeddings", model.vocab, d, std=1.0)}
     for layer, kind in enumerate(model.pattern):
         prefix = f"backbone.layers.{layer}"
         tensors[f"{prefix}.norm.weight"] = np.ones(d, np.float32)
         if kind == MAMBA:
-            tensors |= _mamba_tensors(model, f"{prefix}.mixer", rng)
+            tensors |= _mamba_tensors(model, f"{prefix}.mixer", seeded)
         for name, (rows, columns, gain) in _linears(model, kind).items():
-            full = f"{prefix}.mixer.{name}.weight"
-            tensors[full] = normal(full, rows, columns, std=gain * columns**-0.5)
+            tensors |= seeded.linear(f"{prefix}.mixer.{name}", rows, columns, gain)
     tensors["backbone.norm_f.weight"] = np.ones(d, np.float32)
-    head = normal("lm_head", model.vocab, d, std=LOGIT_STD * d**-0.5)
-    head[:TEKKEN_SPECIAL_TOKENS] = (
-        0.0  # logit 0: greedy decoding never emits a control token, nor ends by EOS
-    )
-    tensors["lm_head.weight"] = head
+    tensors["lm_head.weight"] = seeded.head(model.vocab, d)
     return tensors
 
 
@@ -207,38 +175,16 @@ def _linears(model: ToyModel, kind: str) -> dict[str, tuple[int, int, float]]:
     return {"up_proj": (model.mlp_width, d, 1.0), "down_proj": (d, model.mlp_width, 0.5)}
 
 
-def _mamba_tensors(model: ToyModel, prefix: str, rng) -> dict[str, np.ndarray]:
-    """Convolution and SSM parameters; time constants 1 / (A · dt) run from a few to a few thousand tokens."""
-    heads = model.mamba_heads
-    conv = f"{prefix}.conv1d"
-    kernel = rng(f"{conv}.weight").standard_normal((model.conv_dim, 1, model.conv_kernel))
-    # Softplus of dt_bias is the step size, spread evenly in the logarithm like Mamba2's own initialisation.
-    dt = np.exp(rng(f"{prefix}.dt_bias").uniform(np.log(0.01), np.log(0.2), heads))
-    decay_tokens = np.exp(rng(f"{prefix}.A_log").uniform(np.log(4.0), np.log(4000.0), heads))
+def _mamba_tensors(model: ToyModel, prefix: str, seeded: Seeded) -> dict[str, np.ndarray]:
+    """Convolution and SSM parameters, whose memory goes from a few to a few thousand tokens."""
+    heads, conv = model.mamba_heads, f"{prefix}.conv1d"
+    kernel = seeded.rng(f"{conv}.weight").standard_normal((model.conv_dim, 1, model.conv_kernel))
+    a_log, dt_bias = seeded.decays(prefix, heads, shortest=4.0)
     return {
         f"{conv}.weight": (kernel * model.conv_kernel**-0.5 * 1.5).astype(np.float32),
-        f"{conv}.bias": (rng(f"{conv}.bias").standard_normal(model.conv_dim) * 0.1).astype(np.float32),
-        f"{prefix}.A_log": np.log(1.0 / (decay_tokens * dt)).astype(np.float32),
+        f"{conv}.bias": seeded.normal(f"{conv}.bias", model.conv_dim, std=0.1),
+        f"{prefix}.A_log": a_log,
         f"{prefix}.D": np.full(heads, 0.5, np.float32),
-        f"{prefix}.dt_bias": (dt + np.log(-np.expm1(-dt))).astype(np.float32),  # inverse softplus
+        f"{prefix}.dt_bias": dt_bias,
         f"{prefix}.norm.weight": np.ones(model.inner, np.float32),
     }
-
-
-def write_tekken(path: Path, vocab: int) -> None:
-    """Write mistral-common's Tekken, cut to `vocab` ids (1,000 control tokens, the rest bytes and merges).
-
-    Tekken's merges are ordered, so its first n are a tokenizer of their own: any text still encodes and
-    decodes exactly, only into more tokens. At 131,072 ids it is Tekken itself.
-    """
-    import mistral_common
-
-    source = Path(mistral_common.__file__).parent / "data" / "tekken_240911.json"
-    if vocab == TEKKEN_FULL_VOCAB:
-        shutil.copyfile(source, path)
-        return
-    tekken = json.loads(source.read_text(encoding="utf-8"))
-    tekken["config"]["default_vocab_size"] = vocab
-    tekken["config"]["num_vocab_tokens"] = vocab - TEKKEN_SPECIAL_TOKENS
-    tekken["vocab"] = tekken["vocab"][: vocab - TEKKEN_SPECIAL_TOKENS]
-    path.write_text(json.dumps(tekken, ensure_ascii=False), encoding="utf-8")

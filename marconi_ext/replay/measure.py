@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 
 import numpy as np
 
@@ -109,7 +110,7 @@ def _served(record: Record) -> Served:
 
 def _explained(records: list[Record]) -> Callable[[Record], int]:
     """What a run can have put into the cache of a request's prompt, failed requests included; in server tokens."""
-    most = explained_in_run([_served(record) for record in records])
+    most = cache(lambda: explained_in_run([_served(record) for record in records]))  # seldom asked for
     place = {id(record): n for n, record in enumerate(records)}
     counts_differ = any(r.answer.prompt_tokens not in (None, 0, len(r.prompt)) for r in records)
     first_sent_s = min((record.answer.sent_s for record in records), default=0.0)
@@ -118,7 +119,7 @@ def _explained(records: list[Record]) -> Callable[[Record], int]:
         whole = record.answer.prompt_tokens or len(record.prompt)
         if record.answer.retries or (counts_differ and record.answer.sent_s > first_sent_s):
             return whole  # an attempt that broke off may have left its prompt there; other tokens can't be compared
-        return most[place[id(record)]]()
+        return most()[place[id(record)]]()
 
     return of
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from marconi_ext.errors import BadInputError
+from marconi_ext.policies.currency import Currency
 from marconi_ext.policies.registry import PolicyName
 from marconi_ext.policies.table.checkpoints import Kind
 from marconi_ext.profiles import ModelProfile
@@ -77,10 +78,15 @@ def run_cell(
     return cell
 
 
-def _corrected(workload, policy, capacity, profile, options) -> tuple[list[int], dict]:
+def currencies(profile: ModelProfile, options: Options, capacity: Capacity) -> tuple[Currency, Currency]:
+    """(what a cache counts in, what its policy goes by)."""
     counted = profile.currency(options.objective)
     # in a pool of slots a state costs a slot, however much KV hangs on it
-    currency = counted if capacity.bytes is not None else replace(counted, kv_bytes_per_token=0.0)
+    return counted, counted if capacity.bytes is not None else replace(counted, kv_bytes_per_token=0.0)
+
+
+def _corrected(workload, policy, capacity, profile, options) -> tuple[list[int], dict]:
+    counted, currency = currencies(profile, options, capacity)
     if policy.eviction == "clairvoyant":
         admission, _ = PolicyName("", "online", policy.admission, policy.admission_parameter, "lru").build(
             currency

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import replace
 
 import numpy as np
 
@@ -18,9 +17,9 @@ from marconi_ext.policies.registry import PolicyName
 from marconi_ext.profiles import ModelProfile
 from marconi_ext.routing.rules import least_work, longest_prefix
 from marconi_ext.simulator.capacity import Capacity
-from marconi_ext.simulator.cell import Options
+from marconi_ext.simulator.cell import Options, currencies
 from marconi_ext.simulator.radix_tree import RadixTree
-from marconi_ext.simulator.roofline import EFFICIENCY, GPUS
+from marconi_ext.simulator.roofline import prefill_s
 from marconi_ext.simulator.simulator import Simulator
 from marconi_ext.simulator.workload import Workload
 from marconi_ext.traces import Request
@@ -79,15 +78,12 @@ class Fleet:
         profile: ModelProfile,
         options: Options,
     ) -> None:
-        counted = profile.currency(options.objective)
-        currency = counted if capacity.bytes is not None else replace(counted, kv_bytes_per_token=0.0)
+        counted, currency = currencies(profile, options, capacity)
         self.servers = [
             _Server(Simulator(capacity, *policy.build(currency), counted, options.concurrency))
             for _ in range(servers)
         ]
-        self._routing, self._profile = routing, profile
-        self._flops_per_s, bytes_per_s = GPUS[options.gpu]
-        self._weights_s = profile.linear_flops / bytes_per_s
+        self._routing, self._profile, self._gpu = routing, profile, options.gpu
         self._home: dict[str, int] = {}  # session -> server
         self._turn = 0
 
@@ -102,10 +98,7 @@ class Fleet:
         served = server.cache.serve(request)
         if self._routing == "prefix":
             server.sent.insert(prompt, self._turn)
-        length, hit = float(len(prompt)), float(served.hit_tokens)
-        flops = self._profile.linear_flops * (length - hit)
-        flops += self._profile.quadratic_flops * (length**2 - hit**2)
-        seconds = max(flops / (self._flops_per_s * EFFICIENCY), self._weights_s)
+        seconds = float(prefill_s(self._profile, float(len(prompt)), float(served.hit_tokens), self._gpu))
         ttft = server.take(now, len(prompt) - served.hit_tokens, seconds)
         return served.hit_tokens, served.kv_tokens, ttft
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 
 from marconi_ext.errors import BadInputError
@@ -17,15 +19,21 @@ GPUS = {
 }
 EFFICIENCY = 0.5  # share of the peak that a good prefill reaches
 
+Length = TypeVar("Length", float, np.ndarray)
+
+
+def prefill_s(profile: ModelProfile, prompt: Length, hit: Length, gpu: str) -> Length:
+    """Seconds of prefill alone: no queue, no launch overhead, one read of the active weights. Lengths in tokens."""
+    flops_per_s, bytes_per_s = GPUS[gpu]
+    flops = profile.linear_flops * (prompt - hit) + profile.quadratic_flops * (prompt**2 - hit**2)
+    weights_s = profile.linear_flops / bytes_per_s  # linear FLOPs are 2 a weight, and a weight is 2 bytes
+    return np.maximum(flops / (flops_per_s * EFFICIENCY), weights_s)
+
 
 def ttft_estimate(profile: ModelProfile, prompts: np.ndarray, hits: np.ndarray, gpu: str = "h100") -> dict:
-    """P50 and P95 (ms) of prefill alone: no queue, no launch overhead, one read of the active weights."""
+    """P50 and P95 (ms) of `prefill_s`."""
     if gpu not in GPUS:
         raise BadInputError(f"--gpu: unknown {gpu!r}; known: {', '.join(GPUS)}")
-    flops_per_s, bytes_per_s = GPUS[gpu]
-    prompts, hits = prompts.astype(np.float64), hits.astype(np.float64)
-    flops = profile.linear_flops * (prompts - hits) + profile.quadratic_flops * (prompts**2 - hits**2)
-    weights_s = profile.linear_flops / bytes_per_s  # linear FLOPs are 2 a weight, and a weight is 2 bytes
-    times_ms = np.maximum(flops / (flops_per_s * EFFICIENCY), weights_s) * 1e3
+    times_ms = prefill_s(profile, prompts.astype(np.float64), hits.astype(np.float64), gpu) * 1e3
     p50, p95 = np.percentile(times_ms, [50, 95])
     return {"gpu": gpu, "p50_ms": round(float(p50), 3), "p95_ms": round(float(p95), 3), "is_estimate": True}

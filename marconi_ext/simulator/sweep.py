@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -128,12 +129,30 @@ class Results:
             raise BadInputError(f"--json {self._path}: {error.strerror}") from None
 
 
-_work: tuple[Workload, ModelProfile, Options] | None = None  # inherited by forked workers, never copied
+_function: Callable[[Any], dict] | None = None  # inherited by forked workers with all it holds, never copied
 
 
-def _run(job: tuple[PolicyName, Capacity]) -> dict:
-    workload, profile, options = _work
-    return run_cell(workload, *job, profile, options)
+def _call(job: Any) -> dict:
+    return _function(job)
+
+
+def run_jobs(
+    function: Callable[[Any], dict], jobs: Sequence[Any], *, processes: int, done: Callable[[dict], None]
+) -> None:
+    """Call `function` with each job, in so many processes; `done` is called in the parent, in order of the jobs."""
+    global _function
+    _function = function
+    try:
+        if processes <= 1 or len(jobs) <= 1:
+            for job in jobs:
+                done(_call(job))
+            return
+        context = multiprocessing.get_context("fork")
+        with context.Pool(min(processes, len(jobs))) as pool:
+            for cell in pool.imap(_call, jobs):
+                done(cell)
+    finally:
+        _function = None
 
 
 def run_cells(
@@ -145,20 +164,8 @@ def run_cells(
     processes: int,
     done: Callable[[dict], None],
 ) -> None:
-    """Run all jobs of one workload; `done` is called in the parent, in order of the jobs."""
-    global _work
-    _work = (workload, profile, options)
-    try:
-        if processes <= 1 or len(jobs) <= 1:
-            for job in jobs:
-                done(_run(job))
-            return
-        context = multiprocessing.get_context("fork")
-        with context.Pool(min(processes, len(jobs))) as pool:
-            for cell in pool.imap(_run, jobs):
-                done(cell)
-    finally:
-        _work = None
+    """Run all jobs of one workload; see `run_jobs`."""
+    run_jobs(lambda job: run_cell(workload, *job, profile, options), jobs, processes=processes, done=done)
 
 
 def default_processes() -> int:

@@ -7,9 +7,8 @@ from typing import Any
 
 from marconi_ext.traces import fields
 from marconi_ext.traces.chat import Message, compact, content_text, parse_message
-from marconi_ext.traces.files import json_records
 from marconi_ext.traces.problems import Problems
-from marconi_ext.traces.sessions import linear_session, record_name
+from marconi_ext.traces.sessions import linear_session, record_name, sessions_of
 from marconi_ext.traces.text import TextTokenizer
 from marconi_ext.traces.timeline import Session
 
@@ -26,26 +25,26 @@ UNSEEN = {  # OpenHands' events that no model reads
 
 def read_swe_agent(path: Path, problems: Problems, tokenizer: TextTokenizer) -> Iterator[Session]:
     """One run a record (a `.traj` file): {history: [{role, content, tool_calls?}]}."""
-    for number, record in json_records(path, problems):
-        try:
-            messages = [parse_message(value) for value in fields.listing(record, "history")]
-            yield linear_session(record_name(record, f"{path.stem}/{number}"), messages, tokenizer)
-        except fields.BrokenRecordError as error:
-            problems.add(str(path), number, str(error))
+
+    def build(number: int, record: dict) -> Session:
+        messages = [parse_message(value) for value in fields.listing(record, "history")]
+        return linear_session(record_name(record, f"{path.stem}/{number}"), messages, tokenizer)
+
+    return sessions_of(path, problems, build)
 
 
 def read_openhands(path: Path, problems: Problems, tokenizer: TextTokenizer) -> Iterator[Session]:
     """One run a record: {history: [event]} or {history: [[action, observation]]}, both generations of events."""
-    for number, record in json_records(path, problems):
-        try:
-            events = [event for item in fields.listing(record, "history") for event in _flat(item)]
-            seen = [(event, message) for event in events if (message := event_message(event)) is not None]
-            messages = [message for _, message in seen]
-            times_s = [time_s(event) for event, message in seen if message.role == "assistant"]
-            name = record_name(record, f"{path.stem}/{number}")
-            yield linear_session(name, messages, tokenizer, None if None in times_s else times_s)
-        except fields.BrokenRecordError as error:
-            problems.add(str(path), number, str(error))
+
+    def build(number: int, record: dict) -> Session:
+        events = [event for item in fields.listing(record, "history") for event in _flat(item)]
+        seen = [(event, message) for event in events if (message := event_message(event)) is not None]
+        messages = [message for _, message in seen]
+        times_s = [time_s(event) for event, message in seen if message.role == "assistant"]
+        name = record_name(record, f"{path.stem}/{number}")
+        return linear_session(name, messages, tokenizer, None if None in times_s else times_s)
+
+    return sessions_of(path, problems, build)
 
 
 def is_event(value: dict) -> bool:

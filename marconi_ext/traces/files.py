@@ -62,15 +62,16 @@ def _whole_document(path: Path) -> Any:
     try:
         with open_binary(path) as file:
             first = next((line for line in file if line.strip()), b"")
-            if not first.lstrip().startswith((b"{", b"[")) or isinstance(_decoded(first), dict):
+            if not first.lstrip().startswith((b"{", b"[")) or isinstance(decoded(first), dict):
                 return None
         with open_binary(path) as file:
-            return _decoded(file.read())
+            return decoded(file.read())
     except READ_ERRORS:
         return None
 
 
-def _decoded(raw: bytes) -> Any:
+def decoded(raw: bytes) -> Any:
+    """The JSON value of `raw`, None where it isn't JSON."""
     try:
         return json.loads(raw)
     except (ValueError, RecursionError):

@@ -1,6 +1,5 @@
 """`read_trace`: any trace file or folder as one stream of requests, its format found by itself."""
 
-import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -9,7 +8,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 
 from marconi_ext.traces import agents, few_shot, lmcache, marconi_jsonl, mooncake, sessions, toolbench
-from marconi_ext.traces.files import READ_ERRORS, open_binary, why_unreadable
+from marconi_ext.traces.files import READ_ERRORS, decoded, open_binary, why_unreadable
 from marconi_ext.traces.problems import Problem, Problems, TraceError
 from marconi_ext.traces.request import Request
 from marconi_ext.traces.text import load_tokenizer
@@ -183,25 +182,18 @@ def first_record(path: Path) -> dict | None:
     try:
         with open_binary(path) as file:
             for raw in islice(file, SNIFFED_LINES):
-                record = _decode(raw)
+                record = decoded(raw)
                 if isinstance(record, dict):
                     return record
                 if isinstance(record, list):
                     break
         with open_binary(path) as file:
-            document = _decode(file.read(SNIFFED_BYTES))
+            document = decoded(file.read(SNIFFED_BYTES))
     except READ_ERRORS:
         return None
     if isinstance(document, list) and document:
         document = document[0]
     return document if isinstance(document, dict) else None
-
-
-def _decode(raw: bytes):
-    try:
-        return json.loads(raw)
-    except (ValueError, RecursionError):
-        return None
 
 
 def _by_fields(record: dict) -> str | None:

@@ -1,6 +1,6 @@
 """Linear conversations: OpenAI-style messages (mini-SWE-agent's too), tau-bench, MT-Bench-101, ShareGPT."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,44 +14,51 @@ from marconi_ext.traces.timeline import Session
 NAMES = ("session_id", "conversation_id", "instance_id", "id")  # where a record may say who it is
 
 
+def sessions_of(path: Path, problems: Problems, build: Callable[[int, dict], Session]) -> Iterator[Session]:
+    """One session a record. build: number and record → session; its BrokenRecordError skips the record, and is told."""
+    for number, record in json_records(path, problems):
+        try:
+            yield build(number, record)
+        except fields.BrokenRecordError as error:
+            problems.add(str(path), number, str(error))
+
+
 def read_messages(path: Path, problems: Problems, tokenizer: TextTokenizer) -> Iterator[Session]:
     """One conversation a record: {messages: [{role, content, call?: {created}}], tools?, session_id?}."""
-    for line, record in json_records(path, problems):
-        try:
-            yield messages_session(record, record_name(record, f"{path.stem}/{line}"), tokenizer)
-        except fields.BrokenRecordError as error:
-            problems.add(str(path), line, str(error))
+
+    def build(number: int, record: dict) -> Session:
+        return messages_session(record, record_name(record, f"{path.stem}/{number}"), tokenizer)
+
+    return sessions_of(path, problems, build)
 
 
 def read_mt_bench(path: Path, problems: Problems, tokenizer: TextTokenizer) -> Iterator[Session]:
     """One dialogue a record: {history: [{user, bot}]}."""
-    for line, record in json_records(path, problems):
-        try:
-            messages = []
-            for turn in fields.listing(record, "history"):
-                if not isinstance(turn, dict):
-                    raise fields.BrokenRecordError(f"history: expected objects, found {fields.short(turn)}")
-                messages.append(Message("user", fields.text(turn, "user")))
-                messages.append(Message("assistant", fields.text(turn, "bot")))
-            yield linear_session(f"{path.stem}/{line}", messages, tokenizer)
-        except fields.BrokenRecordError as error:
-            problems.add(str(path), line, str(error))
+
+    def build(number: int, record: dict) -> Session:
+        messages = []
+        for turn in fields.listing(record, "history"):
+            if not isinstance(turn, dict):
+                raise fields.BrokenRecordError(f"history: expected objects, found {fields.short(turn)}")
+            messages.append(Message("user", fields.text(turn, "user")))
+            messages.append(Message("assistant", fields.text(turn, "bot")))
+        return linear_session(f"{path.stem}/{number}", messages, tokenizer)
+
+    return sessions_of(path, problems, build)
 
 
 def read_sharegpt(path: Path, problems: Problems, tokenizer: TextTokenizer) -> Iterator[Session]:
     """One conversation a record: {conversations: [{from, value}]}."""
-    for line, record in json_records(path, problems):
-        try:
-            turns = fields.listing(record, "conversations")
-            messages = [
-                parse_message(
-                    {"role": t.get("from"), "content": t.get("value")} if isinstance(t, dict) else t
-                )
-                for t in turns
-            ]
-            yield linear_session(record_name(record, f"{path.stem}/{line}"), messages, tokenizer)
-        except fields.BrokenRecordError as error:
-            problems.add(str(path), line, str(error))
+
+    def build(number: int, record: dict) -> Session:
+        turns = fields.listing(record, "conversations")
+        messages = [
+            parse_message({"role": t.get("from"), "content": t.get("value")} if isinstance(t, dict) else t)
+            for t in turns
+        ]
+        return linear_session(record_name(record, f"{path.stem}/{number}"), messages, tokenizer)
+
+    return sessions_of(path, problems, build)
 
 
 def read_tau_bench(path: Path, problems: Problems, tokenizer: TextTokenizer) -> Iterator[Session]:
@@ -118,9 +125,9 @@ def display_messages(value: Any) -> list[Message]:
 
 def read_display(path: Path, problems: Problems, tokenizer: TextTokenizer) -> Iterator[Session]:
     """tau-bench's few-shot files: {messages_display: 'user: …\\nassistant: …'} a line."""
-    for line, record in json_records(path, problems):
-        try:
-            messages = display_messages(fields.text(record, "messages_display"))
-            yield linear_session(f"{path.stem}/{line}", messages, tokenizer)
-        except fields.BrokenRecordError as error:
-            problems.add(str(path), line, str(error))
+
+    def build(number: int, record: dict) -> Session:
+        messages = display_messages(fields.text(record, "messages_display"))
+        return linear_session(f"{path.stem}/{number}", messages, tokenizer)
+
+    return sessions_of(path, problems, build)

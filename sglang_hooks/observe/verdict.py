@@ -31,10 +31,8 @@ def kind_of(model_config: Any) -> str | None:
 
 def live_kinds() -> frozenset[str]:
     """Kinds that are served with exact checkpoints."""
-    try:
-        from ..recurrence.registry import FAMILIES
-    except ImportError:
-        return frozenset({MAMBA2})
+    from ..recurrence.registry import FAMILIES
+
     return frozenset(family.name for family in FAMILIES)
 
 

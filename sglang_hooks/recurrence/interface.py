@@ -10,9 +10,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+
+from ..process_state import live
 
 if TYPE_CHECKING:
     from ..hooks import Hook
@@ -62,6 +64,16 @@ class StateSaver(ABC):
     @abstractmethod
     def reset(self) -> None:
         """Forget the forward pass."""
+
+
+S = TypeVar("S", bound=StateSaver)
+
+
+def live_saver(kind: type[S]) -> S | None:
+    """The running extension's saver, if it is of this class. None: a hook lets a stock model, or another's, pass."""
+    state = live()
+    saver = None if state is None else state.forward.saver
+    return saver if isinstance(saver, kind) else None
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ from marconi_kernels.plan import CheckpointPlan
 
 from .. import cpu_platform
 from ..hooks import Hook
-from ..process_state import live
-from .interface import ArmedCheckpoints, Recurrence, StateSaver
+from .interface import ArmedCheckpoints, Recurrence, StateSaver, live_saver
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.hybrid_linear_attn_backend import Mamba2AttnBackend
@@ -138,31 +137,26 @@ def scan_stages() -> ScanStages:
 # ---- hooks: each looks for the live saver first, so that a stock model passes through ----
 
 
-def _saver() -> Mamba2Saver | None:
-    state = live()
-    return state.forward.saver if state is not None and isinstance(state.forward.saver, Mamba2Saver) else None
-
-
 def _bind_plan(_result: None, backend: Any, forward_batch: Any) -> None:
-    saver = _saver()
+    saver = live_saver(Mamba2Saver)
     if saver is not None:
         saver.bind(backend)
 
 
 def _run_layer(original: Callable[..., Any], backend: Any, *args: Any, **kwargs: Any) -> Any:
-    saver = _saver()
+    saver = live_saver(Mamba2Saver)
     if saver is None:
         return original(backend, *args, **kwargs)
     return saver.run_layer(original, backend, *args, **kwargs)
 
 
 def _conv(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    saver = _saver()
+    saver = live_saver(Mamba2Saver)
     return original(*args, **kwargs) if saver is None else saver.conv(original, *args, **kwargs)
 
 
 def _scan(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    saver = _saver()
+    saver = live_saver(Mamba2Saver)
     return original(*args, **kwargs) if saver is None else saver.scan(original, *args, **kwargs)
 
 

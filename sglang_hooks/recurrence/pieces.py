@@ -19,8 +19,7 @@ from typing import Any
 import torch
 
 from ..hooks import Hook
-from ..process_state import live
-from .interface import ArmedCheckpoints, SaverContext, StateSaver
+from .interface import ArmedCheckpoints, SaverContext, StateSaver, live_saver
 from .piece_plan import Copy, PiecePlan, Round, plan_pieces
 
 _MISSING = object()
@@ -310,13 +309,8 @@ def _tokens_of(arguments: dict[str, Any]) -> int:
 # ---- hooks ----
 
 
-def _saver() -> PieceSaver | None:
-    state = live()
-    return state.forward.saver if state is not None and isinstance(state.forward.saver, PieceSaver) else None
-
-
 def _metadata_made(_result: Any, _backend: Any, forward_batch: Any) -> None:
-    saver = _saver()
+    saver = live_saver(PieceSaver)
     if saver is not None:
         saver.metadata_made(forward_batch)
 
@@ -336,7 +330,7 @@ def _forward_extend(
     **more: Any,
 ) -> Any:
     arguments = {"q": q, "k": k, "v": v, "mixed_qkv": mixed_qkv, "a": a, "b": b, **more}
-    saver = _saver()
+    saver = live_saver(PieceSaver)
     if saver is None or hybrid._is_full_attn(layer, more.get("layer_id")):
         return original(hybrid, layer, forward_batch, save_kv_cache, **arguments)
     return saver.run_layer(original, hybrid, layer, forward_batch, save_kv_cache, arguments)

@@ -10,16 +10,13 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 
 from engineless_cache import Driver
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISH_LENGTH, FINISH_MATCHED_TOKEN, Req
-from sglang.srt.managers.schedule_policy import AddReqResult, PrefillAdder
 from sglang.srt.mem_cache.allocation import alloc_req_slots, alloc_token_slots
 from sglang.srt.mem_cache.common import checkpoint_kv_cache, evict_from_tree_cache, release_kv_cache
 from sglang.srt.sampling.sampling_params import SamplingParams
-
-NEW_TOKEN_RATIO = 0.5
+from small_scheduler import admit
 
 
 @dataclass
@@ -132,31 +129,7 @@ class OverlapScheduler:
         self.chunked = None
 
     def _admit(self) -> Launched | None:
-        batch = SimpleNamespace(reqs=self.running, batch_size=lambda: len(self.running))
-        adder = PrefillAdder(
-            self.driver.cache.page_size,
-            self.cache,
-            self.allocator,
-            batch,
-            NEW_TOKEN_RATIO,
-            16_384,
-            self.chunk_tokens,
-        )
-        if self.chunked is not None:
-            self.chunked.init_next_round_input()
-            self.chunked = adder.add_chunked_req(self.chunked)
-        for req in list(self.waiting):
-            if len(self.running) + len(adder.can_run_list) >= self.requests:
-                break
-            req.init_next_round_input(self.cache)
-            added = adder.add_one_req(
-                req, has_chunked_req=self.chunked is not None, truncation_align_size=None
-            )
-            if added is not AddReqResult.CONTINUE:
-                break
-        reqs = adder.can_run_list
-        self.waiting = [req for req in self.waiting if req not in reqs]
-        self.chunked = adder.new_chunked_req or self.chunked
+        reqs = admit(self, self.running)
         if not reqs:
             return None
         self._prefill(reqs)

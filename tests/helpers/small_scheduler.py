@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from array import array
 from types import SimpleNamespace
+from typing import Any, Protocol
 
 from engineless_cache import Driver
 from sglang.srt.managers.schedule_batch import FINISH_LENGTH, Req
@@ -20,6 +21,41 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 
 NEW_TOKEN_RATIO = 0.5
 ABORTED = 0.003  # of running requests, a step
+
+
+class Admitting(Protocol):
+    """A scheduler whose queue `admit` goes through. chunked: the request whose prompt goes on in another chunk"""
+
+    cache: Any
+    allocator: Any
+    chunk_tokens: int | None
+    requests: int
+    waiting: list[Req]
+    chunked: Req | None
+
+
+def admit(scheduler: Admitting, others: list[Req]) -> list[Req]:
+    """The requests that SGLang's PrefillAdder takes beside `others`, which hold memory. Mutates the queue."""
+    batch = SimpleNamespace(reqs=others, batch_size=lambda: len(others))
+    cache = scheduler.cache
+    adder = PrefillAdder(
+        cache.page_size, cache, scheduler.allocator, batch, NEW_TOKEN_RATIO, 16_384, scheduler.chunk_tokens
+    )
+    if scheduler.chunked is not None:
+        scheduler.chunked.init_next_round_input()
+        scheduler.chunked = adder.add_chunked_req(scheduler.chunked)
+    for req in list(scheduler.waiting):
+        if len(others) + len(adder.can_run_list) >= scheduler.requests:
+            break
+        req.init_next_round_input(cache)
+        added = adder.add_one_req(
+            req, has_chunked_req=scheduler.chunked is not None, truncation_align_size=None
+        )
+        if added is not AddReqResult.CONTINUE:
+            break
+    scheduler.waiting = [req for req in scheduler.waiting if req not in adder.can_run_list]
+    scheduler.chunked = adder.new_chunked_req or scheduler.chunked
+    return adder.can_run_list
 
 
 class SmallScheduler:
@@ -67,26 +103,7 @@ class SmallScheduler:
     def _admit(self) -> list[Req]:
         if self.chunked is not None:
             checkpoint_kv_cache(self.chunked, self.cache)
-        others = self.running + self.unseen
-        batch = SimpleNamespace(reqs=others, batch_size=lambda: len(others))
-        adder = PrefillAdder(
-            self.page, self.cache, self.allocator, batch, NEW_TOKEN_RATIO, 16_384, self.chunk_tokens
-        )
-        if self.chunked is not None:
-            self.chunked.init_next_round_input()
-            self.chunked = adder.add_chunked_req(self.chunked)
-        for req in list(self.waiting):
-            if len(others) + len(adder.can_run_list) >= self.requests:
-                break
-            req.init_next_round_input(self.cache)
-            added = adder.add_one_req(
-                req, has_chunked_req=self.chunked is not None, truncation_align_size=None
-            )
-            if added is not AddReqResult.CONTINUE:
-                break
-        self.waiting = [req for req in self.waiting if req not in adder.can_run_list]
-        self.chunked = adder.new_chunked_req or self.chunked
-        return adder.can_run_list
+        return admit(self, self.running + self.unseen)
 
     def _prefill(self, batch: list[Req]) -> None:
         cache = self.cache

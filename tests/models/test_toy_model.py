@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from marconi_ext.models.toy_model import TEKKEN_SPECIAL_TOKENS, ToyModel, weights, write_model
+from marconi_ext.models.tekken import TEKKEN_SPECIAL_TOKENS
+from marconi_ext.models.toy_model import ToyModel, weights, write_model
 
 SMALL = ToyModel(vocab=1500)
 
@@ -54,7 +55,7 @@ def test_control_tokens_are_never_likely():
 def test_tokenizer_round_trips(tmp_path, vocab):
     from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
-    from marconi_ext.models.toy_model import write_tekken
+    from marconi_ext.models.tekken import write_tekken
 
     write_tekken(tmp_path / "tekken.json", vocab)
     tokenizer = Tekkenizer.from_file(tmp_path / "tekken.json")

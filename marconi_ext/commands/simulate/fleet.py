@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import csv
-import multiprocessing
+from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
 from marconi_ext.commands.simulate.run import Sweep, read
 from marconi_ext.errors import BadInputError
 from marconi_ext.output import tables, write_json
+from marconi_ext.policies.registry import PolicyName
+from marconi_ext.simulator.capacity import Capacity
 from marconi_ext.simulator.fleet import ROUTINGS, run_fleet
+from marconi_ext.simulator.sweep import run_jobs
 from marconi_ext.simulator.workload import Workload
-
-_work: tuple[Workload, Sweep] | None = None  # inherited by forked workers, never copied
 
 
 def parse_fleets(servers: str, routing: str) -> tuple[list[int], list[str]]:
@@ -34,8 +34,8 @@ def parse_fleets(servers: str, routing: str) -> tuple[list[int], list[str]]:
     return counts, names
 
 
-def _run(job: tuple[Any, Any, int, str]) -> dict:
-    workload, sweep = _work
+def run_job(workload: Workload, sweep: Sweep, job: tuple[PolicyName, Capacity, int, str]) -> dict:
+    """One cell of a policy, each server's capacity, how many servers, and a routing."""
     policy, capacity, servers, routing = job
     return run_fleet(workload, servers, routing, policy, capacity, sweep.profile, sweep.options)
 
@@ -44,19 +44,14 @@ def run_fleets(
     sweep: Sweep, servers: list[int], routings: list[str], json: Path | None, out: Path | None
 ) -> None:
     """Run all cells, print them, write them. One server needs no routing: it is run once."""
-    global _work
     if any(policy.family != "online" or policy.eviction == "clairvoyant" for policy in sweep.policies):
         raise BadInputError("--servers: wants policies that a server can follow, such as lru, marconi, ours")
     fleets = [(n, name) for n, name in product(servers, routings) if n > 1 or name == routings[0]]
     jobs = [(p, c, *fleet) for c, p, fleet in product(sweep.capacities, sweep.policies, fleets)]
     cells: list[dict] = []
     for trace, seed in product(sweep.traces, range(sweep.seeds)):
-        _work = (read(sweep, trace, seed), sweep)
-        if sweep.processes <= 1:
-            cells += map(_run, jobs)
-        else:
-            with multiprocessing.get_context("fork").Pool(min(sweep.processes, len(jobs))) as pool:
-                cells += pool.imap(_run, jobs)
+        run = partial(run_job, read(sweep, trace, seed), sweep)
+        run_jobs(run, jobs, processes=sweep.processes, done=cells.append)
     _show(cells, json)
     if json is not None:
         write_json(json, {"model": sweep.profile.name, "cells": cells})
