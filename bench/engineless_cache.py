@@ -32,7 +32,7 @@ from sglang.srt.server_args import ServerArgs, set_global_server_args_for_schedu
 from marconi_ext.config import MarconiConfig
 from marconi_ext.policies.currency import Currency
 from sglang_hooks.observe.stats import CacheStats
-from sglang_hooks.policy import build_keeper
+from sglang_hooks.policy import build_runtime
 from sglang_hooks.radix.cache import MarconiRadixCache, our_components
 from sglang_hooks.radix.ledger import CheckpointLedger
 
@@ -107,7 +107,7 @@ def build(
     currency = Currency(linear=1.6e10, quadratic=1.6e4)
     if cache.shared is not None:
         currency = cache.shared.currency(currency)
-    cache.mamba.adopt(config, build_keeper(config, currency), CheckpointLedger(), CacheStats())
+    cache.mamba.adopt(config, build_runtime(config, currency), CheckpointLedger(), CacheStats())
     if page_size == 1:
         pool.mamba_initial_tracking_slots = 0
     return cache

@@ -17,7 +17,7 @@ from marconi_ext.policies.currency import Currency
 from marconi_ext.policies.fixed_rules import FlopAware, Lru, LruLeaf, SegLen
 from marconi_ext.policies.learned.ours import Ours
 from marconi_ext.policies.registry import parse_policy
-from marconi_ext.policies.runtime import Keeper
+from marconi_ext.policies.runtime import PolicyRuntime
 from marconi_ext.policies.table.checkpoints import Kind
 from marconi_ext.profiles import load_profile
 from marconi_ext.simulator.capacity import Capacity
@@ -64,45 +64,45 @@ def eviction() -> None:
             print(f"| {row} | " + " | ".join(shown) + " |", flush=True)
 
 
-def filled(n: int, make) -> Keeper:
+def filled(n: int, make) -> PolicyRuntime:
     """n states in chains of up to 8."""
-    keeper, row = Keeper(Exact(), make(Currency()), Currency()), -1
+    runtime, row = PolicyRuntime(Exact(), make(Currency()), Currency()), -1
     for i in range(n):
-        keeper.tick += 1
-        row = add_state(keeper, -1 if i % 8 == 0 else row, 100 * (i % 8 + 1))
-    return keeper
+        runtime.tick += 1
+        row = add_state(runtime, -1 if i % 8 == 0 else row, 100 * (i % 8 + 1))
+    return runtime
 
 
-def add_state(keeper: Keeper, parent: int, depth_tokens: int) -> int:
-    row = keeper.record(parent, depth_tokens, Kind.LAST_TOKEN)
-    keeper.offer(row, Offer(depth_tokens, Kind.LAST_TOKEN))
-    keeper.saved(row)
+def add_state(runtime: PolicyRuntime, parent: int, depth_tokens: int) -> int:
+    row = runtime.record(parent, depth_tokens, Kind.LAST_TOKEN)
+    runtime.offer(row, Offer(depth_tokens, Kind.LAST_TOKEN))
+    runtime.saved(row)
     if parent >= 0:
-        keeper.book.fanout[parent] += 1
+        runtime.table.fanout[parent] += 1
     return row
 
 
-def choices(keeper: Keeper, count: int) -> np.ndarray:
+def choices(runtime: PolicyRuntime, count: int) -> np.ndarray:
     """Seconds of each choice, and of plain passes beside it: float64[2, count]. Conversations drawn at random go
     on, and each new state evicts one."""
     rng, times = np.random.default_rng(0), np.empty((2, count))
     passes = 1
     for i in range(count):
-        keeper.tick += 1
-        rows = keeper.book.live_rows()
+        runtime.tick += 1
+        rows = runtime.table.live_rows()
         served = int(rows[rng.integers(len(rows))])
-        keeper.use([served], served)
-        keeper.book.pins[served] += 1
+        runtime.use([served], served)
+        runtime.table.pins[served] += 1
         started = time.process_time()
-        victim = keeper.victim_of_all()
+        victim = runtime.victim_of_all()
         chosen = time.process_time()
         for _ in range(passes):
-            np.flatnonzero(keeper.book.live)
+            np.flatnonzero(runtime.table.live)
         times[:, i] = chosen - started, time.process_time() - chosen
         passes = max(1, round(passes * times[0, i] / times[1, i])) if i < 20 else passes
-        keeper.evicted(victim)
-        keeper.book.pins[served] -= 1
-        add_state(keeper, served, int(keeper.book.depth[served]) + 100)
+        runtime.evicted(victim)
+        runtime.table.pins[served] -= 1
+        add_state(runtime, served, int(runtime.table.depth[served]) + 100)
     return times[:, 20:]
 
 

@@ -10,7 +10,7 @@ from marconi_ext.errors import BadInputError
 from marconi_ext.policies.currency import Currency
 from marconi_ext.policies.paper.tuner import Marconi
 from marconi_ext.policies.registry import parse_policy
-from marconi_ext.policies.runtime import Keeper
+from marconi_ext.policies.runtime import PolicyRuntime
 from marconi_ext.policies.table.checkpoints import Kind
 from marconi_ext.profiles import profile_from_config
 
@@ -61,10 +61,10 @@ def currency_of(model_path: str) -> Currency:
     return replace(profile.currency(), kv_bytes_per_token=0.0)
 
 
-def build_keeper(config: MarconiConfig, currency: Currency) -> Keeper:
+def build_runtime(config: MarconiConfig, currency: Currency) -> PolicyRuntime:
     """A fresh policy as configured."""
     admission, eviction = parse_policy(config.policy).build(currency)
     if isinstance(eviction, Marconi):
         eviction.multiplier = config.bootstrap_multiplier
         eviction.window_requests = config.bootstrap_window_size
-    return Keeper(admission, eviction, currency)
+    return PolicyRuntime(admission, eviction, currency)

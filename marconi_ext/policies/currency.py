@@ -7,7 +7,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from marconi_ext.policies.table.checkpoints import CheckpointBook
+from marconi_ext.policies.table.checkpoints import CheckpointTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +30,14 @@ class Currency:
         depth, above = depth * 1.0, above * 1.0  # of one row too, where Python's numbers cost least
         return self.linear * (depth - above) + self.quadratic * (depth * depth - above * above)
 
-    def cost_bytes(self, book: CheckpointBook, rows: np.ndarray) -> np.ndarray:
+    def cost_bytes(self, table: CheckpointTable, rows: np.ndarray) -> np.ndarray:
         """Bytes that evicting each row frees."""
-        return self.state_bytes + self.kv_bytes_per_token * book.leaf_tokens[rows]
+        return self.state_bytes + self.kv_bytes_per_token * table.leaf_tokens[rows]
 
-    def whole_cost_bytes(self, book: CheckpointBook, rows: np.ndarray | int) -> np.ndarray | float:
+    def whole_cost_bytes(self, table: CheckpointTable, rows: np.ndarray | int) -> np.ndarray | float:
         """Bytes that each row holds in place: with a leaf's state go all its KV up to the next live state. One
         number for all where they are alike."""
         if self.kv_bytes_per_token == 0:
             return self.state_bytes
-        alone = np.where(book.leaf_tokens[rows] > 0, book.depth[rows] - book.above[rows], 0)
+        alone = np.where(table.leaf_tokens[rows] > 0, table.depth[rows] - table.above[rows], 0)
         return self.state_bytes + self.kv_bytes_per_token * alone

@@ -1,6 +1,6 @@
 """Eviction by fixed rules: each scores all states in one pass, and the lowest score goes.
 
-`scores(book, rows, tick)` gets the rows with a state and returns float64[len(rows)]; +inf: never a victim.
+`scores(table, rows, tick)` gets the rows with a state and returns float64[len(rows)]; +inf: never a victim.
 `request` is told of each request's path before its states are offered. Ties go to the lowest row.
 """
 
@@ -11,7 +11,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from marconi_ext.policies.currency import Currency
-from marconi_ext.policies.table.checkpoints import CheckpointBook
+from marconi_ext.policies.table.checkpoints import CheckpointTable
 
 
 class FixedRule:
@@ -28,19 +28,19 @@ class FixedRule:
     def by_kv(self) -> Self:
         return self
 
-    def scores(self, book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray:
+    def scores(self, table: CheckpointTable, rows: np.ndarray, tick: int) -> np.ndarray:
         raise NotImplementedError
 
-    def request(self, book: CheckpointBook, path: list[int], served: int, tick: int) -> None:
+    def request(self, table: CheckpointTable, path: list[int], served: int, tick: int) -> None:
         """`path`: rows on the matched path, shallow first; `served`: the live one that was hit, or -1."""
 
-    def offered(self, book: CheckpointBook, row: int, tick: int) -> None:
+    def offered(self, table: CheckpointTable, row: int, tick: int) -> None:
         """A state is offered at `row`, new or seen before."""
 
-    def gone(self, book: CheckpointBook, row: int, tick: int) -> None:
+    def gone(self, table: CheckpointTable, row: int, tick: int) -> None:
         """The state at `row` was evicted or refused; the record stays."""
 
-    def forgotten(self, book: CheckpointBook, row: int) -> None:
+    def forgotten(self, table: CheckpointTable, row: int) -> None:
         """`row` is about to be freed."""
 
     def parameters(self) -> dict[str, float]:
@@ -51,17 +51,17 @@ class FixedRule:
 class Lru(FixedRule):
     """Least recently used state; a hit refreshes the one that served."""
 
-    def scores(self, book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray:
-        return book.last_use[rows].astype(np.float64)
+    def scores(self, table: CheckpointTable, rows: np.ndarray, tick: int) -> np.ndarray:
+        return table.last_use[rows].astype(np.float64)
 
 
 class LruLeaf(FixedRule):
     """SGLang+: least recently used among the states with none below; a request refreshes its whole path."""
 
-    def scores(self, book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray:
-        score = book.last_path[rows].astype(np.float64)
-        owners = book.owner[rows]
-        inner = np.zeros(book.size, bool)
+    def scores(self, table: CheckpointTable, rows: np.ndarray, tick: int) -> np.ndarray:
+        score = table.last_path[rows].astype(np.float64)
+        owners = table.owner[rows]
+        inner = np.zeros(table.size, bool)
         inner[owners[owners >= 0]] = True
         score[inner[rows]] += 1e15  # only when no leaf is left
         return score
@@ -70,8 +70,8 @@ class LruLeaf(FixedRule):
 class SegLen(FixedRule):
     """Tokens to the nearest state above, over age."""
 
-    def scores(self, book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray:
-        return (book.depth[rows] - book.above[rows]) / _age(book, rows, tick)
+    def scores(self, table: CheckpointTable, rows: np.ndarray, tick: int) -> np.ndarray:
+        return (table.depth[rows] - table.above[rows]) / _age(table, rows, tick)
 
 
 class FlopAware(FixedRule):
@@ -84,11 +84,11 @@ class FlopAware(FixedRule):
         self.alpha = alpha
         self.max_fanout = max_fanout
 
-    def scores(self, book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray:
-        efficiency = self.currency.worth(book.depth[rows], book.above[rows]) / self.currency.cost_bytes(
-            book, rows
+    def scores(self, table: CheckpointTable, rows: np.ndarray, tick: int) -> np.ndarray:
+        efficiency = self.currency.worth(table.depth[rows], table.above[rows]) / self.currency.cost_bytes(
+            table, rows
         )
-        return scaled(1.0 / _age(book, rows, tick)) + self.alpha * scaled(efficiency)
+        return scaled(1.0 / _age(table, rows, tick)) + self.alpha * scaled(efficiency)
 
     def parameters(self) -> dict[str, float]:
         return {"alpha": self.alpha}
@@ -102,5 +102,5 @@ def scaled(values: np.ndarray) -> np.ndarray:
     return np.ones_like(values) if low == high else (values - low) / (high - low)
 
 
-def _age(book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray:
-    return (tick - book.last_use[rows] + 1).astype(np.float64)
+def _age(table: CheckpointTable, rows: np.ndarray, tick: int) -> np.ndarray:
+    return (tick - table.last_use[rows] + 1).astype(np.float64)

@@ -7,7 +7,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from marconi_ext.policies.admission import Offer, PromptFacts
-from marconi_ext.policies.table.checkpoints import CheckpointBook
+from marconi_ext.policies.table.checkpoints import CheckpointTable
 
 
 class Admission(Protocol):
@@ -24,16 +24,16 @@ class Scores(Protocol):
 
     windowed: ClassVar[bool]
 
-    def scores(self, book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray: ...
+    def scores(self, table: CheckpointTable, rows: np.ndarray, tick: int) -> np.ndarray: ...
 
 
 class WindowedScores(Scores, Protocol):
     """Scores of which a search may look at some only: one that scales over all candidates can't be so."""
 
-    def floors(self, book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray:
+    def floors(self, table: CheckpointTable, rows: np.ndarray, tick: int) -> np.ndarray:
         """Lower bounds of the scores, cheaper than these. The caller may write into the array."""
 
-    def score(self, book: CheckpointBook, row: int, tick: int) -> float:
+    def score(self, table: CheckpointTable, row: int, tick: int) -> float:
         """As `scores`, of one row: the same to the bit."""
 
     def changed(self) -> np.ndarray:
@@ -54,16 +54,16 @@ class Eviction(Scores, Protocol):
     @property
     def by_kv(self) -> Scores: ...
 
-    def request(self, book: CheckpointBook, path: list[int], served: int, tick: int) -> None:
+    def request(self, table: CheckpointTable, path: list[int], served: int, tick: int) -> None:
         """`path`: rows on the matched path, shallow first; `served`: the live one that was hit, or -1."""
 
-    def offered(self, book: CheckpointBook, row: int, tick: int) -> None:
+    def offered(self, table: CheckpointTable, row: int, tick: int) -> None:
         """A state is offered at `row`, new or seen before."""
 
-    def gone(self, book: CheckpointBook, row: int, tick: int) -> None:
+    def gone(self, table: CheckpointTable, row: int, tick: int) -> None:
         """The state at `row` was evicted or refused; the record stays."""
 
-    def forgotten(self, book: CheckpointBook, row: int) -> None:
+    def forgotten(self, table: CheckpointTable, row: int) -> None:
         """`row` is about to be freed."""
 
     def parameters(self) -> dict[str, float]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from marconi_ext.policies.admission import Offer, PromptFacts
 from marconi_ext.policies.messages import TAIL_TOKENS, MessageHeaders
-from marconi_ext.policies.runtime import Keeper
+from marconi_ext.policies.runtime import PolicyRuntime
 from marconi_ext.policies.table.checkpoints import Kind
 from marconi_ext.policies.table.tree_rows import FEW_NODES, TreeRecords, row_of
 
@@ -65,9 +65,9 @@ class Serving:
     """
 
     def __init__(
-        self, keeper: Keeper, records: TreeRecords, kinds: Collection[Kind], page_tokens: int = 1
+        self, runtime: PolicyRuntime, records: TreeRecords, kinds: Collection[Kind], page_tokens: int = 1
     ) -> None:
-        self.keeper = keeper
+        self.runtime = runtime
         self.records = records
         self.kinds = frozenset(kinds)
         self.page_tokens = page_tokens
@@ -78,23 +78,23 @@ class Serving:
 
         What was evicted since the match, to make room for the request itself, is left out.
         """
-        keeper, alive, path, ahead = self.keeper, self.records.alive, match.path, match.ahead
+        runtime, alive, path, ahead = self.runtime, self.records.alive, match.path, match.ahead
         if path and not alive(path[-1][1]):  # leaves go first: what is gone is the path's end
             path, ahead = [place for place in path if alive(place[1])], None
         if ahead is not None and not alive(ahead):
             ahead = None
         tokens = match.tokens
         match = Match(path, match.served, match.prompt_tokens, match.hit_tokens, ahead)
-        keeper.tick += 1
+        runtime.tick += 1
         rows = [row for _, node in path if (row := getattr(node, "record", None)) is not None]
         served = -1 if match.served is None else row_of(match.served)
         children = len(path[-1][1].children) if path else 0
         first_seen = children == 1 and row_of(path[-1][1]) < 0
-        lost = keeper.causes(
+        lost = runtime.causes(
             rows, hit_tokens=match.hit_tokens, kv_tokens=match.kv_tokens, first_seen=first_seen
         )
-        keeper.use(rows, served)
-        facts = keeper.facts(
+        runtime.use(rows, served)
+        facts = runtime.facts(
             rows,
             prompt_tokens=match.prompt_tokens,
             sequence_tokens=match.prompt_tokens + 1,  # the last token's state needs no plan
@@ -107,7 +107,7 @@ class Serving:
             input_end=None if tokens is None else self.headers.input_end(tokens),
             page_tokens=self.page_tokens,
         )
-        offers = keeper.admission.plan(facts)
+        offers = runtime.admission.plan(facts)
         plan = Plan(match, lost, self._wanted(facts, offers), self._last_token_beyond(facts, offers))
         self._expect_child(plan)
         return plan
@@ -121,13 +121,13 @@ class Serving:
             if row < 0:
                 row = self.records.record(node, depth, offer.kind)
                 self._expect_child(plan)
-            self.keeper.mark(row, offer)
+            self.runtime.mark(row, offer)
             return row
         below = [] if edge_end is None else self.records.top_rows(edge_end)
-        row = self.keeper.record(self._row_above(plan, depth), depth, offer.kind, below)
-        self.keeper.book.fanout[row] = 1  # the rest of the prompt, the answer, or what is held below
+        row = self.runtime.record(self._row_above(plan, depth), depth, offer.kind, below)
+        self.runtime.table.fanout[row] = 1  # the rest of the prompt, the answer, or what is held below
         plan.homeless[row] = depth
-        self.keeper.mark(row, offer)
+        self.runtime.mark(row, offer)
         return row
 
     def saves_last_token(self, plan: Plan | None, sequence_tokens: int) -> bool:
@@ -153,7 +153,7 @@ class Serving:
     def drop(self, plan: Plan, row: int) -> None:
         """Forget a planned row that never found its node."""
         if plan.homeless.pop(row, None) is not None:
-            self.keeper.forget(row)
+            self.runtime.forget(row)
 
     def end(self, plan: Plan) -> None:
         """The request is over, whatever came of it: count the continuations that its match has now.

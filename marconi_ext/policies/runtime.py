@@ -1,8 +1,8 @@
-"""The keeper: admission, eviction and their book, kept in step with a radix tree.
+"""The policy at run time: admission, eviction and their table, kept in step with a radix tree.
 
 The simulator's tree and the live engine's are different code, the policy is one: whoever owns a tree tells the
-keeper what happened to it (a request's path, an offer, an eviction, a leaf that went), and asks it what to save
-and what to evict. It knows rows of the book, no nodes and no tokens.
+runtime what happened to it (a request's path, an offer, an eviction, a leaf that went), and asks it what to save
+and what to evict. It knows rows of the table, no nodes and no tokens.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from marconi_ext.policies.currency import Currency
 from marconi_ext.policies.input_ends import MIN_GAIN
 from marconi_ext.policies.interfaces import Admission, Eviction
 from marconi_ext.policies.messages import InputEnd
-from marconi_ext.policies.table.checkpoints import CheckpointBook, Fate, Kind
+from marconi_ext.policies.table.checkpoints import CheckpointTable, Fate, Kind
 from marconi_ext.policies.table.victims import VictimSearch
 
 _CAUSES = {
@@ -30,14 +30,14 @@ _CAUSES = {
 }
 
 
-class Keeper:
+class PolicyRuntime:
     """`tick` counts requests; `counts` has offers, saves, refusals and state_evictions."""
 
     def __init__(self, admission: Admission, eviction: Eviction, currency: Currency) -> None:
         self.admission = admission
         self.eviction = eviction
         self.currency = currency
-        self.book = CheckpointBook()
+        self.table = CheckpointTable()
         self.counts: Counter[str] = Counter()
         self.tick = 0
         self._search = VictimSearch(eviction)
@@ -50,12 +50,12 @@ class Keeper:
         """A request goes through these rows, shallow first; `served` (-1: none) is the state it starts from."""
         if path:
             rows = np.array(path)
-            self.book.last_path[rows] = self.tick
-            self.book.passed[rows] += 1
-        self.eviction.request(self.book, path, served, self.tick)
+            self.table.last_path[rows] = self.tick
+            self.table.passed[rows] += 1
+        self.eviction.request(self.table, path, served, self.tick)
         if served >= 0:
-            self.book.last_use[served] = self.tick
-            self.book.uses[served] += 1
+            self.table.last_use[served] = self.tick
+            self.table.uses[served] += 1
 
     def facts(
         self,
@@ -76,13 +76,16 @@ class Keeper:
 
         below: rows of the first few tokens that the request parts from
         """
-        book = self.book
+        table = self.table
         rows = np.array(path, np.int64)
-        depths, fanouts = book.depth[rows].tolist(), book.fanout[rows].tolist()
+        depths, fanouts = table.depth[rows].tolist(), table.fanout[rows].tolist()
         forks = [
             depth
             for row, depth, fanout in zip(path, depths, fanouts, strict=True)
-            if fanout > 1 and depth > hit_tokens and not book.live[row] and book.fate.item(row) != Fate.NEVER
+            if fanout > 1
+            and depth > hit_tokens
+            and not table.live[row]
+            and table.fate.item(row) != Fate.NEVER
         ]
         return PromptFacts(
             prompt_tokens=prompt_tokens,
@@ -92,7 +95,7 @@ class Keeper:
             diverges=diverges,
             boundaries=boundaries,
             proven_forks=tuple(forks),
-            records=tuple(zip(depths, book.kind[rows].tolist(), strict=True)),
+            records=tuple(zip(depths, table.kind[rows].tolist(), strict=True)),
             parted_tokens=max(
                 (d for d, fanout in zip(depths, fanouts, strict=True) if fanout > 1), default=0
             ),
@@ -107,22 +110,22 @@ class Keeper:
     ) -> dict[str, tuple]:
         """Of the earlier prompt that a request goes on from: whether it repeats what was answered, or how many
         tokens before that prompt's end it parts."""
-        book = self.book
+        table = self.table
         again = kv_tokens == prompt_tokens - 1  # the whole prompt is held
         earlier = range(1, prompt_tokens if again else prompt_tokens + 1)
-        deepest = next((row for row in reversed(path) if book.prompt_tokens.item(row) in earlier), -1)
-        if deepest >= 0 and book.prompt_tokens.item(deepest) < kv_tokens:
-            first = book.passed.item(deepest) == 1
-            return {"went_through": (book.prompt_class.item(deepest), first)}
-        ends = [row for row in (deepest, *below) if row >= 0 and book.prompt_tokens.item(row) >= kv_tokens]
+        deepest = next((row for row in reversed(path) if table.prompt_tokens.item(row) in earlier), -1)
+        if deepest >= 0 and table.prompt_tokens.item(deepest) < kv_tokens:
+            first = table.passed.item(deepest) == 1
+            return {"went_through": (table.prompt_class.item(deepest), first)}
+        ends = [row for row in (deepest, *below) if row >= 0 and table.prompt_tokens.item(row) >= kv_tokens]
         if again or not diverges or not ends:
             return {}
-        above = next((d for row in reversed(path) if (d := book.depth.item(row)) < kv_tokens - 1), 0)
+        above = next((d for row in reversed(path) if (d := table.depth.item(row)) < kv_tokens - 1), 0)
         if kv_tokens - above < MIN_GAIN:
             return {}
-        nearest = min(ends, key=book.prompt_tokens.item)
-        before_end = book.prompt_tokens.item(nearest) - kv_tokens
-        return {"parted_before_end": (book.prompt_class.item(nearest), before_end)}
+        nearest = min(ends, key=table.prompt_tokens.item)
+        before_end = table.prompt_tokens.item(nearest) - kv_tokens
+        return {"parted_before_end": (table.prompt_class.item(nearest), before_end)}
 
     def causes(self, path: list[int], *, hit_tokens: int, kv_tokens: int, first_seen: bool) -> dict[str, int]:
         """Split the tokens between the state that served and the KV held by why no state was there.
@@ -132,11 +135,11 @@ class Keeper:
         lost: dict[str, int] = {}
         if kv_tokens == hit_tokens:
             return lost
-        book, reached = self.book, hit_tokens
+        table, reached = self.table, hit_tokens
         deepest = path[-1] if path else -1
-        if deepest >= 0 and book.depth[deepest] > hit_tokens:
-            reached = int(book.depth[deepest])
-            lost[_CAUSES[Fate(book.fate[deepest])]] = reached - hit_tokens
+        if deepest >= 0 and table.depth[deepest] > hit_tokens:
+            reached = int(table.depth[deepest])
+            lost[_CAUSES[Fate(table.fate[deepest])]] = reached - hit_tokens
         rest = kv_tokens - reached
         grid = self.admission.grid_tokens
         if rest and grid > 1:
@@ -153,67 +156,67 @@ class Keeper:
     def record(
         self, parent: int, depth_tokens: int, kind: Kind, below: list[int] | tuple[int, ...] = ()
     ) -> int:
-        """A row for a position without one; see `CheckpointBook.add`."""
-        return self.book.add(parent, depth_tokens, kind, self.tick, below)
+        """A row for a position without one; see `CheckpointTable.add`."""
+        return self.table.add(parent, depth_tokens, kind, self.tick, below)
 
     def mark(self, row: int, offer: Offer) -> None:
         """`offer` is for `row`: note the prompt that ends there."""
         if offer.prompt_tokens:
-            self.book.prompt_tokens[row] = offer.prompt_tokens
-            self.book.prompt_class[row] = offer.prompt_class
+            self.table.prompt_tokens[row] = offer.prompt_tokens
+            self.table.prompt_class[row] = offer.prompt_class
 
     def touch(self, row: int) -> None:
         """The state at `row` is held already, and was wanted again."""
-        self.book.last_use[row] = self.book.last_path[row] = self.tick
+        self.table.last_use[row] = self.table.last_path[row] = self.tick
 
     def offer(self, row: int, offer: Offer) -> bool:
         """`offer` is for `row`, which holds no state. False: there is nothing to save (it is displaced)."""
-        if self.book.fate.item(row) == Fate.NEVER:
-            self.book.kind[row] = offer.kind  # the record may have been made for another kind
+        if self.table.fate.item(row) == Fate.NEVER:
+            self.table.kind[row] = offer.kind  # the record may have been made for another kind
         if offer.displaced:
-            self.book.set_gone(row, Fate.DISPLACED)
+            self.table.set_gone(row, Fate.DISPLACED)
             return False
         self.counts["offers"] += 1
-        self.eviction.offered(self.book, row, self.tick)
+        self.eviction.offered(self.table, row, self.tick)
         return True
 
     def saved(self, row: int) -> None:
         """The state offered at `row` is held."""
-        self.book.set_live(row, self.tick)
+        self.table.set_live(row, self.tick)
         self.counts["saves"] += 1
 
     def refused(self, row: int) -> None:
         """The state offered at `row` isn't."""
-        self.book.set_gone(row, Fate.REFUSED)
-        self.eviction.gone(self.book, row, self.tick)
+        self.table.set_gone(row, Fate.REFUSED)
+        self.eviction.gone(self.table, row, self.tick)
         self.counts["refusals"] += 1
 
     def evicted(self, row: int) -> None:
         """The state at `row` was evicted; its KV is still held."""
-        self.book.set_gone(row, Fate.EVICTED)
-        self.eviction.gone(self.book, row, self.tick)
+        self.table.set_gone(row, Fate.EVICTED)
+        self.eviction.gone(self.table, row, self.tick)
         self.counts["state_evictions"] += 1
 
     def forget(self, row: int) -> None:
         """The KV of `row` is gone."""
-        self.eviction.forgotten(self.book, row)
-        self.book.forget(row)
+        self.eviction.forgotten(self.table, row)
+        self.table.forget(row)
 
     def forget_all(self) -> None:
         """No KV is held any more. What was learned stays."""
-        for row in self.book.rows().tolist():
+        for row in self.table.rows().tolist():
             self.forget(row)
 
     def digest(self) -> int:
         """A checksum of all records: ranks that decided alike have the same."""
-        book, rows = self.book, self.book.rows()
+        table, rows = self.table, self.table.rows()
         columns = (
             rows,
-            book.live[rows],
-            book.kind[rows],
-            book.depth[rows],
-            book.parent[rows],
-            book.last_use[rows],
+            table.live[rows],
+            table.kind[rows],
+            table.depth[rows],
+            table.parent[rows],
+            table.last_use[rows],
         )
         return crc32(b"".join(column.tobytes() for column in columns), self.tick)
 
@@ -221,13 +224,13 @@ class Keeper:
 
     def candidates(self, *, leaves: bool = False, max_fanout: int | None = None) -> np.ndarray:
         """Unpinned rows with a state, ascending; `leaves`: of leaves only; `max_fanout`: with no more children."""
-        book = self.book
-        rows = book.live_rows()
-        wanted = book.pins[rows] == 0
+        table = self.table
+        rows = table.live_rows()
+        wanted = table.pins[rows] == 0
         if leaves:
-            wanted &= book.leaf_tokens[rows] > 0
+            wanted &= table.leaf_tokens[rows] > 0
         elif max_fanout is not None:
-            wanted &= book.fanout[rows] <= max_fanout
+            wanted &= table.fanout[rows] <= max_fanout
         return rows[wanted]
 
     def victim(self, rows: np.ndarray, newcomer: int = -1) -> int | None:
@@ -235,13 +238,13 @@ class Keeper:
         newcomer = newcomer if self.eviction.refuses else -1
         if len(rows) == 0:
             return newcomer if newcomer >= 0 else None
-        return self._search.lowest(self.book, rows, self.tick, newcomer)
+        return self._search.lowest(self.table, rows, self.tick, newcomer)
 
     def victim_of_all(self, newcomer: int = -1) -> int | None:
         """As `victim` of all `candidates`, without listing these in a large pool."""
-        if not self._search.narrows(self.book):
+        if not self._search.narrows(self.table):
             return self.victim(self.candidates(), newcomer)
-        return self._search.lowest_of_some(self.book, self.tick, newcomer if self.eviction.refuses else -1)
+        return self._search.lowest_of_some(self.table, self.tick, newcomer if self.eviction.refuses else -1)
 
     def victim_in_bytes(self, newcomer: int = -1) -> int | None:
         """As `victim_of_all` where KV and states share bytes: the paper's rule passes over nodes with several children,
@@ -255,8 +258,8 @@ class Keeper:
 
         Without `rows` out of all such candidates, without listing these in a large pool.
         """
-        search, book = self._leaf_search, self.book
-        if rows is None and search.narrows(book):
-            return search.lowest_of_some(book, self.tick)
+        search, table = self._leaf_search, self.table
+        if rows is None and search.narrows(table):
+            return search.lowest_of_some(table, self.tick)
         rows = self.candidates(leaves=True) if rows is None else rows
-        return search.lowest(book, rows, self.tick) if len(rows) else None
+        return search.lowest(table, rows, self.tick) if len(rows) else None

@@ -118,10 +118,10 @@ def _drive(workload: Workload, simulator: Simulator) -> tuple[list[int], dict]:
 
 
 def _held_bytes(simulator: Simulator) -> dict[str, float]:
-    book, currency = simulator.book, simulator.currency
-    live = book.live_rows()
+    table, currency = simulator.table, simulator.currency
+    live = table.live_rows()
     held = {
-        f"state_{kind.name.lower()}": int((book.kind[live] == kind).sum()) * currency.state_bytes
+        f"state_{kind.name.lower()}": int((table.kind[live] == kind).sum()) * currency.state_bytes
         for kind in Kind
     }
     held = {name: amount for name, amount in held.items() if amount}

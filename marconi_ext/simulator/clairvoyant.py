@@ -12,7 +12,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from marconi_ext.policies.currency import Currency
-from marconi_ext.policies.table.checkpoints import CheckpointBook
+from marconi_ext.policies.table.checkpoints import CheckpointTable
 from marconi_ext.simulator.radix_tree import RadixTree
 from marconi_ext.traces import Request
 
@@ -61,26 +61,26 @@ class Clairvoyant:
     def by_kv(self) -> Self:
         return self
 
-    def request(self, book: CheckpointBook, path: list[int], served: int, tick: int) -> None:
+    def request(self, table: CheckpointTable, path: list[int], served: int, tick: int) -> None:
         pass
 
-    def offered(self, book: CheckpointBook, row: int, tick: int) -> None:
+    def offered(self, table: CheckpointTable, row: int, tick: int) -> None:
         if row not in self._uses:
-            self._uses[row] = self._future.uses(tick - 1, int(book.depth[row]))
+            self._uses[row] = self._future.uses(tick - 1, int(table.depth[row]))
 
-    def gone(self, book: CheckpointBook, row: int, tick: int) -> None:
+    def gone(self, table: CheckpointTable, row: int, tick: int) -> None:
         pass
 
-    def forgotten(self, book: CheckpointBook, row: int) -> None:
+    def forgotten(self, table: CheckpointTable, row: int) -> None:
         self._uses.pop(row, None)
 
-    def scores(self, book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray:
+    def scores(self, table: CheckpointTable, rows: np.ndarray, tick: int) -> np.ndarray:
         below: dict[int, list[int]] = {}
         for row in rows.tolist():
-            below.setdefault(int(book.owner[row]), []).append(row)
+            below.setdefault(int(table.owner[row]), []).append(row)
         wait = np.array([self._wait(row, below.get(row, []), tick) for row in rows.tolist()])
-        worth = self.currency.worth(book.depth[rows], book.above[rows])
-        return worth / wait / self.currency.cost_bytes(book, rows)
+        worth = self.currency.worth(table.depth[rows], table.above[rows])
+        return worth / wait / self.currency.cost_bytes(table, rows)
 
     def _wait(self, row: int, deeper: list[int], tick: int) -> float:
         """Requests until the next one that this state, and no deeper one, would serve; inf: never."""

@@ -47,10 +47,10 @@ class _Server:
     @property
     def displaced_tokens(self) -> float:
         """Mean depth of the states where new ones push others out; 0 where none has been evicted yet."""
-        book = self.cache.book
-        if self.cache.counts["state_evictions"] == 0 or not book.num_live:
+        table = self.cache.table
+        if self.cache.counts["state_evictions"] == 0 or not table.num_live:
             return 0.0
-        return float(book.depth[book.live_rows()].mean())
+        return float(table.depth[table.live_rows()].mean())
 
     @property
     def open_requests(self) -> int:

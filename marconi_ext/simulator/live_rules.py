@@ -19,7 +19,7 @@ from marconi_ext.policies.interfaces import Admission, Eviction
 from marconi_ext.policies.messages import MessageHeaders
 from marconi_ext.policies.paper.background import Tuner
 from marconi_ext.policies.request_plan import Match, Plan, Serving
-from marconi_ext.policies.runtime import Keeper
+from marconi_ext.policies.runtime import PolicyRuntime
 from marconi_ext.policies.table.checkpoints import Kind
 from marconi_ext.policies.table.tree_rows import TreeRecords, row_of
 from marconi_ext.simulator.radix_tree import Node, RadixTree
@@ -60,9 +60,9 @@ class LiveRules:
         self.tokens = tokens
         self.kinds = frozenset(kinds)
         self.tree = RadixTree()
-        self.keeper = Keeper(admission, eviction, currency)
-        self.records = TreeRecords(self.keeper, lambda node: len(node.tokens))
-        self.serving = Serving(self.keeper, self.records, kinds)
+        self.runtime = PolicyRuntime(admission, eviction, currency)
+        self.records = TreeRecords(self.runtime, lambda node: len(node.tokens))
+        self.serving = Serving(self.runtime, self.records, kinds)
         self.serving.headers = headers or MessageHeaders()
         self._pending: list[_Pending] = []
         self._held_slots = 0  # by the running request, its own and those of states not published yet
@@ -77,7 +77,7 @@ class LiveRules:
         self._take_tokens(len(prompt) - match.hit_tokens)
         plan = self.serving.begin(match)
         if self.tuner is not None:
-            self.tuner.step(self.keeper.tick)
+            self.tuner.step(self.runtime.tick)
         for offer in plan.offers:
             self._offer(plan, offer)
         if len(output) > 1:  # overlap: room for the first decode is made before the prefill's result is seen
@@ -89,20 +89,20 @@ class LiveRules:
         return Served(match.hit_tokens, plan.match.kv_tokens, plan.lost)
 
     def check(self) -> None:
-        """Recount the tree and the book; while nothing runs."""
+        """Recount the tree and the table; while nothing runs."""
         self.tree.check()
-        book = self.keeper.book
-        book.check()
+        table = self.runtime.table
+        table.check()
         assert self._held_slots == self._held_tokens == 0, "the last request left something behind"
-        assert not book.pins.any(), "a state is still pinned"
-        assert self.tree.num_states == book.num_live, "states miscounted"
+        assert not table.pins.any(), "a state is still pinned"
+        assert self.tree.num_states == table.num_live, "states miscounted"
         assert self._fits(0, 0), "more than the pools have"
         for node in self.tree.nodes():
             row = row_of(node)
-            assert (node.state is not None) == (row >= 0 and bool(book.live[row])), f"{node} and row {row}"
+            assert (node.state is not None) == (row >= 0 and bool(table.live[row])), f"{node} and row {row}"
             if row >= 0:
-                assert book.depth[row] == node.depth_tokens, f"depth of {node}"
-                assert book.fanout[row] == len(node.children), f"fan-out of {node}"
+                assert table.depth[row] == node.depth_tokens, f"depth of {node}"
+                assert table.fanout[row] == len(node.children), f"fan-out of {node}"
 
     # --- a request's stages ------------------------------------------------------------------------------
 
@@ -110,38 +110,38 @@ class LiveRules:
         look = self.tree.lookup(prompt[:-1])
         last = look.path[-1] if look.path else self.tree.root
         if look.partial is not None:
-            last = self.tree.boundary(look.partial, look.kv_tokens, self.keeper.tick)
+            last = self.tree.boundary(look.partial, look.kv_tokens, self.runtime.tick)
             self.records.tend(look.partial)
         ahead = last.children.get(int(prompt[-1])) if look.kv_tokens == len(prompt) - 1 else None
         path = [(node.depth_tokens, node) for node in self.records.path(last)]
         return Match(path, look.state_node, len(prompt), look.state_tokens, ahead, prompt)
 
     def _offer(self, plan: Plan, offer: Offer) -> None:
-        row, book = self.serving.row_for(plan, offer), self.keeper.book
-        if book.live[row]:
-            self.keeper.touch(row)
+        row, table = self.serving.row_for(plan, offer), self.runtime.table
+        if table.live[row]:
+            self.runtime.touch(row)
             return
         if offer.spare and not self._fits(1, 0):
             return
-        if not self.keeper.offer(row, offer):
+        if not self.runtime.offer(row, offer):
             return
-        book.pins[row] += 1
+        table.pins[row] += 1
         if not self._take_slot(row):
-            book.pins[row] -= 1
-            self.keeper.refused(row)
+            table.pins[row] -= 1
+            self.runtime.refused(row)
             return
-        self.keeper.saved(row)
+        self.runtime.saved(row)
         self._pending.append(_Pending(offer, row))
 
     def _publish(self, plan: Plan, prompt: np.ndarray) -> Node | None:
         """Insert what was saved, shallow first; the request's lock moves to the deepest."""
-        locked, book = plan.match.served, self.keeper.book
+        locked, table = plan.match.served, self.runtime.table
         for pending in self._pending:
             offer, node = pending.offer, self._insert(prompt[: pending.offer.depth_tokens])
             if pending.row >= 0:
                 held = self.serving.settle(plan, pending.row, node)
                 assert held == pending.row, "alone, nobody is first"
-                book.pins[pending.row] -= 1
+                table.pins[pending.row] -= 1
             else:
                 self._save(node, offer)
             self.tree.set_state(node, True)
@@ -158,28 +158,28 @@ class LiveRules:
         self._held_tokens = 0
         self._held_slots -= 1
         row, wanted = row_of(node), self.serving.saves_last_token(plan, len(sequence))
-        if row >= 0 and self.keeper.book.live[row]:
-            self.keeper.touch(row)
+        if row >= 0 and self.runtime.table.live[row]:
+            self.runtime.touch(row)
         elif wanted:
             self._save(node, Offer(len(sequence), Kind.LAST_TOKEN))
             self.tree.set_state(node, True)
         for homeless, depth in sorted(plan.homeless.items(), key=lambda item: item[1]):
-            below = self.tree.boundary(node, depth, self.keeper.tick)
+            below = self.tree.boundary(node, depth, self.runtime.tick)
             for child in below.children.values():
                 self.records.tend(child)
             self.serving.settle(plan, homeless, below)
         self.serving.end(plan)
 
     def _save(self, node: Node, offer: Offer) -> None:
-        """A state without a row of its own, planned or not: the book learns of it now."""
+        """A state without a row of its own, planned or not: the table learns of it now."""
         row = row_of(node)
         if row < 0:
             row = self.records.record(node, offer.depth_tokens, offer.kind)
-        self.keeper.offer(row, offer)
-        self.keeper.saved(row)
+        self.runtime.offer(row, offer)
+        self.runtime.saved(row)
 
     def _insert(self, sequence: np.ndarray) -> Node:
-        done = self.tree.insert(sequence, self.keeper.tick)
+        done = self.tree.insert(sequence, self.runtime.tick)
         self.records.tend(done.node)
         self.records.tend(done.node.parent)
         if done.upper is not None:
@@ -190,12 +190,12 @@ class LiveRules:
     def _lock(self, node: Node | None) -> None:
         if node is not None:
             self.tree.pin(node)
-            self.keeper.book.pins[row_of(node)] += 1
+            self.runtime.table.pins[row_of(node)] += 1
 
     def _unlock(self, node: Node | None) -> None:
         if node is not None:
             self.tree.unpin(node)
-            self.keeper.book.pins[row_of(node)] -= 1
+            self.runtime.table.pins[row_of(node)] -= 1
 
     # --- room --------------------------------------------------------------------------------------------
 
@@ -204,7 +204,7 @@ class LiveRules:
         tokens += self.tree.num_tokens + self._held_tokens
         if self.shared_bytes is None:
             return states <= self.slots and tokens <= self.tokens
-        price = self.keeper.currency
+        price = self.runtime.currency
         return states * price.state_bytes + tokens * price.kv_bytes_per_token <= self.shared_bytes
 
     def _take_slot(self, newcomer: int = -1) -> bool:
@@ -222,12 +222,12 @@ class LiveRules:
 
     def _least_valuable(self, newcomer: int = -1) -> int | None:
         if self.shared_bytes is not None:
-            return self.keeper.victim_in_bytes(newcomer)
-        return self.keeper.victim_of_all(newcomer)
+            return self.runtime.victim_in_bytes(newcomer)
+        return self.runtime.victim_of_all(newcomer)
 
     def _evict_state(self, row: int) -> None:
         self.tree.drop_state(self.records.node(row))
-        self.keeper.evicted(row)
+        self.runtime.evicted(row)
 
     def _take_tokens(self, tokens: int) -> None:
         self._make_room(tokens)
@@ -252,7 +252,7 @@ class LiveRules:
         parent = leaf.parent
         for pending in self._pending:  # its state is published at a new node
             if pending.row >= 0 and pending.row == row_of(leaf):
-                self.keeper.book.pins[pending.row] -= 1
+                self.runtime.table.pins[pending.row] -= 1
                 pending.row = -1
         self.records.forget(leaf)
         self.tree.remove_leaf(leaf)
@@ -263,7 +263,7 @@ class LiveRules:
 
     def _dead_leaf(self, *, planned: bool = True) -> Node | None:
         """The oldest leaf without a state, which serves nobody. planned: including those where one is planned"""
-        pins = self.keeper.book.pins
+        pins = self.runtime.table.pins
         dead = [node for node in self._free_leaves() if node.state is None]
         if not planned:
             dead = [node for node in dead if row_of(node) < 0 or not pins[row_of(node)]]
@@ -271,8 +271,8 @@ class LiveRules:
 
     def _coldest_leaf(self) -> Node | None:
         """The leaf with a state that the policy values least."""
-        victim = self.keeper.leaf_victim()
+        victim = self.runtime.leaf_victim()
         if victim is not None and self.records.node(victim).pins:
             rows = sorted(row_of(node) for node in self._free_leaves())
-            victim = self.keeper.leaf_victim(np.array(rows, np.int64))
+            victim = self.runtime.leaf_victim(np.array(rows, np.int64))
         return None if victim is None else self.records.node(victim)

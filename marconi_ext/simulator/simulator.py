@@ -18,7 +18,7 @@ import numpy as np
 from marconi_ext.policies.currency import Currency
 from marconi_ext.policies.interfaces import Admission, Eviction
 from marconi_ext.policies.messages import TAIL_TOKENS
-from marconi_ext.policies.runtime import Keeper
+from marconi_ext.policies.runtime import PolicyRuntime
 from marconi_ext.policies.table.tree_rows import FEW_NODES, TreeRecords, row_of
 from marconi_ext.simulator.capacity import Capacity
 from marconi_ext.simulator.radix_tree import Lookup, Node, RadixTree
@@ -41,7 +41,7 @@ class _Running:
 
 
 class Simulator:
-    """`serve` requests in order, then `finish`. Counters are read from `tree`, `book` and `counts`."""
+    """`serve` requests in order, then `finish`. Counters are read from `tree`, `table` and `counts`."""
 
     def __init__(
         self,
@@ -52,15 +52,15 @@ class Simulator:
         concurrency: int = 1,
     ) -> None:
         self.capacity = capacity
-        self.keeper = Keeper(admission, eviction, currency)
+        self.runtime = PolicyRuntime(admission, eviction, currency)
         self.admission = admission
         self.eviction = eviction
         self.currency = currency
         self.concurrency = concurrency
         self.tree = RadixTree()
-        self.book = self.keeper.book
-        self.counts = self.keeper.counts
-        self.records = TreeRecords(self.keeper, lambda node: len(node.tokens))
+        self.table = self.runtime.table
+        self.counts = self.runtime.counts
+        self.records = TreeRecords(self.runtime, lambda node: len(node.tokens))
         self._running: deque[_Running] = deque()
         self._leaf_heap: list[tuple[int, int, Node]] = []
         self._bounded_kv = capacity.bytes is not None or capacity.tokens is not None
@@ -68,11 +68,11 @@ class Simulator:
     @property
     def tick(self) -> int:
         """Requests served so far."""
-        return self.keeper.tick
+        return self.runtime.tick
 
     def serve(self, request: Request) -> Served:
         """Match, account, insert, save; returns what the request got."""
-        self.keeper.tick += 1
+        self.runtime.tick += 1
         while len(self._running) >= self.concurrency:
             self._end(self._running.popleft())
         prompt = request.input_ids
@@ -81,13 +81,13 @@ class Simulator:
         served = look.state_node.record if look.state_node is not None else -1
         hit, held = look.state_tokens, look.kv_tokens
         first_seen = look.diverges and look.partial is not None
-        lost = self.keeper.causes(path, hit_tokens=hit, kv_tokens=held, first_seen=first_seen)
+        lost = self.runtime.causes(path, hit_tokens=hit, kv_tokens=held, first_seen=first_seen)
         for node in look.path:
             node.last_tick = self.tick
         if look.partial is not None:
             look.partial.last_tick = self.tick
-        self.keeper.use(path, served)
-        facts = self.keeper.facts(
+        self.runtime.use(path, served)
+        facts = self.runtime.facts(
             path,
             prompt_tokens=len(prompt),
             sequence_tokens=len(prompt) + max(len(request.output_ids) - 1, 0),
@@ -107,28 +107,30 @@ class Simulator:
         return Served(hit, held, lost)
 
     def finish(self) -> None:
-        """End what runs, and audit the books."""
+        """End what runs, and audit the table."""
         while self._running:
             self._end(self._running.popleft())
         self.check()
 
     def check(self) -> None:
-        """Recount tree, book and what links them; nothing may exceed the capacity."""
+        """Recount tree, table and what links them; nothing may exceed the capacity."""
         self.tree.check()
-        self.book.check()
+        self.table.check()
         live = 0
         for node in self.tree.nodes():
-            assert (node.state is not None) == (node.record is not None and bool(self.book.live[node.record]))
+            assert (node.state is not None) == (
+                node.record is not None and bool(self.table.live[node.record])
+            )
             live += node.state is not None
             if node.record is not None:
                 assert (
                     self.records.node(node.record) is node
-                    and self.book.depth[node.record] == node.depth_tokens
+                    and self.table.depth[node.record] == node.depth_tokens
                 )
                 leaf_tokens = len(node.tokens) if node.is_leaf else 0
-                assert self.book.leaf_tokens[node.record] == leaf_tokens, f"leaf tokens of {node}"
-                assert self.book.fanout[node.record] == len(node.children), f"fan-out of {node}"
-        assert live == self.book.num_live
+                assert self.table.leaf_tokens[node.record] == leaf_tokens, f"leaf tokens of {node}"
+                assert self.table.fanout[node.record] == len(node.children), f"fan-out of {node}"
+        assert live == self.table.num_live
         assert not self._excess(0, 0), "over capacity"
 
     # --- one request -------------------------------------------------------------------------------------
@@ -149,13 +151,13 @@ class Simulator:
             if held is not None:
                 self.tree.pin(held)
             if served >= 0:
-                self.book.pins[served] += 1
+                self.table.pins[served] += 1
             new = len(sequence) - self.tree.lookup(sequence, start).kv_tokens
             fits = self._make_room(0, new)
             if held is not None:
                 self.tree.unpin(held)
             if served >= 0:
-                self.book.pins[served] -= 1
+                self.table.pins[served] -= 1
             if not fits:
                 self.counts["requests_too_large"] += 1
                 return None
@@ -168,13 +170,13 @@ class Simulator:
                 self._tend(child)
         self.tree.pin(done.node)
         if served >= 0:
-            self.book.pins[served] += 1
+            self.table.pins[served] += 1
         return _Running(done.node, served)
 
     def _end(self, running: _Running) -> None:
         self.tree.unpin(running.pinned)
         if running.state_row >= 0:
-            self.book.pins[running.state_row] -= 1
+            self.table.pins[running.state_row] -= 1
 
     # --- states ------------------------------------------------------------------------------------------
 
@@ -189,18 +191,18 @@ class Simulator:
         row = row_of(node)
         if row < 0:
             row = self.records.record(node, node.depth_tokens, offer.kind)
-        self.keeper.mark(row, offer)
-        if self.book.live[row]:
-            self.keeper.touch(row)
-        elif self.keeper.offer(row, offer):
+        self.runtime.mark(row, offer)
+        if self.table.live[row]:
+            self.runtime.touch(row)
+        elif self.runtime.offer(row, offer):
             if self._make_room(1, 0, newcomer=row):
                 self.tree.set_state(node, row + 1)
-                self.keeper.saved(row)
+                self.runtime.saved(row)
             else:
-                self.keeper.refused(row)
+                self.runtime.refused(row)
 
     def _tend(self, node: Node) -> None:
-        """Bring a node's facts in the book, and its place among the leaves, up to date."""
+        """Bring a node's facts in the table, and its place among the leaves, up to date."""
         if node is self.tree.root:
             return
         self.records.tend(node)
@@ -230,20 +232,20 @@ class Simulator:
                 return False
             node = self.records.node(victim)
             self.tree.drop_state(node)
-            self.keeper.evicted(victim)
+            self.runtime.evicted(victim)
             if self._bounded_kv and node.is_leaf:
                 heapq.heappush(self._leaf_heap, (-1, node.serial, node))  # its KV is dead weight: first to go
         return True
 
     def _victim(self, newcomer: int, whole_leaves: bool) -> int | None:
-        max_fanout = self.keeper.max_fanout if self.capacity.bytes is not None else None
+        max_fanout = self.runtime.max_fanout if self.capacity.bytes is not None else None
         if not whole_leaves and max_fanout is None:
-            return self.keeper.victim_of_all(newcomer)
-        rows = self.keeper.candidates(leaves=whole_leaves, max_fanout=max_fanout)
+            return self.runtime.victim_of_all(newcomer)
+        rows = self.runtime.candidates(leaves=whole_leaves, max_fanout=max_fanout)
         if whole_leaves:  # a pinned leaf's state frees nothing of its KV
             rows = rows[[not self.records.node(row).pins for row in rows.tolist()]] if len(rows) else rows
-            return self.keeper.leaf_victim(rows)
-        return self.keeper.victim(rows, newcomer)
+            return self.runtime.leaf_victim(rows)
+        return self.runtime.victim(rows, newcomer)
 
     def _evict_dead_leaf(self) -> bool:
         """Remove the oldest leaf without a state (no request can reuse its KV); False: there is none."""

@@ -34,7 +34,7 @@ class Activity:
 class Standing:
     """What is so right now, over all ranks; tuning and parameters are the first rank's.
 
-    differences: between the policy's book and the tree, and requests whose sums were wrong
+    differences: between the policy's table and the tree, and requests whose sums were wrong
     """
 
     states: dict[str, int]
@@ -106,7 +106,7 @@ def standing(poll: Poll) -> Standing:
         states.update(rank["stats"]["states"])
         slots.update(rank["slots"])
     first = poll.ranks[0]
-    found = [rank.get("book", {}).get("differences", 0) for rank in poll.ranks]
+    found = [rank.get("table", {}).get("differences", 0) for rank in poll.ranks]
     found += [rank["stats"].get("wrong_sums", 0) for rank in poll.ranks]
     return Standing(
         dict(sorted(states.items())),

@@ -120,7 +120,7 @@ def state_table(now: Standing) -> Table:
         table.add_row(Text(name, style="dim"), f"{slots:,}", Text(bar(slots / pool), style="dim"))
     table.add_row(Text("pool", style="dim"), f"{now.slots.get('pool', 0):,}", "")
     if now.differences:
-        table.add_row(Text("book and tree differ", style="bold red"), f"{now.differences:,}", "")
+        table.add_row(Text("table and tree differ", style="bold red"), f"{now.differences:,}", "")
     return table
 
 

@@ -132,9 +132,9 @@ METRICS = (
         ("reason",),
     ),
     Metric(
-        "marconi_book_differences",
-        "States and locks of which the policy's book says other than the tree: never anything but 0.",
-        _one("book", "differences"),
+        "marconi_table_differences",
+        "States and locks of which the policy's table says other than the tree: never anything but 0.",
+        _one("table", "differences"),
     ),
     Metric(
         "marconi_wrong_sums_total",

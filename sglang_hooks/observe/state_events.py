@@ -85,8 +85,8 @@ class StateEvents:
         for medium in sorted(said - media):
             self._queue.append(StateRemoved(block_hash, medium))
         if media - said:
-            row, book = row_of(node), self._cache.mamba.keeper.book
-            kind = kind_name(book.kind.item(row)) if row >= 0 else "unknown"
+            row, table = row_of(node), self._cache.mamba.runtime.table
+            kind = kind_name(table.kind.item(row)) if row >= 0 else "unknown"
             for medium in sorted(media - said):
                 self._queue.append(StateStored(block_hash, depth_of(node), kind, medium))
         if media:

@@ -39,7 +39,7 @@ def report(state: Live) -> dict[str, Any]:
         "config": state.config.model_dump(mode="json") | {"eviction": state.config.policy},
         "counters": {name: int(count) for name, count in sorted(state.ledger.counters.items())},
         "slots": state.cache.slot_census(),
-        "book": state.cache.census.totals(),
+        "table": state.cache.census.totals(),
         "stats": state.stats.snapshot(),
         "kv": state.cache.kv_census(),
         "policy": state.cache.policy_facts(),

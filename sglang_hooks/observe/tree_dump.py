@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 
-from marconi_ext.policies.runtime import Keeper
+from marconi_ext.policies.runtime import PolicyRuntime
 from marconi_ext.policies.table.tree_rows import row_of
 
 from ..policy import kind_name
@@ -55,7 +55,7 @@ class TreeDumps:
 def dump_tree(cache: MarconiRadixCache, *, with_tokens: bool = False) -> dict[str, Any]:
     """All nodes, parents before children. Stops the scheduler while it walks: about 10 µs a node without tokens."""
     root = cache.tree_core.root_node
-    scores = scores_by_row(cache.mamba.keeper)
+    scores = scores_by_row(cache.mamba.runtime)
     nodes = []
     pending = [(root, 0)]
     while pending:
@@ -63,16 +63,16 @@ def dump_tree(cache: MarconiRadixCache, *, with_tokens: bool = False) -> dict[st
         nodes.append(_describe(cache, node, depth_tokens, scores, with_tokens))
         for child in node.children.values():
             pending.append((child, depth_tokens + len(child.key)))
-    return {"tick": cache.mamba.keeper.tick, "page_tokens": cache.page_size, "nodes": nodes}
+    return {"tick": cache.mamba.runtime.tick, "page_tokens": cache.page_size, "nodes": nodes}
 
 
-def scores_by_row(keeper: Keeper) -> dict[int, float]:
+def scores_by_row(runtime: PolicyRuntime) -> dict[int, float]:
     """What the policy thinks of each state that is held, in its own unit: the lowest goes first."""
-    rows = keeper.book.live_rows()
+    rows = runtime.table.live_rows()
     if not len(rows):
         return {}
     return dict(
-        zip(rows.tolist(), keeper.eviction.scores(keeper.book, rows, keeper.tick).tolist(), strict=True)
+        zip(rows.tolist(), runtime.eviction.scores(runtime.table, rows, runtime.tick).tolist(), strict=True)
     )
 
 
@@ -86,7 +86,7 @@ def _describe(
     """One node. kind, age_ticks (requests since it served), uses: of its record, which outlives the state;
     score: see `scores_by_row`; access: larger is more recent."""
     kv, mamba = node.component_data[ComponentType.FULL], node.component_data[ComponentType.MAMBA]
-    row, keeper = row_of(node), cache.mamba.keeper
+    row, runtime = row_of(node), cache.mamba.runtime
     described = {
         "id": node.id,
         "parent": None if node.parent is None else node.parent.id,
@@ -94,9 +94,9 @@ def _describe(
         "edge_tokens": 0 if node.parent is None else len(node.key),
         "kv": _place(kv),
         "state": _place(mamba),
-        "kind": None if row < 0 else kind_name(keeper.book.kind.item(row)),
-        "age_ticks": None if row < 0 else int(keeper.tick - keeper.book.last_use[row]),
-        "uses": None if row < 0 else int(keeper.book.uses[row]),
+        "kind": None if row < 0 else kind_name(runtime.table.kind.item(row)),
+        "age_ticks": None if row < 0 else int(runtime.tick - runtime.table.last_use[row]),
+        "uses": None if row < 0 else int(runtime.table.uses[row]),
         "score": scores.get(row),
         "access": node.last_access_time,
         "kv_locks": kv.lock_ref,

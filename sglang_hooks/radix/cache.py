@@ -27,16 +27,16 @@ from marconi_ext.config import MarconiConfig
 
 from ..observe.stats import CacheStats
 from ..observe.tree_dump import TreeDumps
-from ..policy import build_keeper, currency_of
+from ..policy import build_runtime, currency_of
 from ..process_state import Live, go_live
 from ..recurrence.forward import ForwardCheckpoints
 from ..recurrence.interface import SaverContext
 from ..recurrence.registry import family_of
-from .book_census import BookCensus
 from .component import MarconiMambaComponent
 from .kv_eviction import MarconiFullComponent
 from .ledger import CheckpointLedger
 from .shared_memory import SharedMemory, shared_memory_of
+from .table_census import TableCensus
 from .tree_core import depth_of, register
 from .twins import Twins
 
@@ -63,7 +63,7 @@ class MarconiRadixCache(UnifiedRadixCache):
     def __init__(self, params: CacheInitParams) -> None:
         self.shared: SharedMemory | None = shared_memory_of(params.token_to_kv_pool_allocator)
         super().__init__(params)
-        self.census = BookCensus(self)
+        self.census = TableCensus(self)
         self._skips_state_locks = envs.SGLANG_OPT_MAMBA_SKIP_DECODE_LOCK.get()
 
     def reset(self) -> None:
@@ -261,15 +261,15 @@ class MarconiRadixCache(UnifiedRadixCache):
 
     def policy_facts(self) -> dict[str, Any]:
         """What decides here, so that a simulator can be set up like it."""
-        keeper, config = self.mamba.keeper, self.mamba.config
+        runtime, config = self.mamba.runtime, self.mamba.config
         return {
             "name": config.policy,
             "kinds": sorted(int(kind) for kind in self.mamba.serving.kinds),
-            "currency": asdict(keeper.currency),
+            "currency": asdict(runtime.currency),
             "messages": asdict(self.mamba.serving.headers),
-            "requests": keeper.tick,
-            "parameters": {name: float(value) for name, value in keeper.eviction.parameters().items()},
-            "counts": dict(sorted(keeper.counts.items())),
+            "requests": runtime.tick,
+            "parameters": {name: float(value) for name, value in runtime.eviction.parameters().items()},
+            "counts": dict(sorted(runtime.counts.items())),
             "bootstrap": [config.bootstrap_window_size, config.bootstrap_multiplier, config.tuning_interval],
             "tunings": [] if self.mamba.tuner is None else self.mamba.tuner.applied[-1_000:],
         }
@@ -291,10 +291,10 @@ def build_cache(
     pool = ctx.params.req_to_token_pool
     ledger = CheckpointLedger()
     currency = currency_of(ctx.model_config.model_path)
-    keeper = build_keeper(config, currency if cache.shared is None else cache.shared.currency(currency))
+    runtime = build_runtime(config, currency if cache.shared is None else cache.shared.currency(currency))
     stats = CacheStats()
     stats.strict = envs.SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY.get() > 0
-    cache.mamba.adopt(config, keeper, ledger, stats)
+    cache.mamba.adopt(config, runtime, ledger, stats)
     if config.events != "none":
         from ..observe.state_events import start
 

@@ -2,7 +2,7 @@
 
 Stock tracks one grid-aligned state an extend in two ping-pong slots a request. Here a request holds its running
 slot, plus one slot a wanted checkpoint until that is in the tree; the last state is the running slot itself.
-What is saved and what is evicted is decided by `marconi_ext.policies`: the component tells its keeper what happens to
+What is saved and what is evicted is decided by `marconi_ext.policies`: the component tells its runtime what happens to
 SGLang's tree, and carries out the answers. Matching and planning are here, what enters the tree in `publishing.py`,
 what leaves it in `state_eviction.py`.
 Source of the replaced behaviour: SGLang 0.5.23, mem_cache/unified_cache/components/mamba.py.
@@ -24,7 +24,7 @@ from marconi_ext.policies.admission import Offer
 from marconi_ext.policies.paper.background import Tuner
 from marconi_ext.policies.paper.tuner import Marconi
 from marconi_ext.policies.request_plan import Match, Plan, Serving
-from marconi_ext.policies.runtime import Keeper
+from marconi_ext.policies.runtime import PolicyRuntime
 from marconi_ext.policies.table.checkpoints import Kind
 from marconi_ext.policies.table.tree_rows import TreeRecords
 
@@ -43,25 +43,25 @@ if TYPE_CHECKING:
 class MarconiMambaComponent(StatePublishing):
     """Exact checkpoints, slots with one owner at a time, the least valuable state evicted first."""
 
-    keeper: Keeper | None = (
+    runtime: PolicyRuntime | None = (
         None  # set by `adopt`, before any request; the constructor resets the tree earlier
     )
     keeps_stock_order = False
 
     def adopt(
-        self, config: MarconiConfig, keeper: Keeper, ledger: CheckpointLedger, stats: CacheStats
+        self, config: MarconiConfig, runtime: PolicyRuntime, ledger: CheckpointLedger, stats: CacheStats
     ) -> None:
         """Take over the settings, the policy and the counters that the process's parts share."""
-        self.config, self.keeper, self.ledger, self.stats = config, keeper, ledger, stats
-        self.records = TreeRecords(keeper, lambda node: len(node.key), self._is_alive)
-        self.serving = Serving(keeper, self.records, saved_kinds(config), self.cache.page_size)
-        self.held = HeldStates(keeper, self.records, self.serving, stats)
+        self.config, self.runtime, self.ledger, self.stats = config, runtime, ledger, stats
+        self.records = TreeRecords(runtime, lambda node: len(node.key), self._is_alive)
+        self.serving = Serving(runtime, self.records, saved_kinds(config), self.cache.page_size)
+        self.held = HeldStates(runtime, self.records, self.serving, stats)
         self._plans = {}
         stats.states_by_kind = self.held.by_kind
         self.tuner = None
-        if isinstance(keeper.eviction, Marconi):
+        if isinstance(runtime.eviction, Marconi):
             self.tuner = Tuner(
-                keeper.eviction, config.tuning_interval, agree=self._all_ranks, on_tuned=stats.tuned
+                runtime.eviction, config.tuning_interval, agree=self._all_ranks, on_tuned=stats.tuned
             )
 
     def _all_ranks(self, _request: int, ready: bool) -> bool:
@@ -74,7 +74,7 @@ class MarconiMambaComponent(StatePublishing):
 
     def forget_all(self) -> None:
         """The tree was reset, and the pools with it. What the policy has learned stays."""
-        if self.keeper is None:
+        if self.runtime is None:
             return
         self.stats.flushed()
         self.ledger.clear()
@@ -154,7 +154,7 @@ class MarconiMambaComponent(StatePublishing):
             if req.prefix_len < offer.depth_tokens <= req.extend_end:
                 self._offer(req, plan, offer)
         if rank_consensus_checker.enabled():  # SGLang's own check stops a server whose ranks differ
-            rank_consensus_checker.assert_same("marconi %s: %d", req.rid, self.keeper.digest())
+            rank_consensus_checker.assert_same("marconi %s: %d", req.rid, self.runtime.digest())
 
     def _begin(self, req: Req) -> Plan:
         path = self._still(getattr(req, "marconi_match", None) or [])
@@ -172,7 +172,7 @@ class MarconiMambaComponent(StatePublishing):
         tokens = np.frombuffer(ids, np.int64)
         plan = self.serving.begin(Match(path, served, len(ids), req.prefix_len, ahead, tokens))
         if self.tuner is not None:
-            self.tuner.step(self.keeper.tick)
+            self.tuner.step(self.runtime.tick)
         if not req.retracted_stain:
             self.stats.served(len(ids), req.prefix_len, max(plan.match.kv_tokens, req.prefix_len), plan.lost)
         return plan
@@ -181,13 +181,13 @@ class MarconiMambaComponent(StatePublishing):
         row = self.serving.row_for(plan, offer)
         if (node := self.records.node(row)) is not None:
             self.held.locks_changed(node)  # it may have its row only now
-        if self.keeper.book.live[row]:
-            self.keeper.touch(row)
+        if self.runtime.table.live[row]:
+            self.runtime.touch(row)
             return
         allocator = self.cache.req_to_token_pool.mamba_allocator
         if offer.spare and allocator.schedulable_available_size() == 0:
             return
-        if not self.keeper.offer(row, offer):
+        if not self.runtime.offer(row, offer):
             return
         pending = PendingCheckpoint(offer.kind, offer.depth_tokens, None, row, plan)
         self.held.reserve(pending)
@@ -227,7 +227,7 @@ class MarconiMambaComponent(StatePublishing):
             self.events.split(new_parent, child)
 
     def acquire_component_lock(self, node: UnifiedTreeNode, *args: Any, **kwargs: Any) -> Any:
-        """As stock; a locked state is pinned in the book."""
+        """As stock; a locked state is pinned in the table."""
         result = super().acquire_component_lock(node, *args, **kwargs)
         self.held.locks_changed(node)
         return result

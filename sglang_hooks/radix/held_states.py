@@ -1,13 +1,13 @@
-"""The one place where the policy's book learns that a state is planned, arrived in the tree, left it, or is locked.
+"""The one place where the policy's table learns that a state is planned, arrived in the tree, left it, or is locked.
 
-What is true after every call, of every row of the book:
+What is true after every call, of every row of the table:
 
     live = its node holds a state on the device, or a request has a slot for one that it will bring
     pins = locks on its node's state + 1 where a request plans one
 
 Both are worked out from the tree and from the pending checkpoints each time, never counted up and down, so that it
 doesn't matter in which order requests finish, are retracted or aborted, and states are evicted or loaded back.
-`book_census.py` recounts it.
+`table_census.py` recounts it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode
 
     from marconi_ext.policies.request_plan import Serving
-    from marconi_ext.policies.runtime import Keeper
+    from marconi_ext.policies.runtime import PolicyRuntime
 
     from ..observe.stats import CacheStats
     from .ledger import PendingCheckpoint
@@ -46,8 +46,10 @@ class HeldStates:
     pending: checkpoint by the row that it is planned at; one without a slot yet only pins its row
     """
 
-    def __init__(self, keeper: Keeper, records: TreeRecords, serving: Serving, stats: CacheStats) -> None:
-        self.keeper, self.records, self.serving, self.stats = keeper, records, serving, stats
+    def __init__(
+        self, runtime: PolicyRuntime, records: TreeRecords, serving: Serving, stats: CacheStats
+    ) -> None:
+        self.runtime, self.records, self.serving, self.stats = runtime, records, serving, stats
         self.pending: dict[int, PendingCheckpoint] = {}
 
     # ---- a checkpoint that a request plans ----
@@ -60,8 +62,8 @@ class HeldStates:
     def planned(self, checkpoint: PendingCheckpoint, slot: Any) -> None:
         """The reserved checkpoint has its slot."""
         checkpoint.slot = slot
-        if checkpoint.row >= 0 and not self.keeper.book.live[checkpoint.row]:
-            self.keeper.saved(checkpoint.row)
+        if checkpoint.row >= 0 and not self.runtime.table.live[checkpoint.row]:
+            self.runtime.saved(checkpoint.row)
 
     def abandon(self, checkpoint: PendingCheckpoint) -> None:
         """There will be no such state: no slot was to be had, or the request was aborted or retracted.
@@ -70,7 +72,7 @@ class HeldStates:
         """
         row = self._settled(checkpoint)
         if row >= 0 and not holds_state(self.records.node(row)):
-            self.keeper.refused(row)
+            self.runtime.refused(row)
 
     # ---- a state in the tree ----
 
@@ -84,31 +86,31 @@ class HeldStates:
         checkpoint: PendingCheckpoint | None = None,
     ) -> None:
         """The tree has a state at `node`. is_new: it wasn't there before; checkpoint: what brought it, if planned."""
-        keeper, row = self.keeper, row_of(node)
+        runtime, row = self.runtime, row_of(node)
         if checkpoint is not None:
             planned_at = self._settled(checkpoint)
             if planned_at >= 0:
                 row = self.serving.settle(checkpoint.plan, planned_at, node)
         if row < 0:
             row = self.records.record(node, depth_tokens, kind)
-        if not keeper.book.live[row]:
-            keeper.offer(row, Offer(depth_tokens, kind))
-            keeper.saved(row)
+        if not runtime.table.live[row]:
+            runtime.offer(row, Offer(depth_tokens, kind))
+            runtime.saved(row)
         elif not is_new:
-            keeper.touch(row)
+            runtime.touch(row)
         if is_new:
-            self.stats.saved(kind_name(keeper.book.kind.item(row)))
+            self.stats.saved(kind_name(runtime.table.kind.item(row)))
         self._pin(row)
 
     def left(self, node: UnifiedTreeNode, reason: str) -> None:
         """The state that was at `node` isn't on the device any more. reason: as `CacheStats.evicted`"""
-        row, book = row_of(node), self.keeper.book
+        row, table = row_of(node), self.runtime.table
         if row < 0:
             return
-        self.stats.evicted(kind_name(book.kind.item(row)), reason)
+        self.stats.evicted(kind_name(table.kind.item(row)), reason)
         planned = self.pending.get(row)
         if planned is None or planned.slot is None:  # else a request brings one again
-            self.keeper.evicted(row)
+            self.runtime.evicted(row)
 
     def locks_changed(self, node: UnifiedTreeNode) -> None:
         """Requests hold the node's state more or less often than before, or the node has only now got its row."""
@@ -128,12 +130,12 @@ class HeldStates:
         """The tree was reset, and the pools with it."""
         self.pending.clear()
         self.records.clear()
-        self.keeper.forget_all()
+        self.runtime.forget_all()
 
     def by_kind(self) -> dict[str, int]:
         """States in the tree, by kind."""
-        kind = self.keeper.book.kind
-        counts = Counter(kind[self.keeper.book.live_rows()].tolist())
+        kind = self.runtime.table.kind
+        counts = Counter(kind[self.runtime.table.live_rows()].tolist())
         counts.subtract(kind.item(row) for row in self.coming())
         return {kind_name(kind): count for kind, count in sorted(counts.items()) if count}
 
@@ -157,4 +159,4 @@ class HeldStates:
     def _pin(self, row: int) -> None:
         node = self.records.node(row)
         locks = 0 if node is None else node.component_data[_MAMBA].lock_ref
-        self.keeper.book.pins[row] = locks + (row in self.pending)
+        self.runtime.table.pins[row] = locks + (row in self.pending)

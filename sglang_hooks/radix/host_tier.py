@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 
-from marconi_ext.policies.runtime import Keeper
+from marconi_ext.policies.runtime import PolicyRuntime
 from marconi_ext.policies.table.tree_rows import row_of
 
 if TYPE_CHECKING:
@@ -27,11 +27,11 @@ Utility = tuple[bool, float, int]
 WINDOW = 64  # states on the host that one choice looks at, least recently used first: the list can be long
 
 
-def utilities(keeper: Keeper, nodes: Collection[UnifiedTreeNode]) -> dict[UnifiedTreeNode, Utility]:
+def utilities(runtime: PolicyRuntime, nodes: Collection[UnifiedTreeNode]) -> dict[UnifiedTreeNode, Utility]:
     """The utility of each node, in one pass over the policy's scores."""
     rows = {node: row_of(node) for node in nodes if has_state(node) and row_of(node) >= 0}
     of_rows = np.fromiter(rows.values(), np.int64, len(rows))
-    scores = keeper.eviction.scores(keeper.book, of_rows, keeper.tick).tolist() if rows else []
+    scores = runtime.eviction.scores(runtime.table, of_rows, runtime.tick).tolist() if rows else []
     found = {node: (has_state(node), 0.0, node.id) for node in nodes}
     found.update({node: (True, score, node.id) for node, score in zip(rows, scores, strict=True)})
     return found
@@ -48,7 +48,7 @@ def is_referenced(node: UnifiedTreeNode) -> bool:
     return node.component_data[ComponentType.MAMBA].session_ref > 0
 
 
-def bring_forward(keeper: Keeper, host_list: UnifiedLRUList) -> bool:
+def bring_forward(runtime: PolicyRuntime, host_list: UnifiedLRUList) -> bool:
     """Put the state that should leave the host first where stock takes one from. False: none may leave.
 
     Those that open sessions refer to come last in the list, as stock has it, and stay behind the others.
@@ -58,7 +58,7 @@ def bring_forward(keeper: Keeper, host_list: UnifiedLRUList) -> bool:
         return False
     oldest = nodes[0]
     nodes = [node for node in nodes if is_referenced(node) == is_referenced(oldest)]
-    utility = utilities(keeper, nodes)
+    utility = utilities(runtime, nodes)
     chosen = min(nodes, key=utility.__getitem__)
     if chosen is not oldest:
         host_list.remove_node(chosen)

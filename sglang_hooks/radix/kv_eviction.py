@@ -103,11 +103,11 @@ class MarconiFullComponent(FullComponent):
         """Set the key by which stock's walk over `leaves`, and over parents that become leaves, sorts them."""
         if self._mamba.keeps_stock_order:
             return
-        keeper = self._mamba.keeper
-        ranked = utilities(keeper, leaves)
+        runtime = self._mamba.runtime
+        ranked = utilities(runtime, leaves)
 
         def key(node: UnifiedTreeNode) -> tuple[int, Utility]:
-            utility = ranked.get(node) or utilities(keeper, [node])[node]
+            utility = ranked.get(node) or utilities(runtime, [node])[node]
             return self.session_ref(node), utility
 
         self.session_ref_eviction_strategy = key

@@ -19,7 +19,7 @@ class PendingCheckpoint:
     kind: Kind - where in the request it lies
     position_tokens: int - the state stands for this many of the request's tokens
     slot: int64[1] tensor - row of the state pool
-    row: int - of the policy's book; -1: the record went with its node
+    row: int - of the policy's table; -1: the record went with its node
     plan: Plan | None - the request's plan that the row belongs to
     written: bool - the forward that fills the slot has been launched; unwritten slots are never published
     """

@@ -74,7 +74,7 @@ class StatePublishing(StateEviction):
         result: InsertResult,
         cache_actions: list[Any],
     ) -> None:
-        """As stock, where there is a state; keeps the policy's book in step."""
+        """As stock, where there is a state; keeps the policy's table in step."""
         if params.mamba_value is None:
             result.mamba_exist = True  # none was taken
         else:

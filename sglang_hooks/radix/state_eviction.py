@@ -1,4 +1,4 @@
-"""Which recurrent states go, and what that means to the policy's book.
+"""Which recurrent states go, and what that means to the policy's table.
 
 In a plain tree a state or a leaf leaves in one step. With several tiers, session references or another order of
 eviction SGLang's own walk carries the choice out. States that an open session refers to go after all others, as in
@@ -17,7 +17,7 @@ from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 from sglang.srt.mem_cache.unified_cache.components.base import EvictLayer
 from sglang.srt.mem_cache.unified_cache.components.mamba import MambaComponent
 
-from marconi_ext.policies.runtime import Keeper
+from marconi_ext.policies.runtime import PolicyRuntime
 from marconi_ext.policies.table.tree_rows import TreeRecords, row_of
 
 from ..observe.stats import CacheStats
@@ -39,7 +39,7 @@ class StateEviction(MambaComponent):
 
     cache: MarconiRadixCache
     stats: CacheStats
-    keeper: Keeper
+    runtime: PolicyRuntime
     records: TreeRecords
     held: HeldStates
     events: StateEvents | ResumableRecorder | None = None
@@ -65,7 +65,7 @@ class StateEviction(MambaComponent):
                 break
             freed += self._take_leaf(leaf, kv, slots)
         while len(slots) < states:
-            row = self.keeper.victim_of_all()
+            row = self.runtime.victim_of_all()
             if row is None:
                 break
             slots.append(self._take_victim(row))
@@ -114,7 +114,7 @@ class StateEviction(MambaComponent):
 
     def _is_planned(self, node: UnifiedTreeNode) -> bool:
         row = row_of(node)
-        return row >= 0 and bool(self.keeper.book.pins[row])
+        return row >= 0 and bool(self.runtime.table.pins[row])
 
     def _take_leaf(self, leaf: UnifiedTreeNode, kv: list[torch.Tensor], slots: list[torch.Tensor]) -> int:
         """The leaf leaves the tree, with its state if it has one. Returns: its tokens."""
@@ -148,17 +148,17 @@ class StateEviction(MambaComponent):
         """The leaf with a state whose KV should go first; None: none may go.
 
         SGLang admits requests against all KV that it counts as evictable, so none of that may be held back: leaves
-        that the book has no claim on come last.
+        that the table has no claim on come last.
         """
         evictable = self.tree_core.evictable_device_leaves
-        row, rows = self.keeper.leaf_victim(), None
+        row, rows = self.runtime.leaf_victim(), None
         while row is not None:
             node = self.records.node(row)
             if node in evictable:
                 return node
-            rows = self.keeper.candidates(leaves=True) if rows is None else rows
+            rows = self.runtime.candidates(leaves=True) if rows is None else rows
             rows = rows[rows != row]
-            row = self.keeper.leaf_victim(rows)
+            row = self.runtime.leaf_victim(rows)
         return min(evictable, key=lambda node: node.id, default=None)
 
     def discard_deleted_session_leaf(self, node: UnifiedTreeNode) -> None:
@@ -230,7 +230,7 @@ class StateEviction(MambaComponent):
     ) -> None:
         """As stock, one state at a time, the least valuable first."""
         states = self.tree_core.host_lru_lists[_MAMBA]
-        while (held := tracker[_MAMBA]) < num_tokens and bring_forward(self.keeper, states):
+        while (held := tracker[_MAMBA]) < num_tokens and bring_forward(self.runtime, states):
             super().drive_host_eviction(held + 1, tracker, *args, **kwargs)
             if tracker[_MAMBA] == held:
                 return
@@ -241,7 +241,7 @@ class StateEviction(MambaComponent):
             rows = self._candidates()
             if self._passed_over:
                 rows = rows[[row not in self._passed_over for row in rows.tolist()]]
-            row = self.keeper.victim(rows)
+            row = self.runtime.victim(rows)
         if row is None:
             return None
         self._passed_over.add(row)
@@ -250,16 +250,16 @@ class StateEviction(MambaComponent):
     # ---- session references ----
 
     def _least_valuable(self, newcomer: int = -1) -> int | None:
-        """The row to evict out of `_candidates`, or `newcomer`, or None, as `Keeper.victim` has it."""
+        """The row to evict out of `_candidates`, or `newcomer`, or None, as `PolicyRuntime.victim` has it."""
         if self._referenced:
-            return self.keeper.victim(self._candidates(), newcomer)
+            return self.runtime.victim(self._candidates(), newcomer)
         if self.cache.shared is not None:
-            return self.keeper.victim_in_bytes(newcomer)
-        return self.keeper.victim_of_all(newcomer)
+            return self.runtime.victim_in_bytes(newcomer)
+        return self.runtime.victim_of_all(newcomer)
 
     def _candidates(self) -> np.ndarray:
         """Rows of the states that may go: those that no open session refers to, if there are any."""
-        rows = self.keeper.candidates()
+        rows = self.runtime.candidates()
         if not self._referenced:
             return rows
         kept = np.fromiter((row_of(node) for node in self._referenced), np.int64, len(self._referenced))

@@ -38,7 +38,7 @@ class Twins:
         mamba = self._cache.mamba
         if len(queue) + len(self._first) < 2 or Kind.PROMPT_END not in mamba.serving.kinds:
             return []
-        if not isinstance(mamba.keeper.admission, Exact):  # the paper's rule saves no prompt's end
+        if not isinstance(mamba.runtime.admission, Exact):  # the paper's rule saves no prompt's end
             return []
         self._first = {key: req for key, req in self._first.items() if _is_prefilled(req)}
         late: list[Req] = []

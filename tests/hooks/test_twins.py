@@ -37,8 +37,8 @@ def twins(held: int = 0, admission: object = None, kinds: tuple[Kind, ...] = tup
         asked.append(len(params.key))
         return SimpleNamespace(device_prefix_len=held)
 
-    keeper = SimpleNamespace(admission=admission or Selective())
-    mamba = SimpleNamespace(keeper=keeper, serving=SimpleNamespace(kinds=frozenset(kinds)))
+    runtime = SimpleNamespace(admission=admission or Selective())
+    mamba = SimpleNamespace(runtime=runtime, serving=SimpleNamespace(kinds=frozenset(kinds)))
     found = Twins(SimpleNamespace(mamba=mamba, page_size=1, match_prefix=match))
     found.asked = asked
     return found

@@ -18,7 +18,7 @@ from marconi_ext.policies.learned.hazards import age_bucket
 from marconi_ext.policies.learned.reuse_index import ReuseIndex
 from marconi_ext.policies.paper.tuner import Marconi
 from marconi_ext.policies.registry import parse_policy
-from marconi_ext.policies.table.checkpoints import CheckpointBook, Fate, Kind
+from marconi_ext.policies.table.checkpoints import CheckpointTable, Fate, Kind
 
 
 def facts(**changes) -> PromptFacts:
@@ -72,49 +72,49 @@ def test_selective_wants_a_gain_and_saves_proven_forks_again() -> None:
 
 
 @pytest.fixture
-def book() -> CheckpointBook:
+def table() -> CheckpointTable:
     """shared (100) -> old tail (300) -> new tail (400), and shared -> other (1100); all live."""
-    book = CheckpointBook(2)
-    shared = book.add(-1, 100, Kind.BRANCH, 1)
-    old = book.add(shared, 300, Kind.LAST_TOKEN, 2)
-    new = book.add(old, 400, Kind.LAST_TOKEN, 3)
-    other = book.add(shared, 1100, Kind.LAST_TOKEN, 4)
+    table = CheckpointTable(2)
+    shared = table.add(-1, 100, Kind.BRANCH, 1)
+    old = table.add(shared, 300, Kind.LAST_TOKEN, 2)
+    new = table.add(old, 400, Kind.LAST_TOKEN, 3)
+    other = table.add(shared, 1100, Kind.LAST_TOKEN, 4)
     for tick, row in enumerate((shared, old, new, other), start=1):
-        book.set_live(row, tick)
-    book.last_path[:4] = [9, 9, 9, 4]
-    book.check()
-    return book
+        table.set_live(row, tick)
+    table.last_path[:4] = [9, 9, 9, 4]
+    table.check()
+    return table
 
 
-def victim(rule, book, tick=10) -> int:
-    rows = book.live_rows()
-    return int(rows[rule.scores(book, rows, tick).argmin()])
+def victim(rule, table, tick=10) -> int:
+    rows = table.live_rows()
+    return int(rows[rule.scores(table, rows, tick).argmin()])
 
 
-def test_fixed_rules_pick_by_hand(book) -> None:
+def test_fixed_rules_pick_by_hand(table) -> None:
     """LRU: the oldest, shared. Over leaves with whole paths refreshed: other (4 against 9). SegLen: tokens above
     over age: shared 100/10, old 200/9, new 100/8, other 1000/7: shared. α = 0 is LRU; a large α drops the state
     that saves least per byte: shared or new (100 tokens each); recency decides for shared."""
-    assert victim(Lru(), book) == 0
-    assert victim(LruLeaf(), book) == 3
-    assert victim(SegLen(), book) == 0
-    assert victim(FlopAware(alpha=0.0), book) == 0
-    assert victim(FlopAware(Currency(linear=1.0), alpha=100.0), book) == 0
-    book.last_use[0] = 8
-    assert victim(FlopAware(Currency(linear=1.0), alpha=100.0), book) == 2
+    assert victim(Lru(), table) == 0
+    assert victim(LruLeaf(), table) == 3
+    assert victim(SegLen(), table) == 0
+    assert victim(FlopAware(alpha=0.0), table) == 0
+    assert victim(FlopAware(Currency(linear=1.0), alpha=100.0), table) == 0
+    table.last_use[0] = 8
+    assert victim(FlopAware(Currency(linear=1.0), alpha=100.0), table) == 2
 
 
-def test_owners_follow_evictions(book) -> None:
-    book.set_gone(1, Fate.EVICTED)
-    assert (book.owner[2], book.above[2]) == (0, 100)
-    book.set_gone(0, Fate.EVICTED)
-    assert book.above[[2, 3]].tolist() == [0, 0]
-    book.set_live(1, 5)
-    assert (book.above[2], book.above[3]) == (300, 0)
-    book.check()
-    book.forget(2)
-    assert book.num_live == 2 and book.add(1, 500, Kind.BRANCH, 6) == 2  # the row is used again
-    book.check()
+def test_owners_follow_evictions(table) -> None:
+    table.set_gone(1, Fate.EVICTED)
+    assert (table.owner[2], table.above[2]) == (0, 100)
+    table.set_gone(0, Fate.EVICTED)
+    assert table.above[[2, 3]].tolist() == [0, 0]
+    table.set_live(1, 5)
+    assert (table.above[2], table.above[3]) == (300, 0)
+    table.check()
+    table.forget(2)
+    assert table.num_live == 2 and table.add(1, 500, Kind.BRANCH, 6) == 2  # the row is used again
+    table.check()
 
 
 def test_index_prefers_what_comes_back_soon() -> None:
@@ -138,23 +138,23 @@ def test_marconi_tunes_once_and_prefers_depth_where_depth_pays() -> None:
     """Two deep records come back every tenth request, a stream of shallow ones never does. With two slots LRU
     has nothing; an α above 0 keeps the deep ones."""
     rule = Marconi(multiplier=5)
-    book, deep = CheckpointBook(), []
+    table, deep = CheckpointTable(), []
     for tick in range(1, 400):
         path = [deep[tick // 10 % 2]] if deep and tick % 10 == 0 else []
-        rule.request(book, path, path[-1] if path and book.live[path[-1]] else -1, tick)
+        rule.request(table, path, path[-1] if path and table.live[path[-1]] else -1, tick)
         if len(deep) < 2 or tick % 10:
-            row = book.add(-1, 5000 if len(deep) < 2 else 10, Kind.LAST_TOKEN, tick)
+            row = table.add(-1, 5000 if len(deep) < 2 else 10, Kind.LAST_TOKEN, tick)
             if len(deep) < 2:
                 deep.append(row)
         else:
             row = path[0]
-        rule.offered(book, row, tick)
-        if book.live[row]:
+        rule.offered(table, row, tick)
+        if table.live[row]:
             continue
-        if book.num_live >= 3:
-            rows = book.live_rows()
-            book.set_gone(int(rows[rule.scores(book, rows, tick).argmin()]), Fate.EVICTED)
-        book.set_live(row, tick)
+        if table.num_live >= 3:
+            rows = table.live_rows()
+            table.set_gone(int(rows[rule.scores(table, rows, tick).argmin()]), Fate.EVICTED)
+        table.set_live(row, tick)
     assert rule.tuned and rule.alpha > 0
     assert rule.parameters()["alpha"] == rule.alpha
 

@@ -36,7 +36,7 @@ def build(policy: str, capacity: Capacity, concurrency: int = 1) -> Simulator:
 @pytest.mark.parametrize("capacity", CAPACITIES, ids=lambda c: c.label)
 @pytest.mark.parametrize("policy", POLICIES)
 def test_contract(policy, capacity, trace) -> None:
-    """Hits never exceed the KV held nor prompt - 1; the books balance at every step; two runs are the same."""
+    """Hits never exceed the KV held nor prompt - 1; the tables balance at every step; two runs are the same."""
     first, second = build(policy, capacity), build(policy, capacity)
     for i, request in enumerate(trace):
         served = first.serve(request)
@@ -65,7 +65,7 @@ def test_pinned_paths_survive_concurrency(policy, trace) -> None:
         simulator.serve(request)
         for running in simulator._running:
             assert running.pinned.pins > 0 and running.pinned.parent is not None
-            assert running.state_row < 0 or simulator.book.live[running.state_row]
+            assert running.state_row < 0 or simulator.table.live[running.state_row]
     simulator.finish()
     assert all(node.pins == 0 for node in simulator.tree.nodes())
 

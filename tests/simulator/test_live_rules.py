@@ -1,4 +1,4 @@
-"""The live engine's rules in simulation: books that balance, and no difference to the simulator without pressure."""
+"""The live engine's rules in simulation: tables that balance, and no difference to the simulator without pressure."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def traffic(seed: int, requests: int) -> list[tuple[np.ndarray, np.ndarray]]:
 @pytest.mark.parametrize("policy", POLICIES)
 @settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), slots=st.integers(4, 14), tokens=st.integers(260, 600))
-def test_books_balance_after_every_request(policy: str, seed: int, slots: int, tokens: int) -> None:
+def test_tables_balance_after_every_request(policy: str, seed: int, slots: int, tokens: int) -> None:
     live = rules(policy, slots, tokens)
     for prompt, answer in traffic(seed, 60):
         served = live.serve(prompt, answer)
@@ -66,9 +66,9 @@ def test_a_running_request_holds_a_slot_and_its_start_is_pinned() -> None:
     live.serve(np.arange(10, dtype=np.int32), np.arange(3, dtype=np.int32))
     assert live.tree.num_states == 2
     live.serve(np.array([*range(10), 0, 1, 2, 50], np.int32), np.arange(4, dtype=np.int32))
-    assert live.tree.num_states == 4 and live.keeper.counts["state_evictions"] == 0
+    assert live.tree.num_states == 4 and live.runtime.counts["state_evictions"] == 0
     live.serve(np.array([90, 91], np.int32), np.arange(2, dtype=np.int32))
-    assert live.tree.num_states == 4 and live.keeper.counts["state_evictions"] == 2
+    assert live.tree.num_states == 4 and live.runtime.counts["state_evictions"] == 2
 
 
 def test_kv_that_no_state_reaches_goes_first() -> None:

@@ -82,8 +82,8 @@ def test_ample_slots(trace) -> None:
     ),
     concurrency=st.integers(1, 4),
 )
-def test_books_balance_after_every_request(trace, policy, capacity, concurrency) -> None:
-    """What hits is a prefix that was seen; tree, book and capacity hold after each step."""
+def test_tables_balance_after_every_request(trace, policy, capacity, concurrency) -> None:
+    """What hits is a prefix that was seen; tree, table and capacity hold after each step."""
     simulator = Simulator(capacity, *parse_policy(policy).build(CURRENCY), CURRENCY, concurrency)
     seen: set[tuple] = set()
     for prompt, output in trace:

@@ -99,10 +99,10 @@ def test_a_template_that_keeps_everything_costs_no_state_more(known: str) -> Non
         answer = np.array([*thought(rng), END], np.int32)
         lost += max(len(history) - 1, 0) - live.serve(asked, answer).hit_tokens
         history = np.array([*asked, *answer], np.int32)
-    kinds = live.keeper.book.kind[live.keeper.book.live_rows()].tolist()
+    kinds = live.runtime.table.kind[live.runtime.table.live_rows()].tolist()
     assert lost == 0
     assert kinds.count(Kind.INPUT_END) == (1 if known == "headers" else 0)
-    assert live.keeper.counts["offers"] <= 2 * 40 + 2
+    assert live.runtime.counts["offers"] <= 2 * 40 + 2
 
 
 def loops(sessions: int, at_once: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -178,5 +178,5 @@ def test_a_tool_loop_keeps_what_the_next_task_starts_from() -> None:
             bare += [END, LINE, START, ASSISTANT, LINE, *answer[12:].tolist(), *result]
         history = bare
     assert not any(lost_calls) and not any(lost_tasks)
-    kinds = live.keeper.book.kind[live.keeper.book.live_rows()].tolist()
+    kinds = live.runtime.table.kind[live.runtime.table.live_rows()].tolist()
     assert kinds.count(Kind.INPUT_END) == 10  # one a task, none for its calls

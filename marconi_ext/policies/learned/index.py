@@ -19,7 +19,7 @@ import numpy as np
 from marconi_ext.policies.currency import Currency
 from marconi_ext.policies.interfaces import WindowedScores
 from marconi_ext.policies.learned.reuse_index import ReuseIndex
-from marconi_ext.policies.table.checkpoints import CheckpointBook, Kind
+from marconi_ext.policies.table.checkpoints import CheckpointTable, Kind
 
 REFRESH_REQUESTS = 64
 DEMAND_REQUESTS = 8  # ghosts' demand is recounted this often, and kept up by events in between
@@ -79,43 +79,43 @@ class LearnedIndex:
 
     # --- events ------------------------------------------------------------------------------------------
 
-    def request(self, book: CheckpointBook, path: list[int], served: int, tick: int) -> None:
-        self._fit(len(book.live))
+    def request(self, table: CheckpointTable, path: list[int], served: int, tick: int) -> None:
+        self._fit(len(table.live))
         self._from_chain, self._tick = 0, tick
         deepest = next((row for row in reversed(path) if self._known[row]), -1)
         if deepest >= 0:
-            self._credit(book, deepest, tick)
+            self._credit(table, deepest, tick)
             # a conversation that begins at a fork has no uses yet, however often the fork had
-            self._from_chain = int(self._chain[deepest]) if self._ways_on(book, deepest) < 2 else 0
-            forked_before = served >= 0 and served != deepest and self._ways_on(book, served) > 1
-            if forked_before and self._kind(book, deepest) == Kind.BRANCH:
-                self._credit(book, served, tick)
+            self._from_chain = int(self._chain[deepest]) if self._ways_on(table, deepest) < 2 else 0
+            forked_before = served >= 0 and served != deepest and self._ways_on(table, served) > 1
+            if forked_before and self._kind(table, deepest) == Kind.BRANCH:
+                self._credit(table, served, tick)
         if tick - self._refreshed >= self._refresh_every(tick):
-            self._refresh(book, tick)
+            self._refresh(table, tick)
         if tick - self._demand_tick >= DEMAND_REQUESTS:
-            self._recount_demand(book, tick)
+            self._recount_demand(table, tick)
 
-    def offered(self, book: CheckpointBook, row: int, tick: int) -> None:
-        self._fit(len(book.live))
+    def offered(self, table: CheckpointTable, row: int, tick: int) -> None:
+        self._fit(len(table.live))
         if self._known[row]:
             return
-        parent = int(book.parent[row])
+        parent = int(table.parent[row])
         self._known[row] = True
         self._use[row] = self._counted[row] = tick
         self._chain[row] = self._from_chain
         self._born[row] = self._went_on[row] = self._again[row] = 0
         self._heir[row] = -1
-        self._label[row] = self._classify(book, row)
-        if not book.children[row] and self._chain[row] == 0 and book.kind.item(row) != _INPUT_END:
-            fork = self._fork(book, row)
+        self._label[row] = self._classify(table, row)
+        if not table.children[row] and self._chain[row] == 0 and table.kind.item(row) != _INPUT_END:
+            fork = self._fork(table, row)
             if fork >= 0:
                 self._born[fork] += 1
         while parent >= 0 and not self._known[parent]:  # displaced ones in between were never offered
-            parent = int(book.parent[parent])
+            parent = int(table.parent[parent])
         if parent >= 0:
-            self._relabel(book, parent, tick)
+            self._relabel(table, parent, tick)
 
-    def forgotten(self, book: CheckpointBook, row: int) -> None:
+    def forgotten(self, table: CheckpointTable, row: int) -> None:
         if self._known[row]:
             self._account(row, self._tick)
             self._known[row] = False
@@ -123,21 +123,21 @@ class LearnedIndex:
     def _refresh_every(self, tick: int) -> int:
         return REFRESH_REQUESTS
 
-    def _credit(self, book: CheckpointBook, row: int, tick: int) -> None:
+    def _credit(self, table: CheckpointTable, row: int, tick: int) -> None:
         if not self._known[row]:
             return
         self._account(row, tick)
         self.index.used(int(self._label[row]), tick - int(self._use[row]))
-        if not book.children[row] and self._chain[row] == 0:
-            fork = self._fork(book, row)
+        if not table.children[row] and self._chain[row] == 0:
+            fork = self._fork(table, row)
             if fork >= 0:
                 self._went_on[fork] += 1
         self._use[row] = self._counted[row] = tick
         self._chain[row] += 1
         self._again[row] += self._label[row] >= self.tail_classes
-        self._label[row] = self._classify(book, row)
-        if not book.live[row]:
-            self._ask(book, row, tick)
+        self._label[row] = self._classify(table, row)
+        if not table.live[row]:
+            self._ask(table, row, tick)
 
     def _account(self, row: int, tick: int) -> None:
         if tick > self._counted[row]:
@@ -145,8 +145,8 @@ class LearnedIndex:
             self.index.expose_one(int(self._label[row]), int(self._counted[row]) - use, tick - use)
             self._counted[row] = tick
 
-    def _relabel(self, book: CheckpointBook, row: int, tick: int) -> None:
-        label = self._classify(book, row)
+    def _relabel(self, table: CheckpointTable, row: int, tick: int) -> None:
+        label = self._classify(table, row)
         if label != self._label[row]:
             self._account(row, tick)
             self._label[row] = label
@@ -156,14 +156,14 @@ class LearnedIndex:
         """Rows whose class changed lately: where scores may have fallen at once."""
         return np.fromiter(self._changed, np.int64, len(self._changed))
 
-    def _refresh(self, book: CheckpointBook, tick: int) -> None:
-        self._settle(book, tick)
+    def _refresh(self, table: CheckpointTable, tick: int) -> None:
+        self._settle(table, tick)
         self.index.refresh(tick - self._refreshed)
         self._refreshed = tick
 
-    def _settle(self, book: CheckpointBook, tick: int) -> None:
+    def _settle(self, table: CheckpointTable, tick: int) -> None:
         """Tell the index what records lived through."""
-        rows, self._account_from = _block(self._account_from, book.size)
+        rows, self._account_from = _block(self._account_from, table.size)
         rows = rows[self._known[rows] & (self._counted[rows] < tick)]
         use = self._use[rows]
         self.index.expose(self._label[rows], self._counted[rows] - use, tick - use)
@@ -171,44 +171,44 @@ class LearnedIndex:
 
     # --- classes -----------------------------------------------------------------------------------------
 
-    def _ways_on(self, book: CheckpointBook, row: int) -> int:
+    def _ways_on(self, table: CheckpointTable, row: int) -> int:
         """Continuations from a record: two or more make it a fork."""
-        return book.fanout.item(row)
+        return table.fanout.item(row)
 
-    def _fork(self, book: CheckpointBook, row: int) -> int:
+    def _fork(self, table: CheckpointTable, row: int) -> int:
         """The nearest record above that has forked, or -1."""
-        row = book.parent.item(row)
-        while row >= 0 and self._ways_on(book, row) < 2:
-            row = book.parent.item(row)
+        row = table.parent.item(row)
+        while row >= 0 and self._ways_on(table, row) < 2:
+            row = table.parent.item(row)
         return row
 
-    def _kind(self, book: CheckpointBook, row: int) -> int:
-        forked = book.kind.item(row) == Kind.BOUNDARY and book.fanout[row] > 1
+    def _kind(self, table: CheckpointTable, row: int) -> int:
+        forked = table.kind.item(row) == Kind.BOUNDARY and table.fanout[row] > 1
         return int(
-            Kind.BRANCH if forked else book.kind[row]
+            Kind.BRANCH if forked else table.kind[row]
         )  # a boundary from which requests parted is a branch
 
-    def _classify(self, book: CheckpointBook, row: int) -> int:
-        if book.children[row] or book.kind.item(row) in INSIDE:
-            return TAIL_CLASSES + KINDS * self._forked(book, row) + self._inner_kind(book, row)
+    def _classify(self, table: CheckpointTable, row: int) -> int:
+        if table.children[row] or table.kind.item(row) in INSIDE:
+            return TAIL_CLASSES + KINDS * self._forked(table, row) + self._inner_kind(table, row)
         chain = self._chain.item(row)
         if chain:
             return 5 if chain == 1 else 6 if chain < 5 else 7
-        return self._fresh(book, row)
+        return self._fresh(table, row)
 
-    def _inner_kind(self, book: CheckpointBook, row: int) -> int:
-        kind = self._kind(book, row)
+    def _inner_kind(self, table: CheckpointTable, row: int) -> int:
+        kind = self._kind(table, row)
         return 4 if kind == _INPUT_END else min(kind, 3)
 
-    def _forked(self, book: CheckpointBook, row: int) -> int:
+    def _forked(self, table: CheckpointTable, row: int) -> int:
         """Forks of an inner record, in four steps."""
         # one that served again and again lies just above a fork, if not at one
-        forks = max(book.fanout.item(row) - 1, self._again.item(row) - 1, 0)
+        forks = max(table.fanout.item(row) - 1, self._again.item(row) - 1, 0)
         return 0 if forks == 0 else 1 if forks == 1 else 2 if forks < 4 else 3
 
-    def _fresh(self, book: CheckpointBook, row: int) -> int:
+    def _fresh(self, table: CheckpointTable, row: int) -> int:
         """Class of a tail that hasn't gone on yet: by how often tails under its fork did."""
-        fork = self._fork(book, row)
+        fork = self._fork(table, row)
         if fork < 0 or self._born[fork] < _MIN_BORN:
             return 0
         share = self._went_on[fork] / self._born[fork]
@@ -216,56 +216,56 @@ class LearnedIndex:
 
     # --- scores ------------------------------------------------------------------------------------------
 
-    def scores(self, book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray:
-        self._fit(len(book.live))
-        newcomers = (~book.live[rows]).nonzero()[0]
+    def scores(self, table: CheckpointTable, rows: np.ndarray, tick: int) -> np.ndarray:
+        self._fit(len(table.live))
+        newcomers = (~table.live[rows]).nonzero()[0]
         for row in rows[newcomers].tolist():
-            self._foresee(book, row, tick)
-        total = self._indices(rows, tick) + self._demand(book, rows, tick)
-        worth = self.currency.worth(book.depth[rows], self._above(book, rows))
-        return total * worth / self.currency.whole_cost_bytes(book, rows)
+            self._foresee(table, row, tick)
+        total = self._indices(rows, tick) + self._demand(table, rows, tick)
+        worth = self.currency.worth(table.depth[rows], self._above(table, rows))
+        return total * worth / self.currency.whole_cost_bytes(table, rows)
 
-    def floors(self, book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray:
+    def floors(self, table: CheckpointTable, rows: np.ndarray, tick: int) -> np.ndarray:
         """Lower bounds of the scores of states, for less: without ghosts below and states above that will go."""
-        self._fit(len(book.live))
-        worth = self.currency.worth(book.depth.take(rows), book.above.take(rows))
-        return self._indices(rows, tick) * worth / self.currency.whole_cost_bytes(book, rows)
+        self._fit(len(table.live))
+        worth = self.currency.worth(table.depth.take(rows), table.above.take(rows))
+        return self._indices(rows, tick) * worth / self.currency.whole_cost_bytes(table, rows)
 
-    def score(self, book: CheckpointBook, row: int, tick: int) -> float:
+    def score(self, table: CheckpointTable, row: int, tick: int) -> float:
         """As `scores`, of one row: the same to the bit."""
-        if not book.live[row]:
-            self._fit(len(book.live))
-            self._foresee(book, row, tick)
-        total = self._index(row, tick) + self._demand_of(book, row, tick)
-        worth = self.currency.worth(book.depth.item(row), self._above_one(book, row))
-        return float(total * worth / self.currency.whole_cost_bytes(book, row))
+        if not table.live[row]:
+            self._fit(len(table.live))
+            self._foresee(table, row, tick)
+        total = self._index(row, tick) + self._demand_of(table, row, tick)
+        worth = self.currency.worth(table.depth.item(row), self._above_one(table, row))
+        return float(total * worth / self.currency.whole_cost_bytes(table, row))
 
-    def _foresee(self, book: CheckpointBook, row: int, tick: int) -> None:
+    def _foresee(self, table: CheckpointTable, row: int, tick: int) -> None:
         """Find what a newcomer would serve if it were held."""
-        below = np.array(self._ghosts_below(book, row), np.int64)
+        below = np.array(self._ghosts_below(table, row), np.int64)
         self._heir[row] = below[self._indices(below, tick).argmax()] if len(below) else -1
 
-    def _above(self, book: CheckpointBook, rows: np.ndarray) -> np.ndarray:
+    def _above(self, table: CheckpointTable, rows: np.ndarray) -> np.ndarray:
         """Depth of the nearest live state above that will last: a superseded one that only a running request
         holds gives its slot to the next newcomer, so what follows it isn't worth less for it. A branch lasts, and
         so does a boundary that requests came back to."""
-        owners, above = book.owner[rows], book.above[rows]
-        passing = ((book.pins[owners] > 0) & (owners >= 0)).nonzero()[0]
+        owners, above = table.owner[rows], table.above[rows]
+        passing = ((table.pins[owners] > 0) & (owners >= 0)).nonzero()[0]
         if len(passing):  # few states are held at a time
             held = owners[passing]
-            kinds = book.kind[held]
+            kinds = table.kind[held]
             lasts = (kinds == _BRANCH) | ((kinds == _BOUNDARY) & (self._again[held] > 0))
-            passes = (book.fanout[held] < 2) & ~lasts
-            above[passing[passes]] = book.above[held[passes]]
+            passes = (table.fanout[held] < 2) & ~lasts
+            above[passing[passes]] = table.above[held[passes]]
         return above
 
-    def _above_one(self, book: CheckpointBook, row: int) -> int:
-        owner = book.owner.item(row)
-        if owner >= 0 and book.pins.item(owner) > 0 and book.fanout.item(owner) < 2:
-            kind = book.kind.item(owner)
+    def _above_one(self, table: CheckpointTable, row: int) -> int:
+        owner = table.owner.item(row)
+        if owner >= 0 and table.pins.item(owner) > 0 and table.fanout.item(owner) < 2:
+            kind = table.kind.item(owner)
             if kind != _BRANCH and not (kind == _BOUNDARY and self._again.item(owner) > 0):
-                return book.above.item(owner)
-        return book.above.item(row)
+                return table.above.item(owner)
+        return table.above.item(row)
 
     def _indices(self, rows: np.ndarray, tick: int) -> np.ndarray:
         return self.index.at(self._label.take(rows), tick - self._use.take(rows))
@@ -273,58 +273,58 @@ class LearnedIndex:
     def _index(self, row: int, tick: int) -> float:
         return self.index.at_one(self._label.item(row), tick - self._use.item(row))
 
-    def _demand(self, book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray:
+    def _demand(self, table: CheckpointTable, rows: np.ndarray, tick: int) -> np.ndarray:
         """Index of the best ghost known below each row; 0 where it is gone, live again or served by another."""
         demand, heirs = np.zeros(len(rows)), self._heir[rows]
         having = (heirs >= 0).nonzero()[0]
         heirs, rows = heirs[having], rows[having]
-        valid = (book.owner[heirs] == rows) | ~book.live[rows]
-        valid &= self._known[heirs] & ~book.live[heirs]
+        valid = (table.owner[heirs] == rows) | ~table.live[rows]
+        valid &= self._known[heirs] & ~table.live[heirs]
         demand[having] = self._indices(heirs, tick) * valid
         return demand
 
-    def _demand_of(self, book: CheckpointBook, row: int, tick: int) -> float:
+    def _demand_of(self, table: CheckpointTable, row: int, tick: int) -> float:
         """As `_demand`, of one row."""
         heir = self._heir.item(row)
-        if heir < 0 or not self._known[heir] or book.live[heir]:
+        if heir < 0 or not self._known[heir] or table.live[heir]:
             return 0.0
-        serves = book.owner.item(heir) == row or not book.live[row]
+        serves = table.owner.item(heir) == row or not table.live[row]
         return self._index(heir, tick) if serves else 0.0
 
-    def _recount_demand(self, book: CheckpointBook, tick: int) -> None:
+    def _recount_demand(self, table: CheckpointTable, tick: int) -> None:
         """Look whether other ghosts are better now than those followed, which have aged."""
-        rows, self._recount_from = _block(self._recount_from, book.size)
-        ghosts = rows[self._known[rows] & ~book.live[rows] & (book.owner[rows] >= 0)]
+        rows, self._recount_from = _block(self._recount_from, table.size)
+        ghosts = rows[self._known[rows] & ~table.live[rows] & (table.owner[rows] >= 0)]
         index = self._indices(ghosts, tick)
-        better = np.flatnonzero(index > self._demand(book, book.owner[ghosts], tick))
+        better = np.flatnonzero(index > self._demand(table, table.owner[ghosts], tick))
         better = better[np.argsort(index[better], kind="stable")]
-        self._heir[book.owner[ghosts[better]]] = ghosts[better]  # the last one written is the best
+        self._heir[table.owner[ghosts[better]]] = ghosts[better]  # the last one written is the best
         self._demand_tick = tick
 
-    def _ask(self, book: CheckpointBook, ghost: int, tick: int) -> None:
+    def _ask(self, table: CheckpointTable, ghost: int, tick: int) -> None:
         """`ghost` would have been of use: the live state above it may have to serve in its place."""
-        owner = int(book.owner[ghost])
-        if owner < 0 or not self._known[ghost] or book.live[ghost]:
+        owner = int(table.owner[ghost])
+        if owner < 0 or not self._known[ghost] or table.live[ghost]:
             return
-        if self._index(ghost, tick) > self._demand_of(book, owner, tick):
+        if self._index(ghost, tick) > self._demand_of(table, owner, tick):
             self._heir[owner] = ghost
 
-    def gone(self, book: CheckpointBook, row: int, tick: int) -> None:
+    def gone(self, table: CheckpointTable, row: int, tick: int) -> None:
         """The state at `row` was evicted or refused: what it served falls to the state above."""
-        self._ask(book, row, tick)
+        self._ask(table, row, tick)
         if self._heir[row] >= 0:
-            self._ask(book, int(self._heir[row]), tick)
+            self._ask(table, int(self._heir[row]), tick)
 
-    def _ghosts_below(self, book: CheckpointBook, row: int) -> list[int]:
+    def _ghosts_below(self, table: CheckpointTable, row: int) -> list[int]:
         """Ghosts that a state at `row` would serve; of a wide subtree the most recent ones."""
         found: list[int] = []
-        stack = book.children[row][-MAX_GHOSTS_SEEN:]
+        stack = table.children[row][-MAX_GHOSTS_SEEN:]
         while stack and len(found) < MAX_GHOSTS_SEEN:
             child = stack.pop()
-            if not book.live[child]:
+            if not table.live[child]:
                 if self._known[child]:
                     found.append(child)
-                stack += book.children[child][-MAX_GHOSTS_SEEN:]
+                stack += table.children[child][-MAX_GHOSTS_SEEN:]
         return found
 
     def parameters(self) -> dict[str, float]:

@@ -15,7 +15,7 @@ from marconi_ext.policies.currency import Currency
 from marconi_ext.policies.learned.drift_test import ChangeTest
 from marconi_ext.policies.learned.index import INSIDE, KINDS, LearnedIndex
 from marconi_ext.policies.learned.shadow_lru import LruGuard
-from marconi_ext.policies.table.checkpoints import CheckpointBook, Kind
+from marconi_ext.policies.table.checkpoints import CheckpointTable, Kind
 
 # Expected hazards relative to a tail's, by group: what each kind of state is for. A few uses overrule them, and results
 # hardly depend on them by factors of two.
@@ -77,60 +77,60 @@ class Ours(LearnedIndex):
     def by_kv(self) -> ByKv:
         return self._by_kv
 
-    def request(self, book: CheckpointBook, path: list[int], served: int, tick: int) -> None:
+    def request(self, table: CheckpointTable, path: list[int], served: int, tick: int) -> None:
         guard = self.guard
-        guard.request(book, path, served, tick)
+        guard.request(table, path, served, tick)
         if guard.lead > LEAD_HITS or self.change.due(tick, guard.lead > SUSPICIOUS_HITS):
-            self._fit(len(book.live))
-            self._settle(book, tick)
+            self._fit(len(table.live))
+            self._settle(table, tick)
             if self.change.test(tick):
-                self._begin_anew(book, tick, self.change.since)
+                self._begin_anew(table, tick, self.change.since)
             elif guard.lead > LEAD_HITS:
-                self._begin_anew(book, tick, guard.since)
-        super().request(book, path, served, tick)
+                self._begin_anew(table, tick, guard.since)
+        super().request(table, path, served, tick)
         if served >= 0 and self._known[served]:
             self._account(served, tick)
             self._use[served] = tick  # in demand, if only in place of a deeper one: it is in use again soon
 
-    def _classify(self, book: CheckpointBook, row: int) -> int:
-        if book.children[row] or book.kind.item(row) in INSIDE:
-            forked = self._forked(book, row)
-            if not forked and book.kind.item(row) == Kind.INPUT_END:
+    def _classify(self, table: CheckpointTable, row: int) -> int:
+        if table.children[row] or table.kind.item(row) in INSIDE:
+            forked = self._forked(table, row)
+            if not forked and table.kind.item(row) == Kind.INPUT_END:
                 return _INPUTS + bisect_right(_TURNS, self._chain.item(row))
             if forked < 3:
-                return _TAILS + KINDS * forked + self._inner_kind(book, row)
-            between = (self._tick - book.born.item(row) + 1) / (book.passed.item(row) + 1)
+                return _TAILS + KINDS * forked + self._inner_kind(table, row)
+            between = (self._tick - table.born.item(row) + 1) / (table.passed.item(row) + 1)
             return _OFTEN + bisect_right(_RATES, between)
         chain = self._chain.item(row)
-        return len(_FRESH) + bisect_right(_TURNS, chain) - 1 if chain else self._fresh(book, row)
+        return len(_FRESH) + bisect_right(_TURNS, chain) - 1 if chain else self._fresh(table, row)
 
-    def _ways_on(self, book: CheckpointBook, row: int) -> int:
+    def _ways_on(self, table: CheckpointTable, row: int) -> int:
         """The KV below a boundary goes on in one piece for some tokens before it forks: count records too."""
-        return max(book.fanout.item(row), book.branches.item(row))
+        return max(table.fanout.item(row), table.branches.item(row))
 
-    def _kind(self, book: CheckpointBook, row: int) -> int:
+    def _kind(self, table: CheckpointTable, row: int) -> int:
         """A boundary that requests came back to is a branch, though they part from it a few tokens below."""
-        if book.kind.item(row) == Kind.BOUNDARY and self._again[row]:
+        if table.kind.item(row) == Kind.BOUNDARY and self._again[row]:
             return int(Kind.BRANCH)
-        return super()._kind(book, row)
+        return super()._kind(table, row)
 
-    def offered(self, book: CheckpointBook, row: int, tick: int) -> None:
-        super().offered(book, row, tick)
-        self.guard.offered(book, row)
+    def offered(self, table: CheckpointTable, row: int, tick: int) -> None:
+        super().offered(table, row, tick)
+        self.guard.offered(table, row)
 
-    def forgotten(self, book: CheckpointBook, row: int) -> None:
+    def forgotten(self, table: CheckpointTable, row: int) -> None:
         self.guard.forgotten(row)
-        super().forgotten(book, row)
+        super().forgotten(table, row)
 
-    def _begin_anew(self, book: CheckpointBook, tick: int, since: int) -> None:
+    def _begin_anew(self, table: CheckpointTable, tick: int, since: int) -> None:
         self.index.begin_from(self.change.lately)
         self.guard.restart()
         self._since, self._began = since, tick
         self.changes += 1
-        self._refresh(book, tick)
+        self._refresh(table, tick)
 
-    def _refresh(self, book: CheckpointBook, tick: int) -> None:
-        super()._refresh(book, tick)
+    def _refresh(self, table: CheckpointTable, tick: int) -> None:
+        super()._refresh(table, tick)
         self.change.mark()
 
     def _indices(self, rows: np.ndarray, tick: int) -> np.ndarray:
@@ -166,22 +166,22 @@ class ByKv:
         self._policy = policy
         self.changed = policy.changed
 
-    def scores(self, book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray:
-        return self._by_token(book, rows, self._policy.scores(book, rows, tick))
+    def scores(self, table: CheckpointTable, rows: np.ndarray, tick: int) -> np.ndarray:
+        return self._by_token(table, rows, self._policy.scores(table, rows, tick))
 
-    def floors(self, book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray:
+    def floors(self, table: CheckpointTable, rows: np.ndarray, tick: int) -> np.ndarray:
         """As the policy's."""
-        return self._by_token(book, rows, self._policy.floors(book, rows, tick))
+        return self._by_token(table, rows, self._policy.floors(table, rows, tick))
 
-    def score(self, book: CheckpointBook, row: int, tick: int) -> float:
+    def score(self, table: CheckpointTable, row: int, tick: int) -> float:
         """As `scores`, of one row: the same to the bit."""
-        return float(self._by_token(book, row, self._policy.score(book, row, tick)))
+        return float(self._by_token(table, row, self._policy.score(table, row, tick)))
 
     @overload
-    def _by_token(self, book: CheckpointBook, rows: np.ndarray, scores: np.ndarray) -> np.ndarray: ...
+    def _by_token(self, table: CheckpointTable, rows: np.ndarray, scores: np.ndarray) -> np.ndarray: ...
     @overload
-    def _by_token(self, book: CheckpointBook, rows: int, scores: float) -> float: ...
-    def _by_token(self, book: CheckpointBook, rows: Any, scores: Any) -> Any:
+    def _by_token(self, table: CheckpointTable, rows: int, scores: float) -> float: ...
+    def _by_token(self, table: CheckpointTable, rows: Any, scores: Any) -> Any:
         if self._policy.currency.kv_bytes_per_token:
             return scores  # a byte is a byte, and they count KV already
-        return scores / np.maximum(book.depth[rows] - book.above[rows], 1)
+        return scores / np.maximum(table.depth[rows] - table.above[rows], 1)

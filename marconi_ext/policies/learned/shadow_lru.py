@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from marconi_ext.policies.table.checkpoints import CheckpointBook, Kind
+from marconi_ext.policies.table.checkpoints import CheckpointTable, Kind
 
 HALF_LIFE_REQUESTS = 2  # of the usual size, so that it follows the traffic
 _SHADOWED = (Kind.BRANCH, Kind.LAST_TOKEN)
@@ -28,11 +28,11 @@ class LruGuard:
             0.0  # of hits, decayed; their ratio is the size that most tokens come in
         )
 
-    def request(self, book: CheckpointBook, path: list[int], served: int, tick: int) -> None:
+    def request(self, table: CheckpointTable, path: list[int], served: int, tick: int) -> None:
         """A request on these rows, served by the state at `served` (-1: none)."""
         shadow = next((row for row in reversed(path) if row in self._shadow), -1)
-        ours = book.depth.item(served) if served >= 0 else 0
-        theirs = book.depth.item(shadow) if shadow >= 0 else 0
+        ours = table.depth.item(served) if served >= 0 else 0
+        theirs = table.depth.item(shadow) if shadow >= 0 else 0
         if shadow >= 0:
             self._shadow.move_to_end(shadow)
         hit, decay = max(ours, theirs), 0.5 ** (1 / HALF_LIFE_REQUESTS)
@@ -47,12 +47,12 @@ class LruGuard:
         """Something is done about it."""
         self.lead = self._ahead = 0.0
 
-    def offered(self, book: CheckpointBook, row: int) -> None:
+    def offered(self, table: CheckpointTable, row: int) -> None:
         """A state is offered at `row`."""
-        if book.kind.item(row) in _SHADOWED:
+        if table.kind.item(row) in _SHADOWED:
             self._shadow[row] = None
             self._shadow.move_to_end(row)
-            while len(self._shadow) > max(book.num_live, 1):
+            while len(self._shadow) > max(table.num_live, 1):
                 self._shadow.popitem(last=False)
 
     def forgotten(self, row: int) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from marconi_ext.policies.currency import Currency
 from marconi_ext.policies.fixed_rules import FlopAware
 from marconi_ext.policies.paper.alpha_replay import TuningLog, tune_alpha
-from marconi_ext.policies.table.checkpoints import CheckpointBook
+from marconi_ext.policies.table.checkpoints import CheckpointTable
 
 MIN_WINDOW_REQUESTS = 300  # a small pool evicts after a handful of requests, which say nothing about α
 REPLAYED_REQUESTS = 1500  # the window's end
@@ -45,7 +45,7 @@ class Marconi(FlopAware):
         self._log: list[tuple[list[int], list[int]]] = []  # (path of records, records offered)
         self._depth: list[int] = []  # by record
         self._parent: list[int] = []
-        self._record_of: dict[int, int] = {}  # book row -> record: rows are handed out again, records aren't
+        self._record_of: dict[int, int] = {}  # table row -> record: rows are handed out again, records aren't
         self._held = 0
 
     @property
@@ -53,7 +53,7 @@ class Marconi(FlopAware):
         """The window is full and α isn't tuned yet."""
         return not self.tuned and self.window_requests is not None and len(self._log) >= self.window_requests
 
-    def request(self, book: CheckpointBook, path: list[int], served: int, tick: int) -> None:
+    def request(self, table: CheckpointTable, path: list[int], served: int, tick: int) -> None:
         if self.due and not self.background:
             started = time.process_time()
             self.apply(tune_alpha(self.snapshot()))
@@ -62,34 +62,34 @@ class Marconi(FlopAware):
             return
         records = [self._record_of[row] for row in path if row in self._record_of]
         # a fork that served would have been offered again by a request that finds its state gone
-        again = served >= 0 and served == path[-1] and served in self._record_of and book.fanout[served] > 1
+        again = served >= 0 and served == path[-1] and served in self._record_of and table.fanout[served] > 1
         self._log.append((records, [self._record_of[served]] if again else []))
 
-    def offered(self, book: CheckpointBook, row: int, tick: int) -> None:
+    def offered(self, table: CheckpointTable, row: int, tick: int) -> None:
         if self.tuned or not self._log:
             return
         if row not in self._record_of:
             self._record_of[row] = len(self._depth)
-            self._depth.append(int(book.depth[row]))
-            above = int(book.parent[row])
+            self._depth.append(int(table.depth[row]))
+            above = int(table.parent[row])
             while above >= 0 and above not in self._record_of:
-                above = int(book.parent[above])
+                above = int(table.parent[above])
             self._parent.append(self._record_of.get(above, -1))
-            for child in book.children[row]:
+            for child in table.children[row]:
                 if child in self._record_of:
                     self._parent[self._record_of[child]] = self._record_of[row]
         self._log[-1][1].append(self._record_of[row])
 
-    def forgotten(self, book: CheckpointBook, row: int) -> None:
+    def forgotten(self, table: CheckpointTable, row: int) -> None:
         self._record_of.pop(row, None)
 
-    def scores(self, book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray:
+    def scores(self, table: CheckpointTable, rows: np.ndarray, tick: int) -> np.ndarray:
         if self.window_requests is None:
             window = max(self.multiplier * len(self._log), MIN_WINDOW_REQUESTS)
             self.window_requests = min(window, self.max_window_requests)
         if self._held == 0:
-            self._held = book.num_live
-        return super().scores(book, rows, tick)
+            self._held = table.num_live
+        return super().scores(table, rows, tick)
 
     def snapshot(self) -> TuningLog:
         """What `tune_alpha` needs of the window; picklable."""

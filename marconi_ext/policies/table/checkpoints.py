@@ -1,4 +1,4 @@
-"""The book of checkpoints: what a policy may know about every state that was ever offered.
+"""The table of checkpoints: what a policy may know about every state that was ever offered.
 
 One row a record. A row outlives its state: evicted and refused states stay as *ghosts* while their KV is held,
 because requests that come back to a ghost say what it would have been worth. Rows form a tree like the tokens
@@ -62,7 +62,7 @@ FEW_ROWS = 16  # that cost less one by one than a vectorised pass
 FEW_HELD = 8  # rows for each with a state, from which on to sort these costs less than to look at all
 
 
-class CheckpointBook:
+class CheckpointTable:
     """Rows are handed out by `add` and returned by `forget`; `size` bounds the rows in use."""
 
     live: np.ndarray

@@ -1,4 +1,4 @@
-"""Links the book's rows to the nodes of a radix tree.
+"""Links the table's rows to the nodes of a radix tree.
 
 Any tree will do whose nodes have `parent` and `children` (a dict), and where an attribute `record` can be set:
 the simulator's and SGLang's. A node has at most one row; a row may have no node yet (a state whose KV is not in
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from marconi_ext.policies.runtime import Keeper
+from marconi_ext.policies.runtime import PolicyRuntime
 from marconi_ext.policies.table.checkpoints import Kind
 
 FEW_NODES = 16  # below a place at which prompts part: more is a prefix that many have in common
@@ -31,11 +31,11 @@ class TreeRecords:
 
     def __init__(
         self,
-        keeper: Keeper,
+        runtime: PolicyRuntime,
         edge_tokens: Callable[[Any], int],
         alive: Callable[[Any], bool] = lambda node: node.parent is not None,
     ) -> None:
-        self.keeper = keeper
+        self.runtime = runtime
         self.edge_tokens = edge_tokens
         self.alive = alive
         self._nodes: dict[int, Any] = {}
@@ -90,7 +90,7 @@ class TreeRecords:
     def record(self, node: Any, depth_tokens: int, kind: Kind) -> int:
         """A new row for a node without one."""
         below = [row for child in node.children.values() for row in self.top_rows(child)]
-        row = self.keeper.record(self.above(node), depth_tokens, kind, below)
+        row = self.runtime.record(self.above(node), depth_tokens, kind, below)
         self._link(row, node)
         return row
 
@@ -99,23 +99,23 @@ class TreeRecords:
         if row_of(node) not in (-1, row):
             raise ValueError(f"node: has row {row_of(node)} already, can't take {row}")
         below = [found for child in node.children.values() for found in self.top_rows(child)]
-        self.keeper.book.place(row, self.above(node), below)
+        self.runtime.table.place(row, self.above(node), below)
         self._link(row, node)
 
     def tend(self, node: Any, *, children: int | None = None) -> None:
-        """Bring the book's facts of a node up to date. children: to be counted, where the tree lags behind."""
+        """Bring the table's facts of a node up to date. children: to be counted, where the tree lags behind."""
         row = row_of(node)
         if row < 0 or node.parent is None:
             return
-        book = self.keeper.book
-        book.fanout[row] = len(node.children) if children is None else children
-        book.leaf_tokens[row] = 0 if book.fanout[row] else self.edge_tokens(node)
+        table = self.runtime.table
+        table.fanout[row] = len(node.children) if children is None else children
+        table.leaf_tokens[row] = 0 if table.fanout[row] else self.edge_tokens(node)
 
     def forget(self, node: Any) -> None:
         """The node leaves the tree."""
         row = row_of(node)
         if row >= 0:
-            self.keeper.forget(row)
+            self.runtime.forget(row)
             del self._nodes[row]
             node.record = None
 

@@ -13,7 +13,7 @@ from typing import cast
 import numpy as np
 
 from marconi_ext.policies.interfaces import Scores, WindowedScores
-from marconi_ext.policies.table.checkpoints import CheckpointBook
+from marconi_ext.policies.table.checkpoints import CheckpointTable
 
 EXACT_STATES = 1024
 WINDOW = 128
@@ -29,68 +29,68 @@ class VictimSearch:
         self._eviction = cast(WindowedScores, eviction)  # as such it is asked only where it says so
         self._leaves = leaves
         self._windowed = eviction.windowed
-        self._next = 0  # where in the book's list of states the next window begins
+        self._next = 0  # where in the table's list of states the next window begins
         self._rows = np.empty(0, np.int64)  # looked at last, and their scores' bounds
         self._bounds = np.empty(0)
         self._tick = self._left = 0  # when that was, and how many victims may come of it
 
-    def narrows(self, book: CheckpointBook) -> bool:
+    def narrows(self, table: CheckpointTable) -> bool:
         """Whether to look at some states rather than at all."""
-        return self._windowed and book.num_live > EXACT_STATES
+        return self._windowed and table.num_live > EXACT_STATES
 
-    def lowest(self, book: CheckpointBook, rows: np.ndarray, tick: int, newcomer: int = -1) -> int:
+    def lowest(self, table: CheckpointTable, rows: np.ndarray, tick: int, newcomer: int = -1) -> int:
         """The row with the lowest score out of `rows`, the first of equals, or a `newcomer` with a lower one."""
         if not self._windowed:
             rows = rows if newcomer < 0 else np.append(rows, newcomer)
-            return int(rows[int(self._eviction.scores(book, rows, tick).argmin())])
-        bounds = self._eviction.floors(book, rows, tick)
-        return self._lowest_within(book, rows, bounds, tick, newcomer)
+            return int(rows[int(self._eviction.scores(table, rows, tick).argmin())])
+        bounds = self._eviction.floors(table, rows, tick)
+        return self._lowest_within(table, rows, bounds, tick, newcomer)
 
-    def lowest_of_some(self, book: CheckpointBook, tick: int, newcomer: int = -1) -> int | None:
+    def lowest_of_some(self, table: CheckpointTable, tick: int, newcomer: int = -1) -> int | None:
         """As `lowest` of all unpinned rows with a state (`leaves`: of leaves only), as far as is known; None: no row.
 
         States that go make others worth more, if anything: bounds hold for a few victims more at the same tick.
         """
         self._left = self._left - 1 if tick == self._tick else 0
         if self._left > 0:
-            there = self._may_go(book, self._rows)
+            there = self._may_go(table, self._rows)
             self._rows, self._bounds = self._rows[there], self._bounds[there]
         if self._left <= 0 or not len(self._rows):
-            self._rows = self._some(book)
+            self._rows = self._some(table)
             if not len(self._rows):
                 return newcomer if newcomer >= 0 else None
-            self._bounds = self._eviction.floors(book, self._rows, tick)
+            self._bounds = self._eviction.floors(table, self._rows, tick)
             self._tick, self._left = tick, VICTIMS
-        return self._lowest_within(book, self._rows, self._bounds, tick, newcomer)
+        return self._lowest_within(table, self._rows, self._bounds, tick, newcomer)
 
     def _lowest_within(
-        self, book: CheckpointBook, rows: np.ndarray, bounds: np.ndarray, tick: int, newcomer: int
+        self, table: CheckpointTable, rows: np.ndarray, bounds: np.ndarray, tick: int, newcomer: int
     ) -> int:
-        at = self._bounded(book, rows, tick, bounds)
-        lower = newcomer >= 0 and self._eviction.score(book, newcomer, tick) < bounds[at]
+        at = self._bounded(table, rows, tick, bounds)
+        lower = newcomer >= 0 and self._eviction.score(table, newcomer, tick) < bounds[at]
         return newcomer if lower else rows.item(at)
 
-    def _some(self, book: CheckpointBook) -> np.ndarray:
+    def _some(self, table: CheckpointTable) -> np.ndarray:
         """The next window's rows that may go, with those known to be low or to have changed; none where there are
         none at all. A row may come twice."""
-        start, held = self._next, book.held[: book.num_live]
+        start, held = self._next, table.held[: table.num_live]
         others = [self._known_low(), self._eviction.changed()]
         for _ in range(-(-len(held) // WINDOW) + 1):
             start = start if start < len(held) else 0
             rows = np.concatenate((*others, held[start : start + WINDOW]))
             start += WINDOW
-            rows = rows[self._may_go(book, rows)]
+            rows = rows[self._may_go(table, rows)]
             if len(rows):
                 break
             others = []
         self._next = start
         return rows
 
-    def _may_go(self, book: CheckpointBook, rows: np.ndarray) -> np.ndarray:
-        wanted = book.pins.take(rows) == 0
-        wanted &= book.live.take(rows)
+    def _may_go(self, table: CheckpointTable, rows: np.ndarray) -> np.ndarray:
+        wanted = table.pins.take(rows) == 0
+        wanted &= table.live.take(rows)
         if self._leaves:
-            wanted &= book.leaf_tokens.take(rows) > 0
+            wanted &= table.leaf_tokens.take(rows) > 0
         return wanted
 
     def _known_low(self) -> np.ndarray:
@@ -103,13 +103,13 @@ class VictimSearch:
         np.not_equal(rows[1:], rows[:-1], out=first[1:])
         return rows[first]
 
-    def _bounded(self, book: CheckpointBook, rows: np.ndarray, tick: int, bounds: np.ndarray) -> int:
+    def _bounded(self, table: CheckpointTable, rows: np.ndarray, tick: int, bounds: np.ndarray) -> int:
         """Where in `rows` the lowest score is; `bounds` gets the scores that had to be known."""
         scored: set[int] = set()
         while (at := int(bounds.argmin())) not in scored:
             if len(scored) == FEW:
-                bounds[:] = self._eviction.scores(book, rows, tick)
+                bounds[:] = self._eviction.scores(table, rows, tick)
                 return int(bounds.argmin())
             scored.add(at)
-            bounds[at] = self._eviction.score(book, rows.item(at), tick)
+            bounds[at] = self._eviction.score(table, rows.item(at), tick)
         return at

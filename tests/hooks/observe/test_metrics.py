@@ -82,7 +82,7 @@ def test_counters_grow_by_what_was_added_and_gauges_follow() -> None:
     assert server.value("marconi_state_slots", owner="running") == 1
     server.census["free"], server.census["unaccounted"], server.differences = 7, 0, 3
     server.publish()
-    assert server.value("marconi_book_differences") == 3
+    assert server.value("marconi_table_differences") == 3
     assert server.value("marconi_state_slots", owner="free") == 7
 
 

@@ -12,7 +12,7 @@ from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode
 
 from marconi_ext.policies.currency import Currency
 from marconi_ext.policies.fixed_rules import Lru
-from marconi_ext.policies.runtime import Keeper
+from marconi_ext.policies.runtime import PolicyRuntime
 from marconi_ext.policies.table.checkpoints import Kind
 from marconi_ext.policies.table.tree_rows import TreeRecords
 from sglang_hooks.observe import tree_dump
@@ -31,25 +31,25 @@ def node(parent: UnifiedTreeNode | None, tokens: list[int]) -> UnifiedTreeNode:
 @pytest.fixture
 def cache() -> Any:
     """root → [7, 8, 9] (branch) → [1, 2] (evicted prompt end), [5] (last token), all of tick 4; now is tick 6."""
-    keeper = Keeper(None, Lru(), Currency())
-    records = TreeRecords(keeper, lambda node: len(node.key))
+    runtime = PolicyRuntime(None, Lru(), Currency())
+    records = TreeRecords(runtime, lambda node: len(node.key))
     root = node(None, [])
     shared = node(root, [7, 8, 9])
     gone, last = node(shared, [1, 2]), node(shared, [5])
-    keeper.tick = 4
+    runtime.tick = 4
     for held, depth, kind in (
         (shared, 3, Kind.BRANCH),
         (gone, 5, Kind.PROMPT_END),
         (last, 4, Kind.LAST_TOKEN),
     ):
-        keeper.saved(records.record(held, depth, kind))
+        runtime.saved(records.record(held, depth, kind))
         held.component_data[ComponentType.MAMBA].value = object()
-    keeper.evicted(gone.record)
+    runtime.evicted(gone.record)
     gone.component_data[ComponentType.MAMBA].value = None
     last.component_data[ComponentType.MAMBA].lock_ref = 1
-    keeper.tick = 6
+    runtime.tick = 6
     return SimpleNamespace(
-        tree_core=SimpleNamespace(root_node=root), mamba=SimpleNamespace(keeper=keeper), page_size=1
+        tree_core=SimpleNamespace(root_node=root), mamba=SimpleNamespace(runtime=runtime), page_size=1
     )
 
 

@@ -68,5 +68,5 @@ def test_any_traffic(page_size: int, seed: int) -> None:
         answer = array("q", rng.choices(range(50), k=rng.randrange(2, 90)))
         driver.finish(req, answer, keep=rng.random() < 0.8)
         histories.append(prompt + answer)
-        driver.cache.mamba.keeper.book.check()
+        driver.cache.mamba.runtime.table.check()
     assert_all_can_go(driver)

@@ -13,8 +13,8 @@ from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedLRUList,
 
 from marconi_ext.policies.currency import Currency
 from marconi_ext.policies.fixed_rules import Lru
-from marconi_ext.policies.runtime import Keeper
-from marconi_ext.policies.table.checkpoints import CheckpointBook, Kind
+from marconi_ext.policies.runtime import PolicyRuntime
+from marconi_ext.policies.table.checkpoints import CheckpointTable, Kind
 from marconi_ext.policies.table.tree_rows import TreeRecords
 from sglang_hooks.radix import host_tier
 from sglang_hooks.radix.host_tier import bring_forward, utilities
@@ -25,26 +25,26 @@ TYPES = (ComponentType.FULL, ComponentType.MAMBA)
 class ByDepth(Lru):
     """A short prefix is worth the least."""
 
-    def scores(self, book: CheckpointBook, rows: np.ndarray, tick: int) -> np.ndarray:
-        return book.depth[rows].astype(float)
+    def scores(self, table: CheckpointTable, rows: np.ndarray, tick: int) -> np.ndarray:
+        return table.depth[rows].astype(float)
 
 
 class Tree:
     """Leaves below one root, each with a state on the device, on the host, or none."""
 
     def __init__(self) -> None:
-        self.keeper = Keeper(None, ByDepth(), Currency())
-        self.records = TreeRecords(self.keeper, lambda node: len(node.key))
+        self.runtime = PolicyRuntime(None, ByDepth(), Currency())
+        self.records = TreeRecords(self.runtime, lambda node: len(node.key))
         self.root = self._node(None, [])
 
     def leaf(self, tokens: int, tier: str | None) -> UnifiedTreeNode:
         made = self._node(self.root, [7] * tokens)
         if tier is not None:
-            self.keeper.saved(self.records.record(made, tokens, Kind.LAST_TOKEN))
+            self.runtime.saved(self.records.record(made, tokens, Kind.LAST_TOKEN))
             data = made.component_data[ComponentType.MAMBA]
             data.value, data.host_value = (1, None) if tier == "device" else (None, 1)
             if tier == "host":
-                self.keeper.evicted(made.record)
+                self.runtime.evicted(made.record)
         return made
 
     def _node(self, parent: UnifiedTreeNode | None, tokens: list[int]) -> UnifiedTreeNode:
@@ -64,7 +64,7 @@ def test_kv_without_a_state_goes_first_then_the_lowest_score() -> None:
         tree.leaf(30, "device"),
         tree.leaf(40, "host"),
     ]
-    found = utilities(tree.keeper, wanted[::-1])
+    found = utilities(tree.runtime, wanted[::-1])
     assert sorted(wanted[::-1], key=found.__getitem__) == wanted
     assert all(found[a] < found[b] for a, b in pairwise(wanted)), "no two are alike"
 
@@ -77,7 +77,7 @@ def test_the_chosen_state_is_where_stock_takes_one(locked: bool) -> None:
     for node in (deep, short, middle):
         states.insert_mru(node)
     short.component_data[ComponentType.MAMBA].host_lock_ref = int(locked)
-    assert bring_forward(tree.keeper, states)
+    assert bring_forward(tree.runtime, states)
     assert states.get_lru_no_host_lock() is (middle if locked else short)
     assert {node.id for node in (deep, short, middle)} == set(states.cache)
 
@@ -85,11 +85,11 @@ def test_the_chosen_state_is_where_stock_takes_one(locked: bool) -> None:
 def test_nothing_to_take() -> None:
     tree = Tree()
     states = UnifiedLRUList(ComponentType.MAMBA, TYPES, use_host_ptr=True)
-    assert not bring_forward(tree.keeper, states)
+    assert not bring_forward(tree.runtime, states)
     only = tree.leaf(3, "host")
     states.insert_mru(only)
     only.component_data[ComponentType.MAMBA].host_lock_ref = 1
-    assert not bring_forward(tree.keeper, states)
+    assert not bring_forward(tree.runtime, states)
 
 
 def test_a_choice_looks_at_the_oldest_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +99,7 @@ def test_a_choice_looks_at_the_oldest_only(monkeypatch: pytest.MonkeyPatch) -> N
     old, older_short, recent_shorter = (tree.leaf(tokens, "host") for tokens in (50, 20, 5))
     for node in (old, older_short, recent_shorter):
         states.insert_mru(node)
-    assert bring_forward(tree.keeper, states)
+    assert bring_forward(tree.runtime, states)
     assert states.get_lru_no_host_lock() is older_short
 
 
@@ -114,6 +114,6 @@ def test_what_a_session_refers_to_leaves_the_host_last() -> None:
     for node in (kept_short, middle, kept_deep, short):
         states.insert_mru(node)
     for wanted in (short, middle, kept_short, kept_deep):
-        assert bring_forward(tree.keeper, states)
+        assert bring_forward(tree.runtime, states)
         assert states.get_lru_no_host_lock() is wanted
         states.remove_node(wanted)

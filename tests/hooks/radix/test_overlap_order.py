@@ -1,4 +1,4 @@
-"""The real cache in SGLang's overlap order: book and tree are compared after every step of every history.
+"""The real cache in SGLang's overlap order: table and tree are compared after every step of every history.
 
 Requests regenerate, fork and extend what was said before, so that they plan, bring and lose states at the same nodes;
 they are preempted, retracted and aborted at any point, states and KV are evicted by hand, and states come back as from
@@ -172,7 +172,7 @@ class OverlapOrder(RuleBasedStateMachine):
         mamba = self.cache.mamba
         assert self.cache.census.differences() == []
         assert self.cache.census.totals()["differences"] == 0
-        mamba.keeper.book.check()
+        mamba.runtime.table.check()
         stats = mamba.stats
         moved = Counter(stats.saves)
         for (kind, reason), states in stats.evictions.items():
@@ -218,7 +218,7 @@ def run(examples: int, phases: tuple[Phase, ...] = (Phase.generate,)) -> None:
     )
 
 
-def test_book_and_tree_agree_in_every_order() -> None:
+def test_table_and_tree_agree_in_every_order() -> None:
     run(150)
 
 
@@ -226,7 +226,7 @@ def _refuses_whatever_came(held: HeldStates, checkpoint) -> None:
     """An abandoned plan says that there is no state, though another request has brought one."""
     row = held._settled(checkpoint)
     if row >= 0:
-        held.keeper.refused(row)
+        held.runtime.refused(row)
 
 
 @pytest.mark.parametrize(("name", "fault"), [("abandon", _refuses_whatever_came)])
@@ -234,5 +234,5 @@ def test_finds_the_fault_when_it_is_put_back(
     monkeypatch: pytest.MonkeyPatch, name: str, fault: Callable
 ) -> None:
     monkeypatch.setattr(HeldStates, name, fault)
-    with pytest.raises(AssertionError, match=r"live in the book|nobody can evict|sums differ"):
+    with pytest.raises(AssertionError, match=r"live in the table|nobody can evict|sums differ"):
         run(60)

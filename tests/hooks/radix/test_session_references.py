@@ -21,7 +21,9 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
     made = Driver("marconi", slots=24, tokens=4_000, context_tokens=256, enable_session_radix_cache=True)
     for name in ("scores", "floors", "score"):
         monkeypatch.setattr(
-            made.cache.mamba.keeper.eviction, name, lambda book, rows, _tick: -book.depth[rows].astype(float)
+            made.cache.mamba.runtime.eviction,
+            name,
+            lambda table, rows, _tick: -table.depth[rows].astype(float),
         )
     return made
 

@@ -38,7 +38,7 @@ def traffic(seed: int, requests: int) -> Iterator[tuple[array, array]]:
 
 def rules_of(driver: Driver, policy: str) -> LiveRules:
     mamba, shared = driver.cache.mamba, driver.cache.shared
-    currency = mamba.keeper.currency
+    currency = mamba.runtime.currency
     admission, eviction = parse_policy(policy).build(currency)
     kinds = [Kind(kind) for kind in mamba.serving.kinds]
     return LiveRules(0, 0, admission, eviction, currency, kinds, shared_bytes=shared.total_bytes)
@@ -61,8 +61,8 @@ def test_live_equals_simulated(policy: str, total_bytes: int) -> None:
         assert driver.hit_tokens == served.hit_tokens, f"request {number}"
         assert holds(driver) == (rules.tree.num_states, rules.tree.num_tokens), f"after request {number}"
         assert not driver.cache.token_to_kv_pool_allocator.verify_byte_accounting()
-        driver.cache.mamba.keeper.book.check()
-        evictions = driver.cache.mamba.keeper.counts["state_evictions"]
+        driver.cache.mamba.runtime.table.check()
+        evictions = driver.cache.mamba.runtime.counts["state_evictions"]
     rules.check()
     assert evictions > 50, "the buffer was never full"
 

@@ -79,9 +79,9 @@ def test_whoever_is_admitted_is_served(page_size: int, seed: int, monkeypatch: p
         stuck = 0 if scheduler.step() else stuck + (not scheduler.idle)
         assert stuck < 5, "requests wait, and nothing runs"
         assert not allocator.verify_byte_accounting()
-        cache.mamba.keeper.book.check()
+        cache.mamba.runtime.table.check()
     assert len(scheduler.ended) == submitted + 1
     assert cache.slot_census()["unaccounted"] == 0 == cache.full_protected_size()
-    assert not cache.mamba.keeper.book.pins[cache.mamba.keeper.book.rows()].any()
+    assert not cache.mamba.runtime.table.pins[cache.mamba.runtime.table.rows()].any()
     cache.evict_for_alloc(EvictParams(num_tokens=empty - allocator.available_size()))
     assert allocator.available_size() == empty

@@ -6,7 +6,7 @@ import pytest
 from marconi_ext.policies.currency import Currency
 from marconi_ext.policies.learned.ours import Ours
 from marconi_ext.policies.registry import parse_policy
-from marconi_ext.policies.table.checkpoints import CheckpointBook, Fate, Kind
+from marconi_ext.policies.table.checkpoints import CheckpointTable, Fate, Kind
 from marconi_ext.simulator.capacity import Capacity
 from marconi_ext.simulator.simulator import Simulator
 from marconi_ext.simulator.workload import load_workload
@@ -41,135 +41,135 @@ def test_loss_from_an_empty_cache(traffic, slots, most, seed) -> None:
 def test_superseded_states_go_first_before_anything_was_learned() -> None:
     """Two conversations, old -> new each; the second one's new tail was evicted. With nothing observed: old of
     the first goes first (its successor is held); old of the second has the ghost's demand and is kept."""
-    rule, book = Ours(Currency()), CheckpointBook(8)
+    rule, table = Ours(Currency()), CheckpointTable(8)
     rows = []
     for _ in range(2):
         for depth in (1000, 1300):
-            row = book.add(rows[-1] if depth > 1000 else -1, depth, Kind.LAST_TOKEN, 1)
-            rule.offered(book, row, 1)
-            book.set_live(row, 1)
+            row = table.add(rows[-1] if depth > 1000 else -1, depth, Kind.LAST_TOKEN, 1)
+            rule.offered(table, row, 1)
+            table.set_live(row, 1)
             rows.append(row)
-        book.fanout[rows[-2]] = 1
-    book.set_gone(rows[3], Fate.EVICTED)
-    rule.gone(book, rows[3], 1)
-    live = book.live_rows()
-    order = live[np.argsort(rule.scores(book, live, 2))].tolist()
+        table.fanout[rows[-2]] = 1
+    table.set_gone(rows[3], Fate.EVICTED)
+    rule.gone(table, rows[3], 1)
+    live = table.live_rows()
+    order = live[np.argsort(rule.scores(table, live, 2))].tolist()
     assert order == [rows[0], rows[1], rows[2]]
 
 
 def test_a_newcomer_is_not_worth_less_for_the_state_that_serves_its_request() -> None:
     """A conversation of 1000 tokens goes on to 1200; its old state is pinned until the request ends. The new tail
     saves all 1200 once the old one has gone, so the lone tail of 600 tokens goes, not the newcomer."""
-    rule, book = Ours(Currency()), CheckpointBook(8)
-    old, other = (book.add(-1, depth, Kind.LAST_TOKEN, 1) for depth in (1000, 600))
+    rule, table = Ours(Currency()), CheckpointTable(8)
+    old, other = (table.add(-1, depth, Kind.LAST_TOKEN, 1) for depth in (1000, 600))
     for row in (old, other):
-        rule.offered(book, row, 1)
-        book.set_live(row, 1)
-    rule.request(book, [old], old, 2)
-    book.pins[old] = book.fanout[old] = 1
-    new = book.add(old, 1200, Kind.LAST_TOKEN, 2)
-    rule.offered(book, new, 2)
+        rule.offered(table, row, 1)
+        table.set_live(row, 1)
+    rule.request(table, [old], old, 2)
+    table.pins[old] = table.fanout[old] = 1
+    new = table.add(old, 1200, Kind.LAST_TOKEN, 2)
+    rule.offered(table, new, 2)
     rows = np.array([other, new])
-    assert rows[rule.scores(book, rows, 2).argmin()] == other
+    assert rows[rule.scores(table, rows, 2).argmin()] == other
 
 
 def test_a_state_that_serves_in_place_of_a_ghost_is_in_demand() -> None:
     """A search goes back to `deep`, which was evicted; `high` above it serves. It is as young as one just used."""
-    rule, book = Ours(Currency()), CheckpointBook(8)
-    high = book.add(-1, 500, Kind.PROMPT_END, 1)
-    deep = book.add(high, 900, Kind.PROMPT_END, 1)
-    other = book.add(-1, 500, Kind.PROMPT_END, 1)
+    rule, table = Ours(Currency()), CheckpointTable(8)
+    high = table.add(-1, 500, Kind.PROMPT_END, 1)
+    deep = table.add(high, 900, Kind.PROMPT_END, 1)
+    other = table.add(-1, 500, Kind.PROMPT_END, 1)
     for row in (high, deep, other):
-        rule.offered(book, row, 1)
-        book.set_live(row, 1)
-    book.set_gone(deep, Fate.EVICTED)
-    rule.gone(book, deep, 1)
-    rule.request(book, [high, deep], high, 41)
+        rule.offered(table, row, 1)
+        table.set_live(row, 1)
+    table.set_gone(deep, Fate.EVICTED)
+    rule.gone(table, deep, 1)
+    rule.request(table, [high, deep], high, 41)
     ages = 41 - rule._use[[high, deep, other]]
     assert ages.tolist() == [0, 0, 40]
 
 
 def test_a_boundary_that_was_come_back_to_counts_as_a_branch() -> None:
-    rule, book = Ours(Currency()), CheckpointBook(8)
-    boundary = book.add(-1, 500, Kind.BOUNDARY, 1)
-    rule.offered(book, boundary, 1)
-    book.set_live(boundary, 1)
-    assert rule._kind(book, boundary) == Kind.BOUNDARY
-    rule.request(book, [boundary], boundary, 2)
-    assert rule._kind(book, boundary) == Kind.BRANCH
+    rule, table = Ours(Currency()), CheckpointTable(8)
+    boundary = table.add(-1, 500, Kind.BOUNDARY, 1)
+    rule.offered(table, boundary, 1)
+    table.set_live(boundary, 1)
+    assert rule._kind(table, boundary) == Kind.BOUNDARY
+    rule.request(table, [boundary], boundary, 2)
+    assert rule._kind(table, boundary) == Kind.BRANCH
 
 
 def test_what_follows_a_boundary_that_was_come_back_to_is_worth_what_lies_below_it() -> None:
     """Conversations begin at a system prompt of 1000 tokens, saved as a boundary. It lasts: a new one's 200 tokens
     are worth no more than the 300 that another conversation has below it, though the boundary serves just now."""
-    rule, book = Ours(Currency()), CheckpointBook(8)
-    system = book.add(-1, 1000, Kind.BOUNDARY, 1)
-    rule.offered(book, system, 1)
-    book.set_live(system, 1)
-    book.fanout[system] = 1  # its KV goes on in one piece for a few tokens more
-    other = book.add(system, 1300, Kind.LAST_TOKEN, 1)
-    rule.offered(book, other, 1)
-    book.set_live(other, 1)
+    rule, table = Ours(Currency()), CheckpointTable(8)
+    system = table.add(-1, 1000, Kind.BOUNDARY, 1)
+    rule.offered(table, system, 1)
+    table.set_live(system, 1)
+    table.fanout[system] = 1  # its KV goes on in one piece for a few tokens more
+    other = table.add(system, 1300, Kind.LAST_TOKEN, 1)
+    rule.offered(table, other, 1)
+    table.set_live(other, 1)
     for tick in (2, 3):
-        rule.request(book, [system], system, tick)
-    book.pins[system] = 1
-    new = book.add(system, 1200, Kind.LAST_TOKEN, 3)
-    rule.offered(book, new, 3)
+        rule.request(table, [system], system, tick)
+    table.pins[system] = 1
+    new = table.add(system, 1200, Kind.LAST_TOKEN, 3)
+    rule.offered(table, new, 3)
     rows = np.array([other, new])
-    assert rule._above(book, rows).tolist() == [1000, 1000]
+    assert rule._above(table, rows).tolist() == [1000, 1000]
 
 
 def test_a_conversation_that_begins_at_a_boundary_has_no_uses_yet() -> None:
-    rule, book = Ours(Currency()), CheckpointBook(8)
-    system = book.add(-1, 1000, Kind.BOUNDARY, 1)
-    rule.offered(book, system, 1)
-    book.set_live(system, 1)
-    book.fanout[system] = 1
+    rule, table = Ours(Currency()), CheckpointTable(8)
+    system = table.add(-1, 1000, Kind.BOUNDARY, 1)
+    rule.offered(table, system, 1)
+    table.set_live(system, 1)
+    table.fanout[system] = 1
     rows = []
     for tick in range(2, 7):
-        rule.request(book, [system], system, tick)
-        rows.append(book.add(system, 1000 + 10 * tick, Kind.LAST_TOKEN, tick))
-        rule.offered(book, rows[-1], tick)
+        rule.request(table, [system], system, tick)
+        rows.append(table.add(system, 1000 + 10 * tick, Kind.LAST_TOKEN, tick))
+        rule.offered(table, rows[-1], tick)
     assert rule._chain[rows[2:]].tolist() == [0, 0, 0]  # from when two records hang under it
-    assert rule._fork(book, rows[-1]) == system
+    assert rule._fork(table, rows[-1]) == system
 
 
 def test_a_fork_passed_often_is_told_from_one_passed_rarely() -> None:
     """Both have forked four times. One has a request every other tick, the other one in forty."""
-    rule, book = Ours(Currency()), CheckpointBook(8)
-    busy, idle = (book.add(-1, 500, Kind.BRANCH, 1) for _ in range(2))
+    rule, table = Ours(Currency()), CheckpointTable(8)
+    busy, idle = (table.add(-1, 500, Kind.BRANCH, 1) for _ in range(2))
     for row in (busy, idle):
-        book.fanout[row] = 5
-        rule.offered(book, row, 1)
+        table.fanout[row] = 5
+        rule.offered(table, row, 1)
     for tick in range(2, 162):
         row = busy if tick % 2 else idle if tick % 40 == 0 else -1
         if row >= 0:
-            book.passed[row] += 1
-            rule.request(book, [row], row, tick)
+            table.passed[row] += 1
+            rule.request(table, [row], row, tick)
     assert rule._label[busy] != rule._label[idle]
     for tick in range(162, 400):
-        rule.request(book, [], -1, tick)
-    scores = rule.scores(book, np.array([busy, idle]), 161)
+        rule.request(table, [], -1, tick)
+    scores = rule.scores(table, np.array([busy, idle]), 161)
     assert scores[0] > scores[1]
 
 
 def test_a_conversation_that_has_had_its_turns_goes_before_one_that_has_not() -> None:
     """Twenty conversations of eight turns have ended. Of two more, used at the same time, one has had eight turns."""
-    rule, book = Ours(Currency()), CheckpointBook(8)
+    rule, table = Ours(Currency()), CheckpointTable(8)
     tick, tails = 0, []
     for turns in [8] * 20 + [8, 6]:
         parent = -1
         for turn in range(turns):
             tick += 1
-            rule.request(book, [] if parent < 0 else [parent], parent, tick)
-            parent = book.add(parent, 1000 * (turn + 1), Kind.LAST_TOKEN, tick)
-            rule.offered(book, parent, tick)
-            book.set_live(parent, tick)
+            rule.request(table, [] if parent < 0 else [parent], parent, tick)
+            parent = table.add(parent, 1000 * (turn + 1), Kind.LAST_TOKEN, tick)
+            rule.offered(table, parent, tick)
+            table.set_live(parent, tick)
         tails.append(parent)
     rule._use[tails[-2:]] = rule._counted[tails[-2:]] = tick
-    rule._refresh(book, tick)
+    rule._refresh(table, tick)
     rows = np.array(tails[-2:])
-    ended, waiting = rule.scores(book, rows, tick + 20) / book.depth[rows]
+    ended, waiting = rule.scores(table, rows, tick + 20) / table.depth[rows]
     assert ended < 0.7 * waiting
 
 

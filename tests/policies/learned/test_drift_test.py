@@ -11,7 +11,7 @@ from marconi_ext.policies.learned.drift_test import SUSPICIOUS_REQUESTS, TEST_RE
 from marconi_ext.policies.learned.ours import BEFORE, FEW_REQUESTS, Ours
 from marconi_ext.policies.learned.reuse_index import ReuseIndex
 from marconi_ext.policies.registry import parse_policy
-from marconi_ext.policies.table.checkpoints import CheckpointBook, Kind
+from marconi_ext.policies.table.checkpoints import CheckpointTable, Kind
 from marconi_ext.simulator.capacity import Capacity
 from marconi_ext.simulator.simulator import Simulator
 from marconi_ext.traces import synthetic
@@ -94,20 +94,20 @@ def test_there_is_no_evidence_while_an_empty_cache_fills(change) -> None:
 
 
 def test_records_of_before_count_little_until_the_index_has_learned() -> None:
-    rule, book = Ours(Currency()), CheckpointBook(8)
-    rows = [book.add(-1, 1000, Kind.LAST_TOKEN, 1) for _ in range(2)]
+    rule, table = Ours(Currency()), CheckpointTable(8)
+    rows = [table.add(-1, 1000, Kind.LAST_TOKEN, 1) for _ in range(2)]
     for row in rows:
-        rule.offered(book, row, 1)
-        book.set_live(row, 1)
+        rule.offered(table, row, 1)
+        table.set_live(row, 1)
     rule._use[rows] = rule._counted[rows] = 80, 120
     tick = FEW_REQUESTS + 1
-    before = rule.scores(book, np.array(rows), tick)
-    rule._begin_anew(book, tick, since=100)
-    score = rule.scores(book, np.array(rows), tick)
+    before = rule.scores(table, np.array(rows), tick)
+    rule._begin_anew(table, tick, since=100)
+    score = rule.scores(table, np.array(rows), tick)
     assert score[0] < 2 * BEFORE * score[1]
     assert rule.index.uses.sum() == 0  # nothing of late
     rule._began -= FEW_REQUESTS + 1
-    after = rule.scores(book, np.array(rows), tick)
+    after = rule.scores(table, np.array(rows), tick)
     assert after[0] / after[1] > 0.5 * before[0] / before[1]
 
 

@@ -1,10 +1,10 @@
-"""Whether the policy's book says what SGLang's tree holds: recounted from the tree, not from what was booked.
+"""Whether the policy's table says what SGLang's tree holds: recounted from the tree, not from what was booked.
 
     live rows = states in the tree + those that requests will bring
     pins      = locks + pending, row by row
     pending   = the ledger's
 
-A state that the book has forgotten can never be evicted again, and nothing else shows it: SGLang counts it as
+A state that the table has forgotten can never be evicted again, and nothing else shows it: SGLang counts it as
 evictable, and no slot is missing.
 """
 
@@ -31,7 +31,7 @@ WALK_EVERY_S = 1.0
 WALK_S = 0.0005  # about 500 nodes
 
 
-class BookCensus:
+class TableCensus:
     """Totals at any time, and the whole tree node by node, a few at a time. One per cache; single-threaded."""
 
     def __init__(self, cache: MarconiRadixCache) -> None:
@@ -45,7 +45,7 @@ class BookCensus:
     def totals(self) -> dict[str, int]:
         """The sums, in microseconds. `differences`: between the two sides, now and in the last whole walk."""
         mamba = self._cache.mamba
-        live, states = mamba.keeper.book.num_live, self._states()
+        live, states = mamba.runtime.table.num_live, self._states()
         coming, pending, held = len(mamba.held.coming()), len(mamba.held.pending), self._in_ledger()
         now = abs(live - states - coming) + abs(pending - held)
         return {
@@ -83,20 +83,20 @@ class BookCensus:
             self.walk(WALK_S)
 
     def differences(self) -> list[str]:
-        """All of them, from the whole tree and the whole book: about 1 µs a node."""
+        """All of them, from the whole tree and the whole table: about 1 µs a node."""
         mamba = self._cache.mamba
-        book, held, found = mamba.keeper.book, mamba.held, []
+        table, held, found = mamba.runtime.table, mamba.held, []
         at_nodes = set()
         for node in self._cache.tree_core._node_arena.values():
             if (wrong := self._of_node(node)) is not None:
                 found.append(wrong)
             at_nodes.add(row_of(node))
-        for row in book.live_rows().tolist():
+        for row in table.live_rows().tolist():
             if row not in at_nodes and row not in held.pending:
                 found.append(f"row {row} is live: there is no node, and nobody brings its state")
-        for row in book.rows().tolist():
-            if row not in at_nodes and book.pins[row] != (row in held.pending):
-                found.append(f"row {row} without a node: pins {book.pins[row]}")
+        for row in table.rows().tolist():
+            if row not in at_nodes and table.pins[row] != (row in held.pending):
+                found.append(f"row {row} without a node: pins {table.pins[row]}")
         of_requests = {id(c) for c in mamba.ledger.all_pending() if c.row >= 0}
         if of_requests != {id(c) for c in held.pending.values()}:
             found.append(f"{len(held.pending)} checkpoints pending, {len(of_requests)} in the ledger")
@@ -110,17 +110,17 @@ class BookCensus:
         mamba, row, held = self._cache.mamba, row_of(node), holds_state(node)
         if row < 0:
             return f"node {node.id} has a state and no row" if held else None
-        book, pending = mamba.keeper.book, mamba.held.pending.get(row)
-        if not book.in_use[row] or mamba.records.node(row) is not node:
+        table, pending = mamba.runtime.table, mamba.held.pending.get(row)
+        if not table.in_use[row] or mamba.records.node(row) is not node:
             return f"node {node.id} has row {row}, which isn't its own"
         live = held or (pending is not None and pending.slot is not None)
-        if bool(book.live[row]) != live:
-            return f"node {node.id}, row {row}: live in the book {bool(book.live[row])}, in the tree {live}"
+        if bool(table.live[row]) != live:
+            return f"node {node.id}, row {row}: live in the table {bool(table.live[row])}, in the tree {live}"
         pins = node.component_data[_MAMBA].lock_ref + (pending is not None)
         return (
             None
-            if book.pins[row] == pins
-            else f"node {node.id}, row {row}: pins {book.pins[row]}, not {pins}"
+            if table.pins[row] == pins
+            else f"node {node.id}, row {row}: pins {table.pins[row]}, not {pins}"
         )
 
     def _states(self) -> int:
