@@ -23,6 +23,7 @@ ROOMS = {
     "policies": "",
     "routing": "",
     "profiles": "policies",
+    "releases": "",
     "config": "policies",
     "traces": "",
     "results": "traces",
@@ -32,7 +33,7 @@ ROOMS = {
     "models": "",
     "report": "results",
     "watch": "servers",
-    "commands": "config models policies profiles replay report results routing servers simulator traces watch",
+    "commands": "config models policies profiles releases replay report results routing servers simulator traces watch",
     "cli": "commands",
     "__main__": "cli",
 }
