@@ -61,7 +61,7 @@ def build(
     page_size: int = 1,
     shared_bytes: int | None = None,
     state_size: int = 2,
-    policy: str = "ours",
+    policy: str = "gittins",
     **settings: Any,
 ) -> UnifiedRadixCache:
     """A cache with pools of its own: `slots` states, `tokens` of KV in pages, `requests` at a time of up to

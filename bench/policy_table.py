@@ -39,7 +39,7 @@ TRACES = {  # name -> path, slots
 }
 MIXED = ("mini_swe", "tau", "bbh", "mt_bench")
 BEFORE = 300  # requests of the trace that `--after` names
-POLICIES = ("lru", "lru-leaf", "marconi", "seglen", "best-static", "git", "ours", "clairvoyant")
+POLICIES = ("lru", "lru-leaf", "marconi", "seglen", "best-static", "gittins-basic", "gittins", "clairvoyant")
 
 
 def main() -> None:
@@ -59,7 +59,7 @@ def main() -> None:
     profile = load_profile("nemotron-h-8b")
     options = Options(objective=args.objective, per_request=bool(args.after))
     policies = args.policies.split(",")
-    way = {"lru", "ours", "clairvoyant"} <= set(policies)
+    way = {"lru", "gittins", "clairvoyant"} <= set(policies)
     header = (
         "trace",
         "slots",
@@ -86,7 +86,7 @@ def main() -> None:
             if way:
                 rates = {c["policy"]: 100 * c["token_hit_rate"] for c in row}
                 gap = rates["clairvoyant"] - rates["lru"]
-                shown.append(f"{100 * (rates['ours'] - rates['lru']) / gap:.0f} %" if gap > 0.5 else "–")
+                shown.append(f"{100 * (rates['gittins'] - rates['lru']) / gap:.0f} %" if gap > 0.5 else "–")
             print(f"| {name} | {size} | " + " | ".join(shown) + " |", flush=True)
             if args.json:
                 args.json.write_text(

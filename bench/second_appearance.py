@@ -29,7 +29,7 @@ from marconi_ext.simulator.workload import load_workload
 from marconi_ext.traces import Request, read_trace
 
 TRACES = {"bbh_fewshot": "bbh_fewshot", "tau_bench": "tau_bench"}
-POLICIES = {"stock's grid": "sglang", "the paper's rule": "judicious+lru", "ours": "ours"}
+POLICIES = {"stock's grid": "sglang", "the paper's rule": "judicious+lru", "ours": "gittins"}
 SHARED_AT_LEAST = 256  # tokens; below a known branch, two questions alike agree on a hundred by chance
 AMPLE_SLOTS = 1_000_000
 

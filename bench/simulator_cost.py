@@ -33,7 +33,7 @@ def speed(workload: Workload) -> None:
     print(
         "\n| policy | capacity | requests | requests/s | M prompt tokens/s | µs a request |\n|---|---|---|---|---|---|"
     )
-    for name in ("lru", "seglen", "marconi", "git", "ours"):
+    for name in ("lru", "seglen", "marconi", "gittins-basic", "gittins"):
         for capacity in (Capacity(slots=16), Capacity(slots=256), Capacity(bytes=20 * 10**9)):
             for part in (len(workload.requests) // 4, len(workload.requests)):
                 small = load_workload("part", 0, workload.requests[:part])
@@ -48,18 +48,18 @@ def speed(workload: Workload) -> None:
 def eviction() -> None:
     """µs to choose a victim among n states while requests come: candidates, scores and the search together.
 
-    `ours, floor`: as many passes over the rows, with no policy, as take about as long: what the machine adds.
+    `gittins, floor`: as many passes over the rows, with no policy, as take about as long: what the machine adds.
     """
     print(
         "\n| policy | 1,000 states: P50 | P99 | 10,000: P50 | P99 | 100,000: P50 | P99 |\n|---|---|---|---|---|---|---|"
     )
-    rules = {"lru": Lru, "lru-leaf": LruLeaf, "seglen": SegLen, "flop-aware": FlopAware, "ours": Ours}
+    rules = {"lru": Lru, "lru-leaf": LruLeaf, "seglen": SegLen, "flop-aware": FlopAware, "gittins": Ours}
     for name, make in rules.items():
         costs = []
         for n in (1_000, 10_000, 100_000):
             times = choices(filled(n, make), 2000 if n < 100_000 else 300)
             costs += [f"{1e6 * np.percentile(times[column], p):.0f}" for column in (0, 1) for p in (50, 99)]
-        for row, first in ((name, 0), *([("ours, floor", 2)] if name == "ours" else [])):
+        for row, first in ((name, 0), *([("gittins, floor", 2)] if name == "gittins" else [])):
             shown = [cost for i, cost in enumerate(costs) if i % 4 in (first, first + 1)]
             print(f"| {row} | " + " | ".join(shown) + " |", flush=True)
 

@@ -173,7 +173,7 @@ def main(
     slots: Annotated[int, typer.Option(min=40)] = 60,
     tokens: Annotated[int, typer.Option(min=4_000)] = 4_500,
     ranks: Annotated[int, typer.Option(min=1, max=2)] = 1,
-    policy: Annotated[str, typer.Option(help="As --marconi-eviction.")] = "ours",
+    policy: Annotated[str, typer.Option(help="As --marconi-eviction.")] = "gittins",
     kill_tuner: Annotated[
         bool, typer.Option("--kill-tuner", help="Kill its process again and again.")
     ] = False,

@@ -36,7 +36,7 @@ TRACES = {
     "magagent": "lmcache_agent_trace/magagent",
     "toolbench": "toolbench_dfs",
 }
-POLICIES = "ours,git,lru,lru-leaf,seglen,flop-aware:1,marconi,exact+lru,learned+seglen"
+POLICIES = "gittins,gittins-basic,lru,lru-leaf,seglen,flop-aware:1,marconi,exact+lru,fork-predictor+seglen"
 POOLS = {"ample": (1_500, 600_000), "tight": (16, 24_000)}  # state slots, KV tokens
 ANSWER_TOKENS = 8  # decoding only takes time here
 TUNING = ("--marconi-bootstrap-window-size", "40", "--marconi-tuning-interval", "60")

@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from marconi_ext.errors import BadInputError
-from marconi_ext.policies.registry import PolicyName, parse_policy
+from marconi_ext.policies.registry import PolicyName, eviction_names, parse_policy
 
 
 class CheckpointKind(StrEnum):
@@ -31,7 +31,7 @@ class CheckpointKind(StrEnum):
 
 
 ALL_KINDS = tuple(CheckpointKind)
-EXACT_ADMISSIONS = ("judicious", "exact", "selective", "foresight", "learned")
+EXACT_ADMISSIONS = ("judicious", "exact", "selective", "foresight", "fork-predictor")
 """Admissions that a server can follow: states at exact tokens, known when the prompt has been matched."""
 
 
@@ -88,8 +88,8 @@ def _parse_eviction(value: object) -> object:
         raise ValueError(str(error).removeprefix("--policy: ")) from None
     if not can_serve(name):
         raise ValueError(
-            f"{value!r} is for simulation only; a server takes an eviction of lru-leaf, lru, seglen, "
-            f"flop-aware:ALPHA, marconi, git, ours, after an admission of {', '.join(EXACT_ADMISSIONS)}"
+            f"{value!r} is for simulation only; a server takes an eviction of {', '.join(eviction_names())}, "
+            f"after an admission of {', '.join(EXACT_ADMISSIONS)}"
         )
     return value
 
@@ -102,7 +102,7 @@ class MarconiConfig(BaseModel):
     eviction: Annotated[str | None, BeforeValidator(_parse_eviction)] = Field(
         None,
         description="Which states to keep: lru, seglen, flop-aware:ALPHA, marconi (the paper's, its alpha tuned "
-        "online), git or ours, or ADMISSION+EVICTION as in 'marconi simulate'. Default: ours.",
+        "online), gittins-basic or gittins, or ADMISSION+EVICTION as in 'marconi simulate'. Default: gittins.",
     )
     eff_weight: Annotated[Literal["auto"] | float, BeforeValidator(_parse_eff_weight)] = Field(
         "auto",
@@ -156,7 +156,7 @@ class MarconiConfig(BaseModel):
     def policy(self) -> str:
         """The policy's name as `marconi simulate --policy` takes it."""
         if self.eff_weight == "auto":
-            return self.eviction or "ours"
+            return self.eviction or "gittins"
         return f"flop-aware:{self.eff_weight}"
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from marconi_ext.policies.fork_predictor import Partings
+from marconi_ext.policies.fork_predictor import ForkPredictor
 from marconi_ext.policies.input_ends import InputEnds, Prompt
 from marconi_ext.policies.messages import InputEnd
 from marconi_ext.policies.table.checkpoints import Kind
@@ -159,16 +159,16 @@ class Foresight(Selective):
         return _with_boundaries(super().plan(facts), [*inside[:1], *inside[-1:]])
 
 
-class LearnedPlacement(Selective):
+class ForkPredicting(Selective):
     """`Selective`, and at most two more states where requests have been seen to part: see `fork_predictor.py`."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.partings = Partings()
+        self.predictor = ForkPredictor()
 
     def plan(self, facts: PromptFacts) -> list[Offer]:
         elsewhere = (depth for depth, kind in facts.records if kind != _BOUNDARY)
-        self.partings.observe(
+        self.predictor.observe(
             facts.tokens,
             facts.boundaries,
             facts.prompt_tokens,
@@ -180,8 +180,8 @@ class LearnedPlacement(Selective):
         ):  # it goes on where an earlier one ended: no new prefix begins
             return super().plan(facts)
         prompt = facts.boundaries, facts.prompt_tokens, facts.hit_tokens
-        offers = _with_boundaries(super().plan(facts), self.partings.positions(facts.tokens, *prompt))
-        return _with_boundaries(offers, self.partings.guesses(*prompt), spare=True)
+        offers = _with_boundaries(super().plan(facts), self.predictor.positions(facts.tokens, *prompt))
+        return _with_boundaries(offers, self.predictor.guesses(*prompt), spare=True)
 
 
 def _with_boundaries(offers: list[Offer], positions: list[int], *, spare: bool = False) -> list[Offer]:
@@ -218,5 +218,5 @@ ADMISSIONS = {
     "exact": Exact,
     "selective": Selective,
     "foresight": Foresight,
-    "learned": LearnedPlacement,
+    "fork-predictor": ForkPredicting,
 }

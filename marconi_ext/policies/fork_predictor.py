@@ -48,7 +48,7 @@ class _Gains:
     numbers: np.ndarray
 
 
-class Partings:
+class ForkPredictor:
     """`places` are those in use, at most two; they change with each parting observed."""
 
     def __init__(self) -> None:

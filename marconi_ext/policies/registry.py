@@ -13,6 +13,7 @@ from marconi_ext.policies.interfaces import Admission, Eviction
 from marconi_ext.policies.learned.index import LearnedIndex
 from marconi_ext.policies.learned.ours import Ours
 from marconi_ext.policies.paper.tuner import Marconi
+from marconi_ext.policies.simple_rules import FortyLines, Gdsf, Hyperbolic, SupersededSegLen
 
 # eviction name -> (admission used by default, needs a number after the colon, factory)
 EVICTIONS: dict[str, tuple[str, bool, Callable]] = {
@@ -20,10 +21,15 @@ EVICTIONS: dict[str, tuple[str, bool, Callable]] = {
     "lru": ("selective", False, Lru),
     "seglen": ("selective", False, SegLen),
     "flop-aware": ("selective", True, lambda currency, alpha: FlopAware(currency, alpha, max_fanout=1)),
+    "superseded-seglen": ("fork-predictor", False, SupersededSegLen),
+    "superseded-gdsf": ("fork-predictor", False, Gdsf),
+    "superseded-hyperbolic": ("fork-predictor", False, Hyperbolic),
+    "forty-lines": ("fork-predictor", False, FortyLines),
     "marconi": ("judicious", False, Marconi),
-    "git": ("selective", False, LearnedIndex),
-    "ours": ("learned", False, Ours),
+    "gittins-basic": ("selective", False, LearnedIndex),
+    "gittins": ("fork-predictor", False, Ours),
 }
+ALIASES = {"ours": "gittins", "git": "gittins-basic", "learned": "fork-predictor"}  # earlier names
 PAIRS = {"vllm+": "every-block+lru", "sglang+": "judicious+lru-leaf", "sglang": "grid+lru"}
 ARTIFACTS = ("artifact-lru", "artifact-static", "artifact-marconi", "artifact-vllm")
 HINDSIGHT = ("best-static", "clairvoyant")  # offline bounds: they see the whole trace
@@ -52,7 +58,7 @@ class PolicyName:
 
 def parse_policy(text: str) -> PolicyName:
     """Parse one name. Raises BadInputError that lists what is known."""
-    name = PAIRS.get(text.strip(), text.strip())
+    name = canonical_name(text)
     if name.startswith(ARTIFACTS):
         base, number = _parameter(name)
         if base not in ARTIFACTS:
@@ -88,11 +94,21 @@ def parse_policy(text: str) -> PolicyName:
     return PolicyName(text, family, admission, amount, eviction, number)
 
 
+def canonical_name(text: str) -> str:
+    """The name with pairs written out and earlier names replaced, as far as it is known."""
+    name = PAIRS.get(text.strip(), text.strip())
+    return "+".join(ALIASES.get(part, part) for part in name.split("+"))
+
+
+def eviction_names() -> list[str]:
+    """Evictions that run online, as `--policy` takes them."""
+    return [f"{name}:ALPHA" if wants else name for name, (_, wants, _) in EVICTIONS.items()]
+
+
 def policy_names() -> list[str]:
     """What `--policy` takes besides ADMISSION+EVICTION."""
-    online = [f"{name}:ALPHA" if wants else name for name, (_, wants, _) in EVICTIONS.items()]
     artifacts = [f"{name}:ALPHA" if name == "artifact-static" else name for name in ARTIFACTS]
-    return [*PAIRS, *online, *HINDSIGHT, *artifacts]
+    return [*PAIRS, *eviction_names(), *HINDSIGHT, *artifacts]
 
 
 _ALPHA = {True: "an α, e.g. flop-aware:1.0", False: "no number"}

@@ -25,9 +25,9 @@ ARTIFACT = {
     "vLLM+": "artifact-vllm",
     "SGLang+": "artifact-lru",
     "Marconi": "artifact-marconi",
-    "ours": "ours",
+    "ours": "gittins",
 }
-CORRECTED = {"vLLM+": "vllm+", "SGLang+": "sglang+", "Marconi": "marconi", "ours": "ours"}
+CORRECTED = {"vLLM+": "vllm+", "SGLang+": "sglang+", "Marconi": "marconi", "ours": "gittins"}
 TRAFFIC = {"lmsys": (1, 2, 4), "sharegpt": (2, 4, 8), "swe-agent": (4, 8, 16)}  # cache sizes (GB)
 CONTENTION_GB = (2, 4, 8, 12, 16, 24)
 MODEL_REQUESTS = 300  # of figures 12a and 12b: vLLM+ offers a state every 32 tokens, which takes its time

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from marconi_ext.errors import BadInputError
 from marconi_ext.output import to_stdout, write_json
-from marconi_ext.policies.registry import PolicyName
+from marconi_ext.policies.registry import PolicyName, canonical_name
 from marconi_ext.profiles import ModelProfile
 from marconi_ext.simulator.capacity import Capacity
 from marconi_ext.simulator.cell import Options, run_cell
@@ -34,8 +34,8 @@ class CellKey:
     def matches(self, cell: dict) -> bool:
         pools = (cell["capacity_bytes"], cell["slots"], cell["tokens"])
         wanted = (self.capacity.bytes, self.capacity.slots, self.capacity.tokens)
-        names = (cell["trace"], cell["seed"], cell["policy"], cell["model"])
-        return pools == wanted and names == (self.trace, self.seed, self.policy, self.model)
+        names = (cell["trace"], cell["seed"], canonical_name(cell["policy"]), cell["model"])
+        return pools == wanted and names == (self.trace, self.seed, canonical_name(self.policy), self.model)
 
 
 class _AsWritten(BaseModel):

@@ -36,7 +36,7 @@ def trace(tmp_path_factory) -> Path:
 
 def test_json_has_what_it_promises(trace, tmp_path) -> None:
     out = tmp_path / "o.json"
-    names = "artifact-lru,artifact-static:1.0,artifact-marconi,artifact-vllm,lru,ours"
+    names = "artifact-lru,artifact-static:1.0,artifact-marconi,artifact-vllm,lru,gittins"
     base = ("simulate", "--trace", str(trace), "--model", "paper-7b", "--policy", names, "--processes", "1")
     done = marconi(*base, "--capacity", "1GB,2GB", "--per-request", "--json", str(out))
     assert done.returncode == 0, done.stderr

@@ -45,7 +45,7 @@ def test_best_is_the_simulators(tmp_path: Path) -> None:
     assert found["best"]["token_hit_rate"] == max(rates) > min(rates), "the split makes no difference here"
     workload = load_workload("t", 0, open_source("synthetic:agent", limit=80))
     pools = Capacity(slots=found["best"]["slots"], tokens=found["best"]["tokens"])
-    cell = run_cell(workload, parse_policy("ours"), pools, PROFILE, Options())
+    cell = run_cell(workload, parse_policy("gittins"), pools, PROFILE, Options())
     assert cell["token_hit_rate"] == found["best"]["token_hit_rate"]
     assert "--mamba-full-memory-ratio" in done.output
 

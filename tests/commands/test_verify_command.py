@@ -36,9 +36,9 @@ def test_bad_usage_names_the_flag_and_exits_2(arguments: tuple[str, ...], messag
 @pytest.mark.parametrize("simulated", [40, 30])
 def test_differences_are_shown_and_fail(tmp_path, monkeypatch, capsys, simulated: int) -> None:
     requests = [Compared(0, "a", 0, 100, 40, 40, 40), Compared(1, "b", 0, 100, 40, 40, simulated)]
-    found = Verification("ours", 48, 1_000, requests, (3, 90), (3, 90))
+    found = Verification("gittins", 48, 1_000, requests, (3, 90), (3, 90))
     monkeypatch.setattr(verify_view, "verify", lambda options, on_request: found)
-    options = VerifyOptions(tmp_path, True, [], 2, "ours", 48, 1_000)
+    options = VerifyOptions(tmp_path, True, [], 2, "gittins", 48, 1_000)
     if simulated == 40:
         verify_view.verify_and_print(options, 0)
         assert "40.00 % of 200 prompt tokens" in capsys.readouterr().out

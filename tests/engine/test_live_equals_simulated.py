@@ -15,10 +15,10 @@ TIGHT = {"--slots": "14", "--tokens": "6000"}
 
 
 CASES = {
-    "ours-agent": ("ours", "agent", ""),
+    "ours-agent": ("gittins", "agent", ""),
     "marconi-fork": ("marconi", "fork", ""),
     "messages-fork": (
-        "foresight+ours",
+        "foresight+gittins",
         "fork",
         "--marconi-message-tokens " + ",".join(map(str, range(20, 50))),
     ),

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from marconi_ext.policies.admission import LearnedPlacement, PromptFacts
+from marconi_ext.policies.admission import ForkPredicting, PromptFacts
 from marconi_ext.policies.currency import Currency
-from marconi_ext.policies.fork_predictor import MIN_PARTINGS, Partings
+from marconi_ext.policies.fork_predictor import MIN_PARTINGS, ForkPredictor
 from marconi_ext.policies.registry import parse_policy
 from marconi_ext.policies.table.checkpoints import Kind
 from marconi_ext.simulator.capacity import Capacity
@@ -26,7 +26,7 @@ def prompt(number: int) -> np.ndarray:
 
 def test_the_last_separator_is_found() -> None:
     """The first parting makes token 9 a candidate; the next ones score it, against distances that fit less often."""
-    partings = Partings()
+    partings = ForkPredictor()
     for number in range(8):
         tokens = prompt(number)
         partings.observe(tokens, (), len(tokens), base=0, parted=PREFIX)
@@ -37,7 +37,7 @@ def test_the_last_separator_is_found() -> None:
 
 def test_stand_ins_for_images_are_no_separators_and_cost_no_memory() -> None:
     """An engine may write hashes of 62 bits in place of an image's tokens, just before the parting too."""
-    partings = Partings()
+    partings = ForkPredictor()
     for number in range(8):
         tokens = prompt(number).astype(np.int64)
         tokens[[50, PREFIX - 3, PREFIX + 10]] = 2**62 + number % 2
@@ -48,7 +48,7 @@ def test_stand_ins_for_images_are_no_separators_and_cost_no_memory() -> None:
 
 def test_without_tokens_or_boundaries_a_distance_before_the_end_is_learned() -> None:
     """All part 60 tokens before the end: of the distances tried, 64 wastes least."""
-    partings = Partings()
+    partings = ForkPredictor()
     for _ in range(MIN_PARTINGS):
         partings.observe(None, (), PREFIX + QUESTION, base=0, parted=PREFIX)
     assert partings.places == (("before the end", 64),)
@@ -56,7 +56,7 @@ def test_without_tokens_or_boundaries_a_distance_before_the_end_is_learned() -> 
 
 
 def test_known_boundaries_are_used_where_they_pay_and_given_up_where_they_stop() -> None:
-    partings = Partings()
+    partings = ForkPredictor()
     for _ in range(MIN_PARTINGS):
         partings.observe(None, (400, PREFIX, 1060), 1060, base=0, parted=PREFIX)
     assert partings.places == (("last boundary", 0),)
@@ -67,7 +67,7 @@ def test_known_boundaries_are_used_where_they_pay_and_given_up_where_they_stop()
 
 def test_what_is_saved_anyway_counts_for_nothing() -> None:
     """A state at 990 is there by another rule: ten tokens more are less than 1 % of the prompts."""
-    partings = Partings()
+    partings = ForkPredictor()
     for number in range(20):
         partings.observe(prompt(number), (), len(prompt(number)), base=990, parted=PREFIX)
     assert partings.places == ()
@@ -80,19 +80,19 @@ def facts(number: int, **changes) -> PromptFacts:
 
 
 def test_fewer_partings_than_asked_for_are_taken_for_chance() -> None:
-    partings = Partings()
+    partings = ForkPredictor()
     for _ in range(MIN_PARTINGS - 1):
         partings.observe(None, (), PREFIX + QUESTION, base=0, parted=PREFIX)
     assert partings.places == ()
 
 
 def test_a_guess_is_made_where_no_boundary_lies_inside() -> None:
-    assert Partings().guesses((400, 900), 1000, after=0) == [900]
-    assert Partings().guesses((0, 1000), 1000, after=0) == [1000 - 181]
+    assert ForkPredictor().guesses((400, 900), 1000, after=0) == [900]
+    assert ForkPredictor().guesses((0, 1000), 1000, after=0) == [1000 - 181]
 
 
 def test_guesses_take_free_room_only_and_proven_places_are_offered() -> None:
-    placement = LearnedPlacement()
+    placement = ForkPredicting()
     first = placement.plan(facts(3, kv_tokens=0, diverges=False))
     assert [(o.depth_tokens, o.spare) for o in first if o.kind == Kind.BOUNDARY] == [
         (PREFIX + 620 - 181, True)
@@ -105,26 +105,26 @@ def test_guesses_take_free_room_only_and_proven_places_are_offered() -> None:
 
 def test_a_fork_that_was_seen_before_is_no_longer_the_placements_gain() -> None:
     """With `parted_tokens` at the fork, a state there is due to the branch that the second request saved."""
-    placement = LearnedPlacement()
+    placement = ForkPredicting()
     for number in range(10):
         placement.plan(facts(number, parted_tokens=PREFIX))
-    assert placement.partings.places == ()
+    assert placement.predictor.places == ()
 
 
 def test_few_shot_prompts_are_reused_at_their_second_appearance() -> None:
     """Without boundaries, ample slots: branches alone lose each second visit."""
     lost = {}
-    for admission in ("selective", "learned"):
+    for admission in ("selective", "fork-predictor"):
         simulator = Simulator(Capacity(), *parse_policy(f"{admission}+lru").build(Currency()), Currency())
         requests = synthetic("few-shot", seed=0, sessions=80, prefixes=20)
         served = [simulator.serve(replace(request, boundaries=())) for request in requests]
         lost[admission] = sum(one.kv_tokens - one.hit_tokens for one in served)
         simulator.finish()
-    assert lost["learned"] < 0.5 * lost["selective"]
+    assert lost["fork-predictor"] < 0.5 * lost["selective"]
 
 
 def test_a_request_that_only_goes_on_places_nothing() -> None:
-    placement = LearnedPlacement()
+    placement = ForkPredicting()
     for number in range(8):
         placement.plan(facts(number))
     offers = placement.plan(facts(3, kv_tokens=900, hit_tokens=900, diverges=False))

@@ -1,8 +1,11 @@
 """Admission and eviction on facts worked by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from marconi_ext.config import MarconiConfig
 from marconi_ext.errors import BadInputError
 from marconi_ext.policies.admission import (
     EveryBlock,
@@ -17,8 +20,10 @@ from marconi_ext.policies.fixed_rules import FlopAware, Lru, LruLeaf, SegLen
 from marconi_ext.policies.learned.hazards import age_bucket
 from marconi_ext.policies.learned.reuse_index import ReuseIndex
 from marconi_ext.policies.paper.tuner import Marconi
-from marconi_ext.policies.registry import parse_policy
+from marconi_ext.policies.registry import canonical_name, parse_policy
 from marconi_ext.policies.table.checkpoints import CheckpointTable, Fate, Kind
+from marconi_ext.simulator.capacity import Capacity
+from marconi_ext.simulator.sweep import CellKey
 
 
 def facts(**changes) -> PromptFacts:
@@ -160,10 +165,28 @@ def test_marconi_tunes_once_and_prefers_depth_where_depth_pays() -> None:
 
 
 def test_names() -> None:
-    assert parse_policy("ours").admission == "learned"
+    assert parse_policy("gittins").admission == "fork-predictor"
     assert parse_policy("sglang+").eviction == "lru-leaf"
     parsed = parse_policy("every-block:64+flop-aware:0.5")
     assert (parsed.admission_parameter, parsed.eviction_parameter) == (64, 0.5)
-    for bad in ("", "ours:1", "flop-aware", "exact:3+lru", "lru+ours", "artifact-lru:1", "flop-aware:-1"):
+    for bad in (
+        "",
+        "gittins:1",
+        "flop-aware",
+        "exact:3+lru",
+        "lru+gittins",
+        "artifact-lru:1",
+        "flop-aware:-1",
+    ):
         with pytest.raises(BadInputError, match="--policy"):
             parse_policy(bad)
+
+
+def test_earlier_names_mean_the_same() -> None:
+    for old, new in (("ours", "gittins"), ("learned+git", "fork-predictor+gittins-basic")):
+        assert replace(parse_policy(old), text="") == replace(parse_policy(new), text="")
+        assert canonical_name(old) == canonical_name(new) == new
+    written = {"capacity_bytes": None, "slots": 4, "tokens": None}
+    written |= {"trace": "t", "seed": 0, "policy": "ours", "model": "m"}
+    assert CellKey("t", 0, "gittins", Capacity(slots=4), "m").matches(written)
+    assert MarconiConfig(eviction="learned+git").policy == "learned+git"

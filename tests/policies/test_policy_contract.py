@@ -12,7 +12,13 @@ from marconi_ext.traces import Request, synthetic
 
 CURRENCY = Currency(linear=1e9, quadratic=1e4, state_bytes=1e8, kv_bytes_per_token=1.6e4)
 POLICIES = [f"{name}:1.0" if wants else name for name, (_, wants, _) in EVICTIONS.items()]
-POLICIES += ["every-block+lru", "grid+lru", "exact+seglen", "foresight+ours", "learned+git"]
+POLICIES += [
+    "every-block+lru",
+    "grid+lru",
+    "exact+seglen",
+    "foresight+gittins",
+    "fork-predictor+gittins-basic",
+]
 CAPACITIES = [
     Capacity(slots=1),
     Capacity(slots=12),
@@ -50,7 +56,7 @@ def test_contract(policy, capacity, trace) -> None:
     assert all(isinstance(v, float) for v in first.eviction.parameters().values())
 
 
-@pytest.mark.parametrize("policy", ["lru", "ours", "marconi"])
+@pytest.mark.parametrize("policy", ["lru", "gittins", "marconi"])
 def test_unlimited_exact_states_lose_the_first_divergence_only(policy, trace) -> None:
     simulator = build(f"exact+{policy}", Capacity())
     lost = {cause for request in trace for cause in simulator.serve(request).lost}
@@ -72,20 +78,20 @@ def test_pinned_paths_survive_concurrency(policy, trace) -> None:
 
 def test_clairvoyant_is_ahead_where_slots_are_tight(trace) -> None:
     rates = {}
-    for name in ("lru", "git", "clairvoyant"):
+    for name in ("lru", "gittins-basic", "clairvoyant"):
         if name == "clairvoyant":
-            admission, _ = parse_policy("git").build(CURRENCY)
+            admission, _ = parse_policy("gittins-basic").build(CURRENCY)
             eviction = Clairvoyant(CURRENCY, Future(trace))
         else:
             admission, eviction = parse_policy(name).build(CURRENCY)
         simulator = Simulator(Capacity(slots=6), admission, eviction, CURRENCY)
         rates[name] = sum(simulator.serve(request).hit_tokens for request in trace)
         simulator.finish()
-    assert rates["clairvoyant"] > max(rates["lru"], rates["git"])
+    assert rates["clairvoyant"] > max(rates["lru"], rates["gittins-basic"])
 
 
 def test_a_prompt_larger_than_the_cache_passes_through() -> None:
-    simulator = build("ours", Capacity(slots=4, tokens=100))
+    simulator = build("gittins", Capacity(slots=4, tokens=100))
     ids = np.arange(500, dtype=np.int32)
     for i in range(3):
         assert simulator.serve(Request("s", i, 0.0, ids, ids[:5])).hit_tokens == 0

@@ -16,7 +16,7 @@ from marconi_ext.simulator.workload import Workload, load_workload
 from marconi_ext.traces import Request
 
 PROFILE = load_profile("nemotron-h-8b", ssm_dtype=None, kv_dtype="bfloat16", tp=1)
-OURS, ROOM = parse_policy("ours"), Capacity(slots=12, tokens=100_000)
+OURS, ROOM = parse_policy("gittins"), Capacity(slots=12, tokens=100_000)
 
 
 def chats(sessions: int = 20, turns: int = 6) -> Workload:

@@ -16,9 +16,9 @@ GOLDEN = {
     "lru": 110_600,
     "seglen": 143_361,
     "flop-aware:1.0": 138_427,
-    "git": 140_661,
-    "ours": 165_114,
-    "foresight+ours": 163_773,
+    "gittins-basic": 140_661,
+    "gittins": 165_114,
+    "foresight+gittins": 163_773,
 }
 
 

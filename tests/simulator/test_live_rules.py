@@ -13,7 +13,16 @@ from marconi_ext.simulator.live_rules import LiveRules
 from marconi_ext.simulator.simulator import Simulator
 from marconi_ext.traces import Request
 
-POLICIES = ("lru", "seglen", "flop-aware:1", "marconi", "git", "ours", "exact+lru", "foresight+ours")
+POLICIES = (
+    "lru",
+    "seglen",
+    "flop-aware:1",
+    "marconi",
+    "gittins-basic",
+    "gittins",
+    "exact+lru",
+    "foresight+gittins",
+)
 
 
 def rules(policy: str, slots: int, tokens: int, kinds: tuple[Kind, ...] = tuple(Kind)) -> LiveRules:
@@ -47,7 +56,7 @@ def test_tables_balance_after_every_request(policy: str, seed: int, slots: int, 
         live.check()
 
 
-@pytest.mark.parametrize("policy", ["lru", "exact+lru", "git"])
+@pytest.mark.parametrize("policy", ["lru", "exact+lru", "gittins-basic"])
 def test_without_pressure_it_is_the_simulator(policy: str) -> None:
     """Nothing is evicted, so order and room don't matter: every request gets what the simulator gives it."""
     admission, eviction = parse_policy(policy).build(Currency())

@@ -69,7 +69,7 @@ def test_ample_slots(trace) -> None:
 @given(
     trace=requests,
     policy=st.sampled_from(
-        ["lru", "lru-leaf", "flop-aware:0.5", "ours", "every-block:2+lru", "grid:2+seglen"]
+        ["lru", "lru-leaf", "flop-aware:0.5", "gittins", "every-block:2+lru", "grid:2+seglen"]
     ),
     capacity=st.sampled_from(
         [

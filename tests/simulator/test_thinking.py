@@ -24,7 +24,7 @@ KNOWN = {
     "headers": MessageHeaders(HEADERS),
     "none": MessageHeaders(),
 }
-OURS = ("ours", "git", "lru", "seglen", "flop-aware:1", "exact+lru", "foresight+ours")
+OURS = ("gittins", "gittins-basic", "lru", "seglen", "flop-aware:1", "exact+lru", "foresight+gittins")
 
 
 def chats(sessions: int, turns: int, seed: int = 3) -> Iterator[tuple[np.ndarray, int | None]]:
@@ -93,7 +93,7 @@ def test_a_template_that_keeps_everything_costs_no_state_more(known: str) -> Non
     headers = KNOWN[known]
     if known == "template":
         headers = MessageHeaders(HEADERS, (Ending(OPENED, 0),))
-    live, rng, history, lost = rules("ours", headers), np.random.default_rng(4), np.empty(0, np.int32), 0
+    live, rng, history, lost = rules("gittins", headers), np.random.default_rng(4), np.empty(0, np.int32), 0
     for _ in range(40):
         asked = np.array([*history, START, USER, LINE, *rng.integers(100, 5_000, 100), *OPENED], np.int32)
         answer = np.array([*thought(rng), END], np.int32)
@@ -146,8 +146,8 @@ def test_half_as_many_slots_as_sessions_hold_what_their_next_tasks_start_from() 
         live = rules(policy, KNOWN["template"], slots)
         return 100 * sum(live.serve(*request).hit_tokens for request in requests) / total
 
-    unlimited = rate("ours", 10_000)
-    found = unlimited, rate("ours", 12), rate("learned+lru", 12)
+    unlimited = rate("gittins", 10_000)
+    found = unlimited, rate("gittins", 12), rate("fork-predictor+lru", 12)
     assert found[1] > unlimited - 2, found
     assert found[2] < unlimited - 5, found
 
@@ -156,7 +156,7 @@ def test_a_tool_loop_keeps_what_the_next_task_starts_from() -> None:
     """Ten tasks of eight calls. Within a task everything is repeated; a new task drops what was thought since the
     user's last message, and starts from there."""
     rng = np.random.default_rng(6)
-    live = rules("ours", KNOWN["template"], slots=1_000)
+    live = rules("gittins", KNOWN["template"], slots=1_000)
     repeated = 0
     history, before, lost_calls, lost_tasks = [], 0, [], []
     for task in range(10):

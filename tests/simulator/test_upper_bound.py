@@ -87,6 +87,6 @@ def test_no_policy_is_above_it(traffic) -> None:
     for slots in (3, 8):
         bound = upper_bound(ways, slots)
         assert bound <= workload.ideal_tokens + 1e-6
-        for policy in ("exact+seglen", "foresight+ours"):
+        for policy in ("exact+seglen", "foresight+gittins"):
             simulator = Simulator(Capacity(slots=slots), *parse_policy(policy).build(Currency()), Currency())
             assert sum(simulator.serve(r).hit_tokens for r in workload.requests) <= bound + 1e-6

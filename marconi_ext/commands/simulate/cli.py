@@ -13,7 +13,7 @@ def simulate(
         list[str], typer.Option(metavar="FILE|synthetic:NAME", help="A trace; may be given several times.")
     ],
     policy: Annotated[str, typer.Option(help="Names, separated by commas.")] = (
-        "lru-leaf,lru,seglen,marconi,git,ours"
+        "lru-leaf,lru,seglen,marconi,gittins-basic,gittins"
     ),
     capacity: Annotated[
         str, typer.Option(help="40GB,60GB or slots=16,tokens=2M; several pools: slots=16;slots=32.")

@@ -45,7 +45,9 @@ def run_fleets(
 ) -> None:
     """Run all cells, print them, write them. One server needs no routing: it is run once."""
     if any(policy.family != "online" or policy.eviction == "clairvoyant" for policy in sweep.policies):
-        raise BadInputError("--servers: wants policies that a server can follow, such as lru, marconi, ours")
+        raise BadInputError(
+            "--servers: wants policies that a server can follow, such as lru, marconi, gittins"
+        )
     fleets = [(n, name) for n, name in product(servers, routings) if n > 1 or name == routings[0]]
     jobs = [(p, c, *fleet) for c, p, fleet in product(sweep.capacities, sweep.policies, fleets)]
     cells: list[dict] = []

@@ -14,7 +14,7 @@ def size(
     model: Annotated[
         str, typer.Option(help="A profile's name, a config.json or a folder with one.")
     ] = "nemotron-h-8b",
-    policy: Annotated[str, typer.Option(help="As in 'marconi simulate'.")] = "ours",
+    policy: Annotated[str, typer.Option(help="As in 'marconi simulate'.")] = "gittins",
     shares: Annotated[
         str, typer.Option(help="Shares of the memory for states to try, in %, separated by commas.")
     ] = "5,10,20,30,40,50,60,70,80,90",

@@ -13,7 +13,7 @@ def verify(
     requests: Annotated[int, typer.Option(min=1, help="How many of them.")] = 200,
     policy: Annotated[
         str, typer.Option(help="As `marconi simulate` names them; exact admissions only.")
-    ] = "ours",
+    ] = "gittins",
     slots: Annotated[int, typer.Option(min=8, help="The server's state pool.")] = 48,
     tokens: Annotated[int, typer.Option(min=64, help="The server's KV pool.")] = 100_000,
     max_prompt_tokens: Annotated[

@@ -47,7 +47,7 @@ def _settings() -> None:
 class OverlapOrder(RuleBasedStateMachine):
     """One history of one cache."""
 
-    @initialize(chunk_tokens=st.sampled_from([None, 5, 16]), policy=st.sampled_from(["ours", "lru"]))
+    @initialize(chunk_tokens=st.sampled_from([None, 5, 16]), policy=st.sampled_from(["gittins", "lru"]))
     def start(self, chunk_tokens: int | None, policy: str) -> None:
         self.driver = Driver(
             "marconi", slots=SLOTS, tokens=TOKENS, context_tokens=128, requests=REQUESTS, policy=policy

@@ -48,7 +48,7 @@ def holds(driver: Driver) -> tuple[int, int]:
     return driver.cache.slot_census()["cached"], driver.cache.kv_census()["cached"]
 
 
-@pytest.mark.parametrize("policy", ["ours", "lru", "seglen", "flop-aware:1", "git"])
+@pytest.mark.parametrize("policy", ["gittins", "lru", "seglen", "flop-aware:1", "gittins-basic"])
 @pytest.mark.parametrize("total_bytes", [60_000, 150_000])
 def test_live_equals_simulated(policy: str, total_bytes: int) -> None:
     """Each request finds what it finds in simulation, and afterwards both hold as many states and tokens."""

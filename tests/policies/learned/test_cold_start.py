@@ -16,7 +16,7 @@ from marconi_ext.traces import synthetic
 def loss_percent(traffic: str, slots: int, seed: int) -> float:
     """Prompt tokens that unlimited KV would have given and this pool didn't."""
     workload = load_workload(traffic, seed, synthetic(traffic, seed=seed))
-    simulator = Simulator(Capacity(slots=slots), *parse_policy("ours").build(Currency()), Currency())
+    simulator = Simulator(Capacity(slots=slots), *parse_policy("gittins").build(Currency()), Currency())
     hits = sum(simulator.serve(request).hit_tokens for request in workload.requests)
     simulator.finish()
     return 100 * (workload.ideal_tokens - hits) / int(workload.prompt_tokens.sum())
@@ -184,4 +184,4 @@ def test_where_kv_is_short_a_leaf_goes_by_what_its_kv_is_worth() -> None:
             simulator.serve(request)
         return sum(simulator.serve(request).hit_tokens for request in synthetic("few-shot", sessions=200))
 
-    assert hits("ours") >= hits("learned+seglen")
+    assert hits("gittins") >= hits("fork-predictor+seglen")

@@ -1,4 +1,4 @@
-"""The test for a change of traffic, and what `ours` does when there is one."""
+"""The test for a change of traffic, and what `gittins` does when there is one."""
 
 from itertools import islice
 from math import log
@@ -123,14 +123,14 @@ def test_traffic_that_changes_is_followed_as_fast_as_by_lru() -> None:
             simulator.serve(request).hit_tokens for request in synthetic("agent", sessions=14, turns=6)
         )
 
-    assert hits("ours") > hits("lru")
+    assert hits("gittins") > hits("lru")
 
 
 def test_a_burst_of_prompts_that_share_nothing_costs_no_state() -> None:
     """Few-shot prompts go on after 60 prompts of their own each: all prefixes are still held."""
 
     def hits(strangers: int) -> int:
-        simulator = Simulator(Capacity(slots=16), *parse_policy("ours").build(Currency()), Currency())
+        simulator = Simulator(Capacity(slots=16), *parse_policy("gittins").build(Currency()), Currency())
         requests = list(synthetic("few-shot", sessions=700, prefixes=8))
         for request in requests[:600]:
             simulator.serve(request)

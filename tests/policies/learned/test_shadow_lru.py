@@ -1,4 +1,4 @@
-"""The guard against a policy that is wrong about the traffic, and what `ours` does when it speaks up."""
+"""The guard against a policy that is wrong about the traffic, and what `gittins` does when it speaks up."""
 
 import pytest
 
