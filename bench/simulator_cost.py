@@ -15,7 +15,7 @@ import numpy as np
 from marconi_ext.policies.admission import Exact, Offer
 from marconi_ext.policies.currency import Currency
 from marconi_ext.policies.fixed_rules import FlopAware, Lru, LruLeaf, SegLen
-from marconi_ext.policies.learned.ours import Ours
+from marconi_ext.policies.learned.gittins import Gittins
 from marconi_ext.policies.registry import parse_policy
 from marconi_ext.policies.runtime import PolicyRuntime
 from marconi_ext.policies.table.checkpoints import Kind
@@ -53,7 +53,7 @@ def eviction() -> None:
     print(
         "\n| policy | 1,000 states: P50 | P99 | 10,000: P50 | P99 | 100,000: P50 | P99 |\n|---|---|---|---|---|---|---|"
     )
-    rules = {"lru": Lru, "lru-leaf": LruLeaf, "seglen": SegLen, "flop-aware": FlopAware, "gittins": Ours}
+    rules = {"lru": Lru, "lru-leaf": LruLeaf, "seglen": SegLen, "flop-aware": FlopAware, "gittins": Gittins}
     for name, make in rules.items():
         costs = []
         for n in (1_000, 10_000, 100_000):

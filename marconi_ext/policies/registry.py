@@ -10,8 +10,7 @@ from marconi_ext.policies.admission import ADMISSIONS
 from marconi_ext.policies.currency import Currency
 from marconi_ext.policies.fixed_rules import FlopAware, Lru, LruLeaf, SegLen
 from marconi_ext.policies.interfaces import Admission, Eviction
-from marconi_ext.policies.learned.index import LearnedIndex
-from marconi_ext.policies.learned.ours import Ours
+from marconi_ext.policies.learned.gittins import Gittins, GittinsBasic
 from marconi_ext.policies.paper.tuner import Marconi
 from marconi_ext.policies.simple_rules import FortyLines, Gdsf, Hyperbolic, SupersededSegLen
 
@@ -26,8 +25,8 @@ EVICTIONS: dict[str, tuple[str, bool, Callable]] = {
     "superseded-hyperbolic": ("fork-predictor", False, Hyperbolic),
     "forty-lines": ("fork-predictor", False, FortyLines),
     "marconi": ("judicious", False, Marconi),
-    "gittins-basic": ("selective", False, LearnedIndex),
-    "gittins": ("fork-predictor", False, Ours),
+    "gittins-basic": ("selective", False, GittinsBasic),
+    "gittins": ("fork-predictor", False, Gittins),
 }
 ALIASES = {"ours": "gittins", "git": "gittins-basic", "learned": "fork-predictor"}  # earlier names
 PAIRS = {"vllm+": "every-block+lru", "sglang+": "judicious+lru-leaf", "sglang": "grid+lru"}

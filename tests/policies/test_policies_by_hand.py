@@ -17,8 +17,8 @@ from marconi_ext.policies.admission import (
 )
 from marconi_ext.policies.currency import Currency
 from marconi_ext.policies.fixed_rules import FlopAware, Lru, LruLeaf, SegLen
+from marconi_ext.policies.learned.gittins_index import GittinsIndex
 from marconi_ext.policies.learned.hazards import age_bucket
-from marconi_ext.policies.learned.reuse_index import ReuseIndex
 from marconi_ext.policies.paper.tuner import Marconi
 from marconi_ext.policies.registry import canonical_name, parse_policy
 from marconi_ext.policies.table.checkpoints import CheckpointTable, Fate, Kind
@@ -125,7 +125,7 @@ def test_owners_follow_evictions(table) -> None:
 def test_index_prefers_what_comes_back_soon() -> None:
     """Class 0 is used at age 4, class 1 at age 100 only; both are exposed alike. At age 2 class 0 is worth more;
     a class that was never used is worth least."""
-    index = ReuseIndex(3)
+    index = GittinsIndex(3)
     for _ in range(200):
         index.used(0, 4)
         index.used(1, 100)

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from marconi_ext.policies.learned.gittins_index import GittinsIndex
 from marconi_ext.policies.learned.hazards import Hazards
-from marconi_ext.policies.learned.reuse_index import ReuseIndex
 
 CHANGED_NATS = 10.0  # 20,000 times likelier: uses come in bursts, so that less happens by chance
 SUSPICIOUS_NATS = 2.0
@@ -29,7 +29,7 @@ class ChangeTest:
     `lately`: what was seen of late; `since`: the tick from which on the evidence speaks
     """
 
-    def __init__(self, index: ReuseIndex, from_tick: int = 0) -> None:
+    def __init__(self, index: GittinsIndex, from_tick: int = 0) -> None:
         self.from_tick = from_tick
         self.lately = Hazards(index.classes, index.prior, index.groups)
         self.since = 0

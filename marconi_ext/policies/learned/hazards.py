@@ -48,7 +48,10 @@ class Hazards:
     """
 
     def __init__(
-        self, classes: int, prior: np.ndarray | None = None, groups: np.ndarray | None = None
+        self,
+        classes: int,
+        prior: tuple[float, ...] | np.ndarray | None = None,
+        groups: np.ndarray | None = None,
     ) -> None:
         self.classes = classes
         self.prior = None if prior is None else np.asarray(prior, np.float64)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from marconi_ext.policies.currency import Currency
-from marconi_ext.policies.learned.ours import Ours
+from marconi_ext.policies.learned.gittins import Gittins
 from marconi_ext.policies.registry import parse_policy
 from marconi_ext.policies.table.checkpoints import CheckpointTable, Fate, Kind
 from marconi_ext.simulator.capacity import Capacity
@@ -41,7 +41,7 @@ def test_loss_from_an_empty_cache(traffic, slots, most, seed) -> None:
 def test_superseded_states_go_first_before_anything_was_learned() -> None:
     """Two conversations, old -> new each; the second one's new tail was evicted. With nothing observed: old of
     the first goes first (its successor is held); old of the second has the ghost's demand and is kept."""
-    rule, table = Ours(Currency()), CheckpointTable(8)
+    rule, table = Gittins(Currency()), CheckpointTable(8)
     rows = []
     for _ in range(2):
         for depth in (1000, 1300):
@@ -60,7 +60,7 @@ def test_superseded_states_go_first_before_anything_was_learned() -> None:
 def test_a_newcomer_is_not_worth_less_for_the_state_that_serves_its_request() -> None:
     """A conversation of 1000 tokens goes on to 1200; its old state is pinned until the request ends. The new tail
     saves all 1200 once the old one has gone, so the lone tail of 600 tokens goes, not the newcomer."""
-    rule, table = Ours(Currency()), CheckpointTable(8)
+    rule, table = Gittins(Currency()), CheckpointTable(8)
     old, other = (table.add(-1, depth, Kind.LAST_TOKEN, 1) for depth in (1000, 600))
     for row in (old, other):
         rule.offered(table, row, 1)
@@ -75,7 +75,7 @@ def test_a_newcomer_is_not_worth_less_for_the_state_that_serves_its_request() ->
 
 def test_a_state_that_serves_in_place_of_a_ghost_is_in_demand() -> None:
     """A search goes back to `deep`, which was evicted; `high` above it serves. It is as young as one just used."""
-    rule, table = Ours(Currency()), CheckpointTable(8)
+    rule, table = Gittins(Currency()), CheckpointTable(8)
     high = table.add(-1, 500, Kind.PROMPT_END, 1)
     deep = table.add(high, 900, Kind.PROMPT_END, 1)
     other = table.add(-1, 500, Kind.PROMPT_END, 1)
@@ -90,7 +90,7 @@ def test_a_state_that_serves_in_place_of_a_ghost_is_in_demand() -> None:
 
 
 def test_a_boundary_that_was_come_back_to_counts_as_a_branch() -> None:
-    rule, table = Ours(Currency()), CheckpointTable(8)
+    rule, table = Gittins(Currency()), CheckpointTable(8)
     boundary = table.add(-1, 500, Kind.BOUNDARY, 1)
     rule.offered(table, boundary, 1)
     table.set_live(boundary, 1)
@@ -102,7 +102,7 @@ def test_a_boundary_that_was_come_back_to_counts_as_a_branch() -> None:
 def test_what_follows_a_boundary_that_was_come_back_to_is_worth_what_lies_below_it() -> None:
     """Conversations begin at a system prompt of 1000 tokens, saved as a boundary. It lasts: a new one's 200 tokens
     are worth no more than the 300 that another conversation has below it, though the boundary serves just now."""
-    rule, table = Ours(Currency()), CheckpointTable(8)
+    rule, table = Gittins(Currency()), CheckpointTable(8)
     system = table.add(-1, 1000, Kind.BOUNDARY, 1)
     rule.offered(table, system, 1)
     table.set_live(system, 1)
@@ -120,7 +120,7 @@ def test_what_follows_a_boundary_that_was_come_back_to_is_worth_what_lies_below_
 
 
 def test_a_conversation_that_begins_at_a_boundary_has_no_uses_yet() -> None:
-    rule, table = Ours(Currency()), CheckpointTable(8)
+    rule, table = Gittins(Currency()), CheckpointTable(8)
     system = table.add(-1, 1000, Kind.BOUNDARY, 1)
     rule.offered(table, system, 1)
     table.set_live(system, 1)
@@ -136,7 +136,7 @@ def test_a_conversation_that_begins_at_a_boundary_has_no_uses_yet() -> None:
 
 def test_a_fork_passed_often_is_told_from_one_passed_rarely() -> None:
     """Both have forked four times. One has a request every other tick, the other one in forty."""
-    rule, table = Ours(Currency()), CheckpointTable(8)
+    rule, table = Gittins(Currency()), CheckpointTable(8)
     busy, idle = (table.add(-1, 500, Kind.BRANCH, 1) for _ in range(2))
     for row in (busy, idle):
         table.fanout[row] = 5
@@ -155,7 +155,7 @@ def test_a_fork_passed_often_is_told_from_one_passed_rarely() -> None:
 
 def test_a_conversation_that_has_had_its_turns_goes_before_one_that_has_not() -> None:
     """Twenty conversations of eight turns have ended. Of two more, used at the same time, one has had eight turns."""
-    rule, table = Ours(Currency()), CheckpointTable(8)
+    rule, table = Gittins(Currency()), CheckpointTable(8)
     tick, tails = 0, []
     for turns in [8] * 20 + [8, 6]:
         parent = -1

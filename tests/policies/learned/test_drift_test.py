@@ -8,8 +8,9 @@ import pytest
 
 from marconi_ext.policies.currency import Currency
 from marconi_ext.policies.learned.drift_test import SUSPICIOUS_REQUESTS, TEST_REQUESTS, ChangeTest
-from marconi_ext.policies.learned.ours import BEFORE, FEW_REQUESTS, Ours
-from marconi_ext.policies.learned.reuse_index import ReuseIndex
+from marconi_ext.policies.learned.gittins import BEFORE, Gittins
+from marconi_ext.policies.learned.gittins_index import GittinsIndex
+from marconi_ext.policies.learned.restart import FEW_REQUESTS
 from marconi_ext.policies.registry import parse_policy
 from marconi_ext.policies.table.checkpoints import CheckpointTable, Kind
 from marconi_ext.simulator.capacity import Capacity
@@ -18,9 +19,9 @@ from marconi_ext.traces import synthetic
 
 
 @pytest.fixture
-def change() -> tuple[ReuseIndex, ChangeTest]:
+def change() -> tuple[GittinsIndex, ChangeTest]:
     """Two classes, the first used at ages 8 to 11 in one of ten requests, the second in one of a thousand."""
-    index = ReuseIndex(2, 1e15, prior=np.ones(2))
+    index = GittinsIndex(2, 1e15, prior=np.ones(2))
     index.exposure[:, 6] = 100_000.0
     index.uses[:, 6] = 10_000.0, 100.0
     index.refresh(0)
@@ -29,7 +30,7 @@ def change() -> tuple[ReuseIndex, ChangeTest]:
     return index, test
 
 
-def windows(index: ReuseIndex, test: ChangeTest, uses: tuple[float, float], count: int) -> list[bool]:
+def windows(index: GittinsIndex, test: ChangeTest, uses: tuple[float, float], count: int) -> list[bool]:
     """So many windows of 16 requests with five records of each class, and so many uses of each."""
     changed = []
     for _ in range(count):
@@ -94,7 +95,7 @@ def test_there_is_no_evidence_while_an_empty_cache_fills(change) -> None:
 
 
 def test_records_of_before_count_little_until_the_index_has_learned() -> None:
-    rule, table = Ours(Currency()), CheckpointTable(8)
+    rule, table = Gittins(Currency()), CheckpointTable(8)
     rows = [table.add(-1, 1000, Kind.LAST_TOKEN, 1) for _ in range(2)]
     for row in rows:
         rule.offered(table, row, 1)
@@ -102,11 +103,12 @@ def test_records_of_before_count_little_until_the_index_has_learned() -> None:
     rule._use[rows] = rule._counted[rows] = 80, 120
     tick = FEW_REQUESTS + 1
     before = rule.scores(table, np.array(rows), tick)
-    rule._begin_anew(table, tick, since=100)
+    rule.restart._begin(tick, since=100)
+    rule._refresh(table, tick)
     score = rule.scores(table, np.array(rows), tick)
     assert score[0] < 2 * BEFORE * score[1]
     assert rule.index.uses.sum() == 0  # nothing of late
-    rule._began -= FEW_REQUESTS + 1
+    rule.restart.began -= FEW_REQUESTS + 1
     after = rule.scores(table, np.array(rows), tick)
     assert after[0] / after[1] > 0.5 * before[0] / before[1]
 

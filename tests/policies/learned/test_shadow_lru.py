@@ -3,7 +3,8 @@
 import pytest
 
 from marconi_ext.policies.currency import Currency
-from marconi_ext.policies.learned.ours import LEAD_HITS, Ours
+from marconi_ext.policies.learned.gittins import Gittins
+from marconi_ext.policies.learned.restart import LEAD_HITS
 from marconi_ext.policies.learned.shadow_lru import LruGuard
 from marconi_ext.policies.table.checkpoints import CheckpointTable, Kind
 
@@ -57,17 +58,17 @@ def test_hits_are_measured_by_those_of_late(held) -> None:
 
 
 def test_the_index_begins_anew_where_lru_is_ahead() -> None:
-    rule, table = Ours(Currency()), CheckpointTable(8)
+    rule, table = Gittins(Currency()), CheckpointTable(8)
     row = table.add(-1, 1000, Kind.LAST_TOKEN, 1)
     rule.offered(table, row, 1)
     rule.index.uses[:] = rule.index.exposure[:] = 80.0
-    rule.change.mark()
+    rule.restart.change.mark()
     for tick in range(2, 1 + int(LEAD_HITS)):
         rule.request(table, [row], -1, tick)
-        assert rule.changes == 0
+        assert rule.restart.changes == 0
     for tick in range(1 + int(LEAD_HITS), 3 + int(LEAD_HITS)):
         rule.request(table, [row], -1, tick)
-    assert rule.changes == 1
-    assert rule._since == 2
-    assert rule.guard.lead < 2.0
+    assert rule.restart.changes == 1
+    assert rule.restart.since == 2
+    assert rule.restart.guard.lead < 2.0
     assert rule.index.exposure.sum() < 80.0

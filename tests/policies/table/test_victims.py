@@ -8,8 +8,7 @@ import pytest
 
 from marconi_ext.policies.admission import Exact, Offer
 from marconi_ext.policies.currency import Currency
-from marconi_ext.policies.learned.index import LearnedIndex
-from marconi_ext.policies.learned.ours import Ours
+from marconi_ext.policies.learned.gittins import Gittins, GittinsBasic
 from marconi_ext.policies.runtime import PolicyRuntime
 from marconi_ext.policies.table.checkpoints import CheckpointTable, Fate, Kind
 from marconi_ext.policies.table.victims import EXACT_STATES, KEPT, WINDOW, VictimSearch
@@ -129,7 +128,7 @@ def test_more_victims_at_one_tick_are_the_next_lowest_that_may_still_go() -> Non
     table.check()
 
 
-@pytest.mark.parametrize("policy", [LearnedIndex, Ours])
+@pytest.mark.parametrize("policy", [GittinsBasic, Gittins])
 @pytest.mark.parametrize("kv_bytes", [0.0, 3.0])
 def test_learned_policies_bound_their_scores_and_score_single_rows_alike(policy, kv_bytes: float) -> None:
     """Through traffic with ghosts, pins and forks, changed or not, the search agrees with a full scan to the bit."""
@@ -142,9 +141,9 @@ def test_learned_policies_bound_their_scores_and_score_single_rows_alike(policy,
         path = place_of(table, places, rng)
         served = next((row for row in reversed(path) if table.live[row]), -1)
         runtime.use(path, served)
-        if isinstance(rule, Ours):
-            rule._began = runtime.tick - 300 * (turn % 2)
-            rule._since = runtime.tick - 40
+        if rule.restart is not None:
+            rule.restart.began = runtime.tick - 300 * (turn % 2)
+            rule.restart.since = runtime.tick - 40
         parent = path[-1] if path else -1
         depth = 1 + int(rng.integers(1, 500)) + (int(table.depth[parent]) if path else 0)
         kind = Kind(int(rng.integers(4)))
@@ -167,7 +166,7 @@ def test_learned_policies_bound_their_scores_and_score_single_rows_alike(policy,
             for at in rng.integers(len(rows), size=4):
                 assert rule.score(table, int(rows[at]), runtime.tick) == scores[at]
             assert rule.score(table, new, runtime.tick) == scores[-1]
-            if isinstance(rule, Ours):
+            if isinstance(rule, Gittins):
                 by_kv = rule.by_kv.scores(table, rows, runtime.tick)
                 assert runtime.leaf_victim(rows) == int(rows[by_kv.argmin()])
             victim = runtime.victim(rows, new)

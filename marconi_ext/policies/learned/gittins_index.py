@@ -22,14 +22,14 @@ KEPT_WHEN_WRONG = 1 / 8  # of what a class had seen, when it turns out wrong
 CHANGED = 0.02  # relative change of a hazard, below which its index isn't computed again
 
 
-class ReuseIndex(Hazards):
+class GittinsIndex(Hazards):
     """`value` is the index and `rate` the hazard of each class and bucket, as of the last `refresh`."""
 
     def __init__(
         self,
         classes: int,
         half_life_requests: float = 4000.0,
-        prior: np.ndarray | None = None,
+        prior: tuple[float, ...] | np.ndarray | None = None,
         groups: np.ndarray | None = None,
     ) -> None:
         super().__init__(classes, prior, groups)

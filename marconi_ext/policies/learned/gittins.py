@@ -1,61 +1,64 @@
-"""GIT, the learned policy: keep what is expected to save most per slot-step, by what has been reused so far.
+"""The learned policy: keep what is expected to save most per slot-step, by what has been reused so far.
 
 A state is worth (index of its class and age + that of the most valuable ghost below it) × what it saves over
-the nearest live state above. A newcomer worth less than everything held is refused. Classes:
-
-- tails (no record below), by uses in their chain {0, 1, 2-4, 5+}; the first group is split by how often tails
-  under the same fork went on {unknown, < 3 %, < 15 %, < 50 %, more};
-- inner records, by forks, or uses while inner, {0, 1, 2-3, 4+} × kind {branch, last token, prompt end, boundary or
-  other, input end}; positions inside a prompt are inner from the start.
+the nearest live state above, per byte. A newcomer worth less than everything held is refused.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from marconi_ext.policies.currency import Currency
 from marconi_ext.policies.interfaces import WindowedScores
-from marconi_ext.policies.learned.reuse_index import ReuseIndex
+from marconi_ext.policies.learned.by_kv import ByKv
+from marconi_ext.policies.learned.classes import BASIC, FINE, INSIDE, Classes
+from marconi_ext.policies.learned.gittins_index import GittinsIndex
+from marconi_ext.policies.learned.restart import FEW_REQUESTS, Restart
 from marconi_ext.policies.table.checkpoints import CheckpointTable, Kind
 
-REFRESH_REQUESTS = 64
 DEMAND_REQUESTS = 8  # ghosts' demand is recounted this often, and kept up by events in between
-TAIL_CLASSES = 8
-KINDS = 5  # of inner records: branch, last token, prompt end, boundary or other, input end
-CLASSES = TAIL_CLASSES + 4 * KINDS
 MAX_GHOSTS_SEEN = 64
 BLOCK_ROWS = 4096  # rows that one recount or one refresh goes through: all of them in most pools
 CHANGED_KEPT = 32
-INSIDE = (
-    Kind.BRANCH,
-    Kind.PROMPT_END,
-    Kind.BOUNDARY,
-    Kind.INPUT_END,
-)  # the same sequence goes on below, though it isn't saved yet
+BEFORE = 1 / 16  # of its index: what a record not used since a change counts; less makes a false alarm dear
+HALF_LIFE_REQUESTS = 4000.0
 # numpy takes microseconds to compare with a member
 _BRANCH, _BOUNDARY, _INPUT_END = map(int, (Kind.BRANCH, Kind.BOUNDARY, Kind.INPUT_END))
 _COLUMNS = ("_label", "_use", "_counted", "_chain", "_born", "_went_on", "_again", "_known", "_heir")
-_MIN_BORN = 4  # tails under a fork before their share that went on is believed
 
 
-class LearnedIndex:
+@dataclass(frozen=True)
+class Variant:
+    """classes: what records are told apart by; refresh_requests: how often the index is computed
+    follows: it begins anew where the traffic changes, counts a state that serves in a ghost's place as used, takes a
+    boundary come back to for a branch, and orders leaves by their worth per token where KV is short
+    """
+
+    classes: Classes
+    refresh_requests: int
+    follows: bool
+
+
+class Gittins:
     """The policy. Deterministic: integer ticks, no randomness, ties to the lowest row."""
 
     refuses: ClassVar[bool] = True
     windowed: ClassVar[bool] = True
     max_fanout: int | None = None
+    variant: ClassVar[Variant] = Variant(FINE, refresh_requests=32, follows=True)
 
-    classes: ClassVar[int] = CLASSES
-    tail_classes: ClassVar[int] = TAIL_CLASSES  # the first ones
-    prior: ClassVar[np.ndarray | None] = None  # `git` expects nothing of a class before it is seen
-    groups: ClassVar[np.ndarray | None] = None
-
-    def __init__(self, currency: Currency | None = None, half_life_requests: float = 4000.0) -> None:
+    def __init__(self, currency: Currency | None = None) -> None:
         self.currency = currency or Currency()
-        self.index = ReuseIndex(self.classes, half_life_requests, self.prior, self.groups)
+        self.classes = self.variant.classes
+        self.index = GittinsIndex(
+            len(self.classes.names), HALF_LIFE_REQUESTS, self.classes.prior, self.classes.groups
+        )
+        self.restart = Restart(self.index) if self.variant.follows else None
+        self._by_kv = ByKv(self, self.currency) if self.variant.follows else self
         self._refreshed = 0
         n = 256
         self._label = np.zeros(n, np.int64)
@@ -75,12 +78,14 @@ class LearnedIndex:
 
     @property
     def by_kv(self) -> WindowedScores:
-        return self
+        return self._by_kv
 
     # --- events ------------------------------------------------------------------------------------------
 
     def request(self, table: CheckpointTable, path: list[int], served: int, tick: int) -> None:
         self._fit(len(table.live))
+        if self.restart is not None and self.restart.request(table, path, served, tick, self._settle):
+            self._refresh(table, tick)
         self._from_chain, self._tick = 0, tick
         deepest = next((row for row in reversed(path) if self._known[row]), -1)
         if deepest >= 0:
@@ -94,9 +99,14 @@ class LearnedIndex:
             self._refresh(table, tick)
         if tick - self._demand_tick >= DEMAND_REQUESTS:
             self._recount_demand(table, tick)
+        if self.variant.follows and served >= 0 and self._known[served]:
+            self._account(served, tick)
+            self._use[served] = tick  # in demand, if only in place of a deeper one: it is in use again soon
 
     def offered(self, table: CheckpointTable, row: int, tick: int) -> None:
         self._fit(len(table.live))
+        if self.restart is not None:
+            self.restart.offered(table, row)
         if self._known[row]:
             return
         parent = int(table.parent[row])
@@ -116,12 +126,18 @@ class LearnedIndex:
             self._relabel(table, parent, tick)
 
     def forgotten(self, table: CheckpointTable, row: int) -> None:
+        if self.restart is not None:
+            self.restart.forgotten(row)
         if self._known[row]:
             self._account(row, self._tick)
             self._known[row] = False
 
     def _refresh_every(self, tick: int) -> int:
-        return REFRESH_REQUESTS
+        return self.variant.refresh_requests // (4 if self._anew(tick) else 1)
+
+    def _anew(self, tick: int) -> bool:
+        """Whether it hasn't learned much since it began, or began anew."""
+        return self.restart is not None and tick - self.restart.began <= FEW_REQUESTS
 
     def _credit(self, table: CheckpointTable, row: int, tick: int) -> None:
         if not self._known[row]:
@@ -134,7 +150,7 @@ class LearnedIndex:
                 self._went_on[fork] += 1
         self._use[row] = self._counted[row] = tick
         self._chain[row] += 1
-        self._again[row] += self._label[row] >= self.tail_classes
+        self._again[row] += self._label[row] >= self.classes.tails
         self._label[row] = self._classify(table, row)
         if not table.live[row]:
             self._ask(table, row, tick)
@@ -160,6 +176,8 @@ class LearnedIndex:
         self._settle(table, tick)
         self.index.refresh(tick - self._refreshed)
         self._refreshed = tick
+        if self.restart is not None:
+            self.restart.mark()
 
     def _settle(self, table: CheckpointTable, tick: int) -> None:
         """Tell the index what records lived through."""
@@ -173,7 +191,9 @@ class LearnedIndex:
 
     def _ways_on(self, table: CheckpointTable, row: int) -> int:
         """Continuations from a record: two or more make it a fork."""
-        return table.fanout.item(row)
+        ways = table.fanout.item(row)
+        # the KV below a boundary goes on in one piece for some tokens before it forks: count records too
+        return max(ways, table.branches.item(row)) if self.variant.follows else ways
 
     def _fork(self, table: CheckpointTable, row: int) -> int:
         """The nearest record above that has forked, or -1."""
@@ -183,36 +203,27 @@ class LearnedIndex:
         return row
 
     def _kind(self, table: CheckpointTable, row: int) -> int:
-        forked = table.kind.item(row) == Kind.BOUNDARY and table.fanout[row] > 1
-        return int(
-            Kind.BRANCH if forked else table.kind[row]
-        )  # a boundary from which requests parted is a branch
+        """A boundary from which requests parted is a branch, as is one that they came back to: they part from it a
+        few tokens below."""
+        kind = table.kind.item(row)
+        forked = table.fanout.item(row) > 1 or (self.variant.follows and self._again.item(row) > 0)
+        return _BRANCH if kind == _BOUNDARY and forked else kind
 
     def _classify(self, table: CheckpointTable, row: int) -> int:
-        if table.children[row] or table.kind.item(row) in INSIDE:
-            return TAIL_CLASSES + KINDS * self._forked(table, row) + self._inner_kind(table, row)
-        chain = self._chain.item(row)
-        if chain:
-            return 5 if chain == 1 else 6 if chain < 5 else 7
-        return self._fresh(table, row)
-
-    def _inner_kind(self, table: CheckpointTable, row: int) -> int:
-        kind = self._kind(table, row)
-        return 4 if kind == _INPUT_END else min(kind, 3)
-
-    def _forked(self, table: CheckpointTable, row: int) -> int:
-        """Forks of an inner record, in four steps."""
+        classes, chain = self.classes, self._chain.item(row)
+        if not table.children[row] and table.kind.item(row) not in INSIDE:
+            if chain:
+                return classes.tail(chain)
+            fork = self._fork(table, row)
+            return classes.fresh(self._born.item(fork), self._went_on.item(fork)) if fork >= 0 else 0
         # one that served again and again lies just above a fork, if not at one
         forks = max(table.fanout.item(row) - 1, self._again.item(row) - 1, 0)
-        return 0 if forks == 0 else 1 if forks == 1 else 2 if forks < 4 else 3
-
-    def _fresh(self, table: CheckpointTable, row: int) -> int:
-        """Class of a tail that hasn't gone on yet: by how often tails under its fork did."""
-        fork = self._fork(table, row)
-        if fork < 0 or self._born[fork] < _MIN_BORN:
-            return 0
-        share = self._went_on[fork] / self._born[fork]
-        return 1 if share < 0.03 else 2 if share < 0.15 else 3 if share < 0.5 else 4
+        kind = self._kind(table, row)
+        if classes.input_turns and not forks and kind == _INPUT_END:
+            return classes.input_end(chain)
+        if classes.rates and forks > classes.forks[-1] + 1:
+            return classes.often((self._tick - table.born.item(row) + 1) / (table.passed.item(row) + 1))
+        return classes.inner(forks, 4 if kind == _INPUT_END else min(kind, 3))
 
     # --- scores ------------------------------------------------------------------------------------------
 
@@ -268,10 +279,17 @@ class LearnedIndex:
         return table.above.item(row)
 
     def _indices(self, rows: np.ndarray, tick: int) -> np.ndarray:
-        return self.index.at(self._label.take(rows), tick - self._use.take(rows))
+        uses = self._use.take(rows)
+        index = self.index.at(self._label.take(rows), tick - uses)
+        if self.restart is not None and self._anew(tick):
+            index[uses < self.restart.since] *= BEFORE
+        return index
 
     def _index(self, row: int, tick: int) -> float:
-        return self.index.at_one(self._label.item(row), tick - self._use.item(row))
+        use = self._use.item(row)
+        index = self.index.at_one(self._label.item(row), tick - use)
+        before = self.restart is not None and self._anew(tick) and use < self.restart.since
+        return index * BEFORE if before else index
 
     def _demand(self, table: CheckpointTable, rows: np.ndarray, tick: int) -> np.ndarray:
         """Index of the best ghost known below each row; 0 where it is gone, live again or served by another."""
@@ -328,7 +346,8 @@ class LearnedIndex:
         return found
 
     def parameters(self) -> dict[str, float]:
-        return {"uses_counted": float(self.index.uses.sum())}
+        changes = {} if self.restart is None else {"changes": float(self.restart.changes)}
+        return {"uses_counted": float(self.index.uses.sum()), **changes}
 
     def _fit(self, rows: int) -> None:
         if rows > len(self._known):
@@ -336,6 +355,12 @@ class LearnedIndex:
                 old = getattr(self, name)
                 more = np.full(rows - len(old), -1 if name == "_heir" else 0, old.dtype)
                 setattr(self, name, np.concatenate([old, more]))
+
+
+class GittinsBasic(Gittins):
+    """With fewer classes, of which nothing is expected before it is seen, and no thought of change."""
+
+    variant = Variant(BASIC, refresh_requests=64, follows=False)
 
 
 def _block(start: int, rows: int) -> tuple[np.ndarray, int]:

@@ -2,12 +2,13 @@
 
 import numpy as np
 
-from marconi_ext.policies.learned.reuse_index import DOUBT_REQUESTS, KEPT_WHEN_WRONG, ReuseIndex
+from marconi_ext.policies.learned.classes import BASIC, FINE
+from marconi_ext.policies.learned.gittins_index import DOUBT_REQUESTS, KEPT_WHEN_WRONG, GittinsIndex
 
 
-def index_of(uses: list[float], exposure: list[float]) -> ReuseIndex:
+def index_of(uses: list[float], exposure: list[float]) -> GittinsIndex:
     """Two parts of one group and a class of its own, seen at ages from 8 to 11."""
-    index = ReuseIndex(3, 1e15, prior=np.ones(2), groups=np.array([0, 0, 1]))
+    index = GittinsIndex(3, 1e15, prior=np.ones(2), groups=np.array([0, 0, 1]))
     index.uses[:, 6], index.exposure[:, 6] = uses, exposure
     index.refresh(0)
     return index
@@ -27,7 +28,7 @@ def test_a_part_that_differs_is_told_apart_by_what_lies_beyond_chance() -> None:
 def test_a_group_is_estimated_as_one_class() -> None:
     """Its rate is that of both parts together: seen in a part without data."""
     parts = index_of([40.0, 0.0, 20.0], [400.0, 0.0, 200.0]).value
-    whole = ReuseIndex(2, prior=np.ones(2))
+    whole = GittinsIndex(2, prior=np.ones(2))
     whole.uses[:, 6], whole.exposure[:, 6] = [40.0, 20.0], [400.0, 200.0]
     whole.refresh(0)
     assert np.allclose(parts[1], whole.value[0])
@@ -42,7 +43,7 @@ def test_beginning_from_what_was_seen_of_late_forgets_all_else() -> None:
     assert np.allclose(index.value, lately.value, rtol=0.05)
 
 
-def refreshed_after(uses: float) -> ReuseIndex:
+def refreshed_after(uses: float) -> GittinsIndex:
     """A class with a hazard of 0.1 lives 100 more requests, with so many uses."""
     index = index_of([400.0, 400.0, 200.0], [4000.0, 4000.0, 2000.0])
     index.uses[2, 6] += uses
@@ -83,10 +84,26 @@ def test_exposure_one_by_one_and_all_at_once_is_the_same() -> None:
     low = rng.integers(0, 100_000, 500)
     high = low + rng.integers(0, 3_000, 500) * rng.integers(0, 2, 500)
     low[:100], high[:100] = low[:100] % 10, low[:100] % 10 + high[:100] % 7
-    one, many = (ReuseIndex(2, prior=np.ones(2)) for _ in range(2))
+    one, many = (GittinsIndex(2, prior=np.ones(2)) for _ in range(2))
     labels = rng.integers(0, 2, 500)
     many.expose(labels, low, high)
     for label, first, last in zip(labels.tolist(), low.tolist(), high.tolist(), strict=True):
         one.expose_one(label, first, last)
     assert np.allclose(one.exposure, many.exposure)
     assert np.isclose(many.exposure.sum(), (high - low).sum())
+
+
+def test_every_class_has_a_name_of_its_own_and_a_prior() -> None:
+    for classes in (BASIC, FINE):
+        assert len(set(classes.names)) == len(classes.names)
+    assert FINE.prior is not None and FINE.groups is not None
+    assert len(FINE.groups) == len(FINE.names)
+    assert set(FINE.groups.tolist()) == set(range(len(FINE.prior)))
+    found = [FINE.fresh(9, 1), FINE.tail(20), FINE.inner(2, 4), FINE.often(100.0), FINE.input_end(0)]
+    assert [FINE.names[label] for label in found] == [
+        "tail of a fork whose tails go on: < 15%",
+        "tail, 17+ turns",
+        "input end, 2+ forks",
+        "forked often, passed rarely",
+        "input end, no turn",
+    ]
