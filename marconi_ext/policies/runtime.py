@@ -8,7 +8,7 @@ and what to evict. It knows rows of the table, no nodes and no tokens.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from zlib import crc32
 
 import numpy as np
@@ -43,6 +43,7 @@ class PolicyRuntime:
         self._search = VictimSearch(eviction)
         self._leaf_search = VictimSearch(eviction.by_kv, leaves=True)
         self.max_fanout = eviction.max_fanout
+        self.on_gone: Callable[[int], None] | None = None  # told of rows whose state was refused or evicted
 
     # --- requests ----------------------------------------------------------------------------------------
 
@@ -190,12 +191,16 @@ class PolicyRuntime:
         self.table.set_gone(row, Fate.REFUSED)
         self.eviction.gone(self.table, row, self.tick)
         self.counts["refusals"] += 1
+        if self.on_gone is not None:
+            self.on_gone(row)
 
     def evicted(self, row: int) -> None:
         """The state at `row` was evicted; its KV is still held."""
         self.table.set_gone(row, Fate.EVICTED)
         self.eviction.gone(self.table, row, self.tick)
         self.counts["state_evictions"] += 1
+        if self.on_gone is not None:
+            self.on_gone(row)
 
     def forget(self, row: int) -> None:
         """The KV of `row` is gone."""

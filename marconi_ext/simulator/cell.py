@@ -9,9 +9,11 @@ import numpy as np
 
 from marconi_ext.errors import BadInputError
 from marconi_ext.policies.currency import Currency
+from marconi_ext.policies.interfaces import Eviction
 from marconi_ext.policies.registry import PolicyName
 from marconi_ext.policies.table.checkpoints import Kind
 from marconi_ext.profiles import ModelProfile
+from marconi_ext.simulator.against import compare
 from marconi_ext.simulator.artifact_eviction import FlopAware as ArtifactFlopAware
 from marconi_ext.simulator.artifact_eviction import LruLeaves
 from marconi_ext.simulator.artifact_tree import ArtifactTree
@@ -85,16 +87,38 @@ def currencies(profile: ModelProfile, options: Options, capacity: Capacity) -> t
     return counted, counted if capacity.bytes is not None else replace(counted, kv_bytes_per_token=0.0)
 
 
-def _corrected(workload, policy, capacity, profile, options) -> tuple[list[int], dict]:
+def simulator_of(
+    workload: Workload, policy: PolicyName, capacity: Capacity, profile: ModelProfile, options: Options
+) -> Simulator:
+    """A fresh simulator with an online policy, or with the clairvoyant one and this policy's admission."""
     counted, currency = currencies(profile, options, capacity)
+    eviction: Eviction
     if policy.eviction == "clairvoyant":
-        admission, _ = PolicyName("", "online", policy.admission, policy.admission_parameter, "lru").build(
-            currency
-        )
+        admission, _ = replace(policy, family="online", eviction="lru").build(currency)
         eviction = Clairvoyant(currency, Future(workload.requests))
     else:
         admission, eviction = policy.build(currency)
-    return _drive(workload, Simulator(capacity, admission, eviction, counted, options.concurrency))
+    return Simulator(capacity, admission, eviction, counted, options.concurrency)
+
+
+def _corrected(workload, policy, capacity, profile, options) -> tuple[list[int], dict]:
+    return _drive(workload, simulator_of(workload, policy, capacity, profile, options))
+
+
+def compare_cell(
+    workload: Workload,
+    policy: PolicyName,
+    against: PolicyName,
+    capacity: Capacity,
+    profile: ModelProfile,
+    options: Options,
+) -> dict:
+    """What `against` was served that the policy wasn't (`against.compare`), and which cell this is. Both save where
+    the policy's admission says."""
+    same_places = replace(against, admission=policy.admission, admission_parameter=policy.admission_parameter)
+    both = [simulator_of(workload, name, capacity, profile, options) for name in (policy, same_places)]
+    cell = {"trace": workload.name, "seed": workload.seed, "policy": policy.text, "against": against.text}
+    return {**cell, "capacity": capacity.label, **compare(workload.requests, *both)}
 
 
 def _drive(workload: Workload, simulator: Simulator) -> tuple[list[int], dict]:

@@ -138,3 +138,18 @@ def test_figures_take_a_capacity_with_a_trace_only(tmp_path) -> None:
     found = marconi("figures", "--out", str(tmp_path / "f"), "--capacity", "5GB")
     assert found.returncode == 2 and "--capacity" in found.stderr and "--trace" in found.stderr
     assert not (tmp_path / "f").exists()
+
+
+def test_against_says_what_was_dropped_and_asked_for(tmp_path: Path) -> None:
+    flags = ["--trace", "synthetic:tree-search", "--limit", "60", "--capacity", "slots=4", "--processes", "1"]
+    out = tmp_path / "against.json"
+    more = ["--policy", "lru,gittins", "--against", "clairvoyant", "--json", str(out)]
+    done = marconi("simulate", *flags, *more)
+    assert done.returncode == 0, done.stderr
+    assert "clairvoyant is served" in done.stdout
+    first, second = json.loads(out.read_text())["cells"]
+    assert (first["policy"], second["policy"]) == ("lru", "gittins")
+    assert first["losses"][0]["requests"] > 0
+    refused = marconi("simulate", *flags, "--policy", "lru", "--against", "best-static")
+    assert refused.returncode != 0
+    assert "--against" in refused.stderr

@@ -56,6 +56,12 @@ def simulate(
     routing: Annotated[
         str, typer.Option(help="With --servers: round-robin, sticky, prefix, resumable.")
     ] = "round-robin,sticky,prefix,resumable",
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="POLICY", help="Show what this one (e.g. clairvoyant) was served and others weren't."
+        ),
+    ] = None,
     csv: Annotated[
         Path | None, typer.Option(metavar="FILE", help="With --servers: the table as CSV.")
     ] = None,
@@ -108,6 +114,13 @@ def simulate(
         return
     if csv is not None:
         raise BadInputError("--csv: needs --servers")
+    if against is not None:
+        from marconi_ext.commands.simulate.against import run_against
+
+        if resume or per_request:
+            raise BadInputError("--against: takes neither --resume nor --per-request")
+        run_against(sweep, parse_policy(against), json)
+        return
     header = sweep.header(tp=tp, ssm_dtype=ssm_dtype, kv_dtype=kv_dtype)
     results = Results(json, header, resume)
     ran = run_sweep(sweep, results)

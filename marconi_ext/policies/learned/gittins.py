@@ -345,6 +345,10 @@ class Gittins:
                 stack += table.children[child][-MAX_GHOSTS_SEEN:]
         return found
 
+    def class_name(self, row: int) -> str:
+        """The class that a known row is in."""
+        return self.classes.names[self._label.item(row)]
+
     def parameters(self) -> dict[str, float]:
         changes = {} if self.restart is None else {"changes": float(self.restart.changes)}
         return {"uses_counted": float(self.index.uses.sum()), **changes}
