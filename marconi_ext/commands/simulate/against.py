@@ -1,4 +1,4 @@
-"""`marconi simulate --against POLICY`: states that a policy dropped and was asked for, where another one serves more."""
+"""`marconi simulate --against POLICY`: states that a policy dropped and was asked for, where another serves more."""
 
 from __future__ import annotations
 
