@@ -43,7 +43,7 @@ BELOW = {
     "marconi_kernels": set(),
     "sglang_hooks": {"marconi_ext", "marconi_kernels"},
 }
-KERNEL_OPS = {"mamba2", "gdn"}
+KERNEL_OPS = {"mamba2", "delta_rule"}
 Arrow = tuple[str, str, bool]
 """Importing module, imported module, and whether it is for type checkers only."""
 

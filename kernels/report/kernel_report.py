@@ -17,8 +17,9 @@ from typing import Any
 import torch
 import triton
 
-from marconi_kernels.gdn import ssm_checkpoint as gdn_checkpoint
-from marconi_kernels.gdn import state_pass as gdn_state_pass
+from marconi_kernels.delta_rule import ssm_checkpoint as gdn_checkpoint
+from marconi_kernels.delta_rule import state_pass as delta_state_pass
+from marconi_kernels.delta_rule.ssm_checkpoint import CHUNK_SIZE
 from marconi_kernels.grouped_plan import GroupedPlan
 from marconi_kernels.mamba2 import conv_checkpoint, ssm_checkpoint
 from marconi_kernels.plan import CheckpointPlan
@@ -36,6 +37,8 @@ from marconi_kernels.report.roofline import (
 BUDGET_FILE = Path(__file__).with_name("resource_budget.json")
 PREFILL_TOKENS = tuple(1024 << i for i in range(8))  # 1k to 128k
 CHECKPOINT_COUNTS = (1, 2, 4, 8)
+KIMI_LINEAR = (32, 128)  # heads and key channels of moonshotai/Kimi-Linear-48B-A3B-Instruct, a decay for each
+LIGHTNING_HEADS = 16  # of inclusionAI/Ring-mini-linear-2.0
 TOKENS, SEQUENCES, ROWS, SLOTS = 8192, 4, 8, 512  # of the launches that are compiled: bounds, not tile sizes
 
 
@@ -97,24 +100,40 @@ def launches() -> Iterator[Launch]:
         "_gdn_checkpoint_kernel",
         lambda: gdn_checkpoint.save_gdn_checkpoints_triton(keys, values, decay, h, cu_seqlens, plan, pool),
     )
-    yield Launch(
-        "gdn_state_pass",
-        shape.name,
-        gdn_state_pass,
-        "_gdn_state_pass_kernel",
-        lambda: gdn_state_pass.gdn_state_pass_triton(
-            keys,
-            meta(TOKENS, shape.nheads, shape.dstate),
-            values,
-            decay,
-            cu_seqlens,
-            grouped,
-            pool,
-            initial_indices=indices,
-            h=h,
-            v_new=values,
-            update_initial=True,
-        ),
+    for name, key_heads, decays, delta_rule in (
+        (shape.name, shape.ngroups, (shape.nheads,), True),
+        ("Kimi-Linear-48B-A3B", KIMI_LINEAR[0], KIMI_LINEAR, True),
+        ("Ring-mini-linear-2.0", LIGHTNING_HEADS, (LIGHTNING_HEADS,), False),
+    ):
+        yield Launch(
+            "delta_state_pass",
+            name,
+            delta_state_pass,
+            "_delta_state_pass_kernel",
+            lambda key_heads=key_heads, decays=decays, delta_rule=delta_rule: run_delta(
+                key_heads, decays, cu_seqlens, grouped, delta_rule=delta_rule
+            ),
+        )
+
+
+def run_delta(
+    key_heads: int, decays: tuple[int, ...], cu_seqlens: torch.Tensor, plan: GroupedPlan, *, delta_rule: bool
+) -> None:
+    """Launch the state pass with heads of 128 × 128 on meta tensors; decays: (heads,), or (heads, key channels)."""
+    heads, dim = decays[0], 128
+    values = meta(TOKENS, heads, dim)
+    delta_state_pass.delta_state_pass_triton(
+        meta(TOKENS, key_heads, dim),
+        meta(TOKENS, heads, dim) if delta_rule else None,
+        values,
+        meta(TOKENS, *decays, dtype=torch.float32),
+        cu_seqlens,
+        plan,
+        meta(SLOTS, heads, dim, dim, dtype=torch.float32),
+        initial_indices=meta(SEQUENCES, dtype=torch.int32),
+        h=meta(TOKENS // CHUNK_SIZE, heads, dim, dim),
+        v_new=values if delta_rule else None,
+        update_initial=True,
     )
 
 

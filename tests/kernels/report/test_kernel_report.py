@@ -59,7 +59,7 @@ def test_every_kernel_is_compiled_for_every_target(report):
 
 def test_dots_reach_the_matrix_units(report):
     for row in report["resources"]:
-        if row["kernel"] in ("ssm_checkpoint", "gdn_checkpoint", "gdn_state_pass"):
+        if row["kernel"] in ("ssm_checkpoint", "gdn_checkpoint", "delta_state_pass"):
             assert row["mma_instructions"], row
 
 

@@ -1,5 +1,7 @@
-"""Gated DeltaNet: states from chunk states, and exact ones from the state pass, against the float64 recurrence."""
+"""Gated DeltaNet and Kimi Delta Attention: states from chunk states, and exact ones from the state pass, against the
+float64 recurrence."""
 
+import math
 from itertools import pairwise
 
 import bf16_interpreter
@@ -8,14 +10,18 @@ import torch
 import triton.language as tl
 from kernel_cases import nan_pool, plan_for, relative_error
 
-from marconi_kernels.gdn.ssm_checkpoint import (
+from marconi_kernels.delta_rule.ssm_checkpoint import (
     CHUNK_SIZE,
     gdn_states_reference,
     save_gdn_checkpoints,
     save_gdn_checkpoints_torch,
     save_gdn_checkpoints_triton,
 )
-from marconi_kernels.gdn.state_pass import gdn_state_pass, gdn_state_pass_torch, gdn_state_pass_triton
+from marconi_kernels.delta_rule.state_pass import (
+    delta_state_pass,
+    delta_state_pass_torch,
+    delta_state_pass_triton,
+)
 from marconi_kernels.grouped_plan import group_by_sequence
 from marconi_kernels.plan import CheckpointPlan
 
@@ -26,13 +32,17 @@ END = [0, 1, 64, 70, 70, 71, 134, 134, 200, 198, 262, 265]
 INITIAL = [20, -1, 21]
 
 from_chunks = pytest.mark.parametrize("save", [save_gdn_checkpoints_triton, save_gdn_checkpoints_torch])
-by_pass = pytest.mark.parametrize("run", [gdn_state_pass_triton, gdn_state_pass_torch])
+by_pass = pytest.mark.parametrize("run", [delta_state_pass_triton, delta_state_pass_torch])
+per_key = pytest.mark.parametrize("per_key", [False, True], ids=["gdn", "kda"])
 
 
-class GdnBatch:
-    """Inputs, and the chunk intermediates by dense float64 algebra (a triangular solve for each chunk)."""
+class DeltaBatch:
+    """Inputs, and the chunk intermediates by dense float64 algebra (a triangular solve for each chunk).
 
-    def __init__(self, dtype=torch.float32, seed=0):
+    per_key: one decay a key channel, whose sums are kept in log2 units; fastest: largest decay a token, natural log
+    """
+
+    def __init__(self, dtype=torch.float32, seed=0, per_key=False, fastest=0.0):
         gen = torch.Generator().manual_seed(seed)
 
         def randn(*shape):
@@ -41,25 +51,31 @@ class GdnBatch:
         tokens = CU[-1]
         self.k = torch.nn.functional.normalize(randn(tokens, KEY_HEADS, K), dim=-1).to(dtype)
         self.v = randn(tokens, HEADS, V).to(dtype)
-        self.g = torch.nn.functional.logsigmoid(randn(tokens, HEADS) + 2)
+        self.g = torch.nn.functional.logsigmoid(randn(tokens, HEADS, K if per_key else 1) + 2)
+        self.g[..., ::3] -= fastest
+        self.unit = math.log(2) if per_key else 1.0
         self.beta = torch.sigmoid(randn(tokens, HEADS))
         self.init = randn(2, HEADS, V, K)
         self.g_cumsum = torch.empty_like(self.g)
         self.w, self.u = torch.empty(tokens, HEADS, K), torch.empty(tokens, HEADS, V)
         k = self.k.double().repeat_interleave(HEADS // KEY_HEADS, dim=1)
         for start, stop in self.chunks():
-            g = self.g[start:stop].double().cumsum(0)
+            g = self.g[start:stop].double().cumsum(0)  # [t, heads, K or 1]
             kc, beta = k[start:stop], self.beta[start:stop].double()
-            decay = torch.exp(g[:, None] - g[None])  # [t, s, heads]
-            lower = torch.einsum("thk,shk->tsh", kc, kc) * decay * beta[:, None]
+            decay = torch.exp(
+                (g[:, None] - g[None]).clamp(max=0)
+            )  # [t, s, heads, K or 1]; of use where t > s
+            lower = torch.einsum("thk,shk,tshk->tsh", kc, kc, decay.expand(-1, -1, -1, K)) * beta[:, None]
             system = torch.eye(stop - start).double() + lower.permute(2, 0, 1).tril(-1)
             inverse = torch.linalg.inv(system)
-            self.g_cumsum[start:stop] = g.float()
-            scaled_k = beta[..., None] * g.exp()[..., None] * kc
+            self.g_cumsum[start:stop] = (g / self.unit).float()
+            scaled_k = beta[..., None] * g.exp() * kc
             self.w[start:stop] = torch.einsum("hts,shk->thk", inverse, scaled_k).float()
             scaled_v = beta[..., None] * self.v[start:stop].double()
             self.u[start:stop] = torch.einsum("hts,shv->thv", inverse, scaled_v).float()
         self.w, self.u = self.w.to(dtype), self.u.to(dtype)
+        if not per_key:
+            self.g, self.g_cumsum = self.g[..., 0], self.g_cumsum[..., 0]
         self.cu_seqlens = torch.tensor(CU)
 
     @staticmethod
@@ -92,7 +108,7 @@ class GdnBatch:
 
 @from_chunks
 def test_from_chunk_states(save):
-    batch = GdnBatch()
+    batch = DeltaBatch()
     h, v_new = batch.chunk_states(torch.float32)
     pool = batch.pool()
     save(batch.k, v_new, batch.g_cumsum, h, batch.cu_seqlens, plan_for(SEQ, END, pad_to=15), pool)
@@ -104,7 +120,7 @@ def test_from_chunk_states(save):
 def test_bf16_chunk_states_cost_bf16_precision(save, monkeypatch):
     """What the engine stores: the recurrence is met to bf16's precision."""
     bf16_interpreter.install(monkeypatch)
-    batch = GdnBatch(torch.bfloat16)
+    batch = DeltaBatch(torch.bfloat16)
     h, v_new = batch.chunk_states(torch.bfloat16)
     pool = batch.pool()
     save(batch.k, v_new, batch.g_cumsum, h, batch.cu_seqlens, plan_for(SEQ, END), pool)
@@ -119,9 +135,10 @@ def run_pass(run, batch, seq, end, *, pool=None, **outputs):
     return pool
 
 
+@per_key
 @by_pass
-def test_state_pass(run):
-    batch = GdnBatch()
+def test_state_pass(run, per_key):
+    batch = DeltaBatch(per_key=per_key)
     h, v_new = batch.chunk_states(torch.float32)
     got_h, got_v = torch.full_like(h, float("nan")), torch.full_like(v_new, float("nan"))
     pool = run_pass(run, batch, SEQ, END, h=got_h, v_new=got_v, update_initial=True)
@@ -134,21 +151,46 @@ def test_state_pass(run):
 
 @by_pass
 def test_state_pass_leaves_the_initial_states(run):
-    batch = GdnBatch()
+    batch = DeltaBatch()
     assert torch.equal(run_pass(run, batch, [0], [40])[20:22], batch.init)
 
 
-def test_checkpoints_have_the_bits_of_a_pass_that_ends_there():
+@by_pass
+@pytest.mark.parametrize("fastest", [1.0, 30.0])
+def test_channels_that_decay_fast_neither_overflow_nor_lose_bits(run, fastest):
+    """From keys scaled to the chunk's end, a state inside it would need 2^(64 · fastest), and the keys are zero."""
+    batch = DeltaBatch(per_key=True, fastest=fastest)
+    assert relative_error(run_pass(run, batch, SEQ, END)[1:13], batch.reference()) < 2e-5
+
+
+@by_pass
+def test_without_the_delta_rule(run):
+    """Lightning attention: a fixed decay a head, and every token adds its own v ⊗ k."""
+    batch = DeltaBatch()
+    batch.w, batch.u = None, batch.v
+    expected = torch.zeros(len(SEQ), HEADS, V, K, dtype=torch.float64)
+    for row, (seq, end) in enumerate(zip(SEQ, END, strict=True)):
+        state = batch.initial()[seq].double()
+        for t in range(CU[seq], end):
+            keys = batch.k[t].double().repeat_interleave(HEADS // KEY_HEADS, dim=0)
+            state = state * batch.g[t].double().exp()[:, None, None]
+            state = state + batch.v[t].double()[:, :, None] * keys[:, None, :]
+        expected[row] = state
+    assert relative_error(run_pass(run, batch, SEQ, END)[1:13], expected) < 2e-5
+
+
+@per_key
+def test_checkpoints_have_the_bits_of_a_pass_that_ends_there(per_key):
     """Two-pass: the prefix alone, whose final state the engine would save."""
-    batch = GdnBatch(seed=2)
-    whole = run_pass(gdn_state_pass_triton, batch, SEQ, END)
+    batch = DeltaBatch(seed=2, per_key=per_key)
+    whole = run_pass(delta_state_pass_triton, batch, SEQ, END)
     for row, (seq, end) in enumerate(zip(SEQ, END, strict=True)):
         tokens = slice(CU[seq], end)
         pool = batch.pool()
         empty = group_by_sequence(plan_for([], [], pad_to=1), torch.tensor([0, end - CU[seq]]), 23)
         slot = INITIAL[seq] if INITIAL[seq] >= 0 else 22
         pool[22] = 0
-        gdn_state_pass_triton(
+        delta_state_pass_triton(
             *(t[tokens] for t in (batch.k, batch.w, batch.u, batch.g_cumsum)),
             torch.tensor([0, end - CU[seq]]),
             empty,
@@ -162,34 +204,42 @@ def test_checkpoints_have_the_bits_of_a_pass_that_ends_there():
 def test_bf16_chunk_states_are_near_the_exact_pass_and_no_more(monkeypatch):
     """From the same bf16 intermediates: the carried state was rounded, so the saved bits are not the pass's."""
     bf16_interpreter.install(monkeypatch)
-    batch = GdnBatch(torch.bfloat16)
+    batch = DeltaBatch(torch.bfloat16)
     h = torch.full((6, HEADS, V, K), float("nan"), dtype=torch.bfloat16)
     v_new = torch.full((CU[-1], HEADS, V), float("nan"), dtype=torch.bfloat16)
-    exact = run_pass(gdn_state_pass_triton, batch, SEQ, END, h=h, v_new=v_new)
+    exact = run_pass(delta_state_pass_triton, batch, SEQ, END, h=h, v_new=v_new)
     pool = batch.pool()
     save_gdn_checkpoints_triton(batch.k, v_new, batch.g_cumsum, h, batch.cu_seqlens, plan_for(SEQ, END), pool)
     assert 1e-4 < relative_error(pool[1:13], exact[1:13]) < 5e-3
 
 
-def test_agrees_with_the_engines_state_pass(monkeypatch):
+@per_key
+def test_agrees_with_the_engines_state_pass(monkeypatch, per_key):
     from sglang.kernels.ops.attention.fla import chunk_delta_h, op
 
-    for module in (chunk_delta_h, op):  # an alias of tl.exp, which the interpreter can't replace
+    for module in (chunk_delta_h, op):  # aliases of tl's, which the interpreter can't replace
         monkeypatch.setattr(module, "exp", lambda x: tl.exp(x))
-    batch = GdnBatch()
+        monkeypatch.setattr(module, "exp2", lambda x: tl.exp2(x), raising=False)
+    batch = DeltaBatch(per_key=per_key)
     state = batch.pool()
     state[22] = 0
+    keys, decay = batch.k, {"g": batch.g_cumsum[None]}
+    if per_key:  # the engine's stage before scales each key to its chunk's end
+        keys = batch.k.repeat_interleave(HEADS // KEY_HEADS, dim=1)
+        for start, stop in batch.chunks():
+            keys[start:stop] *= torch.exp2(batch.g_cumsum[stop - 1] - batch.g_cumsum[start:stop])
+        decay = {"gk": batch.g_cumsum[None], "use_exp2": True}
     engine_h, engine_v = chunk_delta_h.chunk_gated_delta_rule_fwd_h(
-        batch.k[None],
+        keys[None],
         batch.w[None],
         batch.u[None],
-        g=batch.g_cumsum[None],
+        **decay,
         initial_state=state,
         initial_state_indices=torch.tensor([20, 22, 21]),
         cu_seqlens=batch.cu_seqlens,
     )
     h, v_new = torch.full_like(engine_h[0], float("nan")), torch.full_like(engine_v[0], float("nan"))
-    pool = run_pass(gdn_state_pass_triton, batch, SEQ, END, h=h, v_new=v_new, update_initial=True)
+    pool = run_pass(delta_state_pass_triton, batch, SEQ, END, h=h, v_new=v_new, update_initial=True)
     assert relative_error(h, engine_h[0]) < 1e-5
     assert relative_error(v_new[None], engine_v) < 1e-5
     assert relative_error(pool[20:22], state[20:22]) < 1e-5
@@ -208,7 +258,7 @@ def test_agrees_with_the_engines_state_pass(monkeypatch):
     ],
 )
 def test_bad_arguments_are_named(name, change):
-    batch = GdnBatch()
+    batch = DeltaBatch()
     h, v_new = batch.chunk_states(torch.float32)
     good = {
         "k": batch.k,
@@ -223,8 +273,9 @@ def test_bad_arguments_are_named(name, change):
         save_gdn_checkpoints(**{**good, **change})
 
 
-def test_state_pass_names_bad_arguments():
-    batch = GdnBatch()
-    batch.w = batch.w[:-1]
-    with pytest.raises(ValueError, match=r"^w:"):
-        run_pass(gdn_state_pass, batch, SEQ, END)
+@pytest.mark.parametrize("name", ["w", "u", "g_cumsum"])
+def test_state_pass_names_bad_arguments(name):
+    batch = DeltaBatch(per_key=True)
+    setattr(batch, name, getattr(batch, name)[..., :-1])
+    with pytest.raises(ValueError, match=rf"^{name}:"):
+        run_pass(delta_state_pass, batch, SEQ, END)

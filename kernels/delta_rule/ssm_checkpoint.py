@@ -11,7 +11,7 @@ because v_new of a token depends on earlier tokens only.
 Numerics: as exact as h and v_new. The engine stores both in the activations' dtype (bf16), while a prefill that
 ends at the checkpoint keeps its state in fp32: what is saved here differs from what that prefill saves by up to
 3e-3 (relative L2), and a 0-token checkpoint gives the initial state rounded to bf16. With fp32 h and v_new the
-result is exact to 4e-7. Where the bits of a two-pass prefill matter, `gdn_state_pass` is the way.
+result is exact to 4e-7. Where the bits of a two-pass prefill matter, `delta_state_pass` is the way.
 Source of the layout: SGLang 0.5.23, kernels/ops/attention/fla/chunk_delta_h.py.
 """
 
@@ -44,7 +44,8 @@ def gdn_states_reference(
 ) -> torch.Tensor:
     """The definition, token by token in float64: h ← exp(g_t) h, then h ← h + β_t (v_t - h k_t) ⊗ k_t.
 
-    k: [T, key heads, K]; v: [T, heads, V]; g (log decay), beta: [T, heads]; initial_states: [S, heads, V, K]
+    k: [T, key heads, K]; v: [T, heads, V]; g (log decay): [T, heads], or [T, heads, K] for Kimi Delta Attention;
+    beta: [T, heads]; initial_states: [S, heads, V, K]
     Returns: float64[N, heads, V, K]
     """
     heads = v.shape[1]
@@ -54,7 +55,7 @@ def gdn_states_reference(
     for n, (s, stop) in enumerate(zip(seq, end, strict=True)):
         h = torch.zeros_like(out[n]) if initial_states is None else initial_states[s].double()
         for t in range(cu_seqlens[s], stop):
-            h = torch.exp(g[t])[:, None, None] * h
+            h = torch.exp(g[t]).reshape(heads, 1, -1) * h
             left = v[t] - torch.einsum("hvk,hk->hv", h, k[t])
             h = h + (beta[t][:, None] * left)[:, :, None] * k[t][:, None, :]
         out[n] = h

@@ -1,16 +1,23 @@
-"""The state pass of a Gated DeltaNet prefill with exact checkpoints: one walk through each sequence's chunks.
+"""The state pass of a gated delta rule's prefill with exact checkpoints: one walk through each sequence's chunks.
 
 It computes what the engine's own state pass computes (chunk states, new values, final states) and saves the
 state at any tokens on the way, out of fp32 registers. In the place of the engine's stage it costs nothing but the
 checkpoints' own dots and stores; beside it, it is the cheapest exact way to get them, since the chunk states
-that the engine keeps are rounded to bf16 (see `gdn_checkpoint`): the nearest exact state is the initial one.
+that the engine keeps are rounded to bf16 (see `ssm_checkpoint`): the nearest exact state is the initial one.
 
 For a chunk with state h, inputs w, u (the delta rule's factors), k, and decay sums g:
     v_new = u - w · hᵀ;     h(end) = h · exp(g[end-1]) + sum_{t < end} exp(g[end-1] - g[t]) · v_new_t ⊗ k_t
 A checkpoint is the second line at its token, the next chunk's state the same line at the chunk's last.
 
-Numerics: fp32 state; h and the scaled v_new are rounded to k's dtype before each dot. A checkpoint has the bits of
-a pass that ends there, always: the chunk grid restarts with each sequence.
+Gated DeltaNet has one g a head, in natural logs, and v_new takes the factor exp(g[end-1] - g[t]). Kimi Delta
+Attention has one a key channel, in log2 units, and k takes the factor 2^(g[end-1] - g[t]). Its engine hands its own
+pass keys that are scaled to the chunk's end already; from those a state inside the chunk would need the factor
+2^(g[end-1] - g[last]), which is above one and overflows where a key channel decays fast. So this pass reads the keys
+as they were: every factor is one or less, and at a chunk's end they become the engine's bits.
+A linear attention without the delta rule (lightning) has no w: v_new = u.
+
+Numerics: fp32 state; h and whichever of v_new and k is scaled are rounded to k's dtype before each dot. A checkpoint
+has the bits of a pass that ends there, always: the chunk grid restarts with each sequence.
 Source: SGLang 0.5.23, kernels/ops/attention/fla/chunk_delta_h.py.
 Deviates: any number of saved states at any tokens; one key block instead of slices of 64.
 """
@@ -21,16 +28,16 @@ import torch
 import triton
 import triton.language as tl
 
+from marconi_kernels.delta_rule.ssm_checkpoint import CHUNK_SIZE, first_chunks
 from marconi_kernels.dispatch import runs_triton
-from marconi_kernels.gdn.ssm_checkpoint import CHUNK_SIZE, first_chunks
 from marconi_kernels.grouped_plan import GroupedPlan
 from marconi_kernels.launch import ceil_div, named_strides, next_power_of_2
 from marconi_kernels.tiles import load_tile, store_tile
 
 
-def gdn_state_pass_torch(
+def delta_state_pass_torch(
     k: torch.Tensor,
-    w: torch.Tensor,
+    w: torch.Tensor | None,
     u: torch.Tensor,
     g_cumsum: torch.Tensor,
     cu_seqlens: torch.Tensor,
@@ -42,10 +49,11 @@ def gdn_state_pass_torch(
     v_new: torch.Tensor | None = None,
     update_initial: bool = False,
 ) -> None:
-    """The same in torch, vectorised over heads. Arguments as `gdn_state_pass`."""
+    """The same in torch, vectorised over heads. Arguments as `delta_state_pass`."""
     cu, chunk_of, first = cu_seqlens.tolist(), first_chunks(cu_seqlens).tolist(), plan.first.tolist()
     ends, slots = plan.end.tolist(), plan.slot.tolist()
-    repeat = w.shape[1] // k.shape[1]
+    repeat, per_key = u.shape[1] // k.shape[1], g_cumsum.dim() == 3
+    power = torch.exp2 if per_key else torch.exp
     for seq, initial in enumerate(initial_indices.tolist()):
         state = pool[initial].float() if initial >= 0 else torch.zeros(pool.shape[1:], dtype=torch.float32)
         rows = list(range(first[seq], first[seq + 1]))
@@ -56,16 +64,18 @@ def gdn_state_pass_torch(
             stop = min(begin + CHUNK_SIZE, cu[seq + 1])
             if h is not None:
                 h[chunk_of[seq] + c] = state.to(h.dtype)
-            values = u[begin:stop].float() - torch.einsum("thk,hvk->thv", w[begin:stop].float(), state)
+            values = u[begin:stop].float()
+            if w is not None:
+                values = values - torch.einsum("thk,hvk->thv", w[begin:stop].float(), state)
             if v_new is not None:
                 v_new[begin:stop] = values.to(v_new.dtype)
             keys = k[begin:stop].float().repeat_interleave(repeat, dim=1)
-            g = g_cumsum[begin:stop].float()
+            g = g_cumsum[begin:stop].float().reshape(stop - begin, u.shape[1], -1)  # [t, heads, K or 1]
 
             def state_at(count, state=state, values=values, keys=keys, g=g):
-                scaled = values[:count] * torch.exp(g[count - 1] - g[:count])[:, :, None]
-                decayed = state * torch.exp(g[count - 1])[:, None, None]
-                return decayed + torch.einsum("thv,thk->hvk", scaled, keys[:count])
+                scaled = keys[:count] * power(g[count - 1] - g[:count])
+                decayed = state * power(g[count - 1])[:, None, :]
+                return decayed + torch.einsum("thv,thk->hvk", values[:count], scaled)
 
             for row in rows:
                 if begin < ends[row] <= stop:
@@ -76,7 +86,7 @@ def gdn_state_pass_torch(
 
 
 @triton.jit
-def _gdn_state_pass_kernel(
+def _delta_state_pass_kernel(
     # pointers
     k_ptr,
     w_ptr,
@@ -108,6 +118,7 @@ def _gdn_state_pass_kernel(
     stride_u_dim,
     stride_g_token,
     stride_g_head,
+    stride_g_dim,
     stride_h_chunk,
     stride_h_head,
     stride_h_value,
@@ -119,6 +130,8 @@ def _gdn_state_pass_kernel(
     stride_pool_head,
     stride_pool_value,
     stride_pool_key,
+    DELTA_RULE: tl.constexpr,
+    PER_KEY: tl.constexpr,
     SAVE_H: tl.constexpr,
     SAVE_V_NEW: tl.constexpr,
     UPDATE_INITIAL: tl.constexpr,
@@ -141,7 +154,8 @@ def _gdn_state_pass_kernel(
     pool_ptr += head * stride_pool_head
     offs_pool = offs_v[:, None] * stride_pool_value + offs_k[None, :] * stride_pool_key
     k_ptr += (head // heads_per_key_head) * stride_k_head
-    w_ptr += head * stride_w_head
+    if DELTA_RULE:
+        w_ptr += head * stride_w_head
     u_ptr += head * stride_u_head
     g_ptr += head * stride_g_head
 
@@ -168,11 +182,12 @@ def _gdn_state_pass_kernel(
         if SAVE_H:
             chunk_h_ptr = h_ptr + chunk * stride_h_chunk + head * stride_h_head
             store_tile(chunk_h_ptr, offs_v, offs_k, stride_h_value, stride_h_key, mask_v, mask_k, state)
-        chunk_w_ptr = w_ptr + first * stride_w_token
         chunk_u_ptr = u_ptr + first * stride_u_token
-        w = load_tile(chunk_w_ptr, offs_t, offs_k, stride_w_token, stride_w_dim, mask_t, mask_k)
-        u = load_tile(chunk_u_ptr, offs_t, offs_v, stride_u_token, stride_u_dim, mask_t, mask_v)
-        values = u - tl.dot(w, tl.trans(state).to(w.dtype))
+        values = load_tile(chunk_u_ptr, offs_t, offs_v, stride_u_token, stride_u_dim, mask_t, mask_v)
+        if DELTA_RULE:
+            chunk_w_ptr = w_ptr + first * stride_w_token
+            w = load_tile(chunk_w_ptr, offs_t, offs_k, stride_w_token, stride_w_dim, mask_t, mask_k)
+            values = values - tl.dot(w, tl.trans(state).to(w.dtype))
         if SAVE_V_NEW:
             chunk_v_ptr = v_new_ptr + head * stride_v_new_head + first * stride_v_new_token
             store_tile(
@@ -189,11 +204,19 @@ def _gdn_state_pass_kernel(
             upto = tl.where(due, (end - first).to(tl.int32), count)
             mask_upto = offs_t < upto
             k = load_tile(chunk_k_ptr, offs_t, offs_k, stride_k_token, stride_k_dim, mask_upto, mask_k)
-            g = tl.load(chunk_g_ptr + offs_t * stride_g_token, mask=mask_upto, other=0.0).to(tl.float32)
-            g_end = tl.load(chunk_g_ptr + (upto - 1) * stride_g_token).to(tl.float32)
-            scale = tl.where(mask_upto, tl.exp(g_end - g), 0.0)
-            scaled = (values * scale[:, None]).to(k.dtype)
-            upcoming = state * tl.exp(g_end) + tl.dot(tl.trans(scaled), k)
+            if PER_KEY:
+                g = load_tile(chunk_g_ptr, offs_t, offs_k, stride_g_token, stride_g_dim, mask_upto, mask_k)
+                g_end_ptr = chunk_g_ptr + (upto - 1) * stride_g_token + offs_k * stride_g_dim
+                g_end = tl.load(g_end_ptr, mask=mask_k, other=0.0).to(tl.float32)
+                scaled_k = (k * tl.exp2(g_end[None, :] - g)).to(k.dtype)  # k is zero where masked
+                decayed = state * tl.exp2(g_end)[None, :]
+                upcoming = decayed + tl.dot(tl.trans(values.to(k.dtype)), scaled_k)
+            else:
+                g = tl.load(chunk_g_ptr + offs_t * stride_g_token, mask=mask_upto, other=0.0).to(tl.float32)
+                g_end = tl.load(chunk_g_ptr + (upto - 1) * stride_g_token).to(tl.float32)
+                scale = tl.where(mask_upto, tl.exp(g_end - g), 0.0)
+                scaled = (values * scale[:, None]).to(k.dtype)
+                upcoming = state * tl.exp(g_end) + tl.dot(tl.trans(scaled), k)
             slot = tl.load(plan_slot_ptr + row, mask=due, other=0)
             tl.store(
                 pool_ptr + slot * stride_pool_slot + offs_pool,
@@ -212,19 +235,22 @@ def _gdn_state_pass_kernel(
         )
 
 
-def launch_config(value_dim: int, key_dim: int) -> dict[str, int]:
-    """16 rows of the state a program, with all its keys: the largest tile that spills on no target at K = 128."""
+def launch_config(value_dim: int, key_dim: int, *, small: bool) -> dict[str, int]:
+    """16 rows of the state a program, with all its keys: the largest tile that spills on no target at K = 128.
+
+    small: one decay a head with the delta rule, whose tiles fit the registers of 4 warps
+    """
     return {
         "BLOCK_V": 16,
         "BLOCK_K": max(16, next_power_of_2(key_dim)),
-        "num_warps": 4,
+        "num_warps": 4 if small else 8,
         "num_stages": 1,
     }
 
 
-def gdn_state_pass_triton(
+def delta_state_pass_triton(
     k: torch.Tensor,
-    w: torch.Tensor,
+    w: torch.Tensor | None,
     u: torch.Tensor,
     g_cumsum: torch.Tensor,
     cu_seqlens: torch.Tensor,
@@ -236,10 +262,11 @@ def gdn_state_pass_triton(
     v_new: torch.Tensor | None = None,
     update_initial: bool = False,
 ) -> None:
-    """Launch the kernel. Arguments as `gdn_state_pass`; nothing is checked here."""
+    """Launch the kernel. Arguments as `delta_state_pass`; nothing is checked here."""
     num_slots, heads, value_dim, key_dim = pool.shape
-    config = launch_config(value_dim, key_dim)
-    _gdn_state_pass_kernel[(ceil_div(value_dim, config["BLOCK_V"]), cu_seqlens.numel() - 1, heads)](
+    per_key = g_cumsum.dim() == 3
+    config = launch_config(value_dim, key_dim, small=w is not None and not per_key)
+    _delta_state_pass_kernel[(ceil_div(value_dim, config["BLOCK_V"]), cu_seqlens.numel() - 1, heads)](
         k_ptr=k,
         w_ptr=w,
         u_ptr=u,
@@ -260,10 +287,12 @@ def gdn_state_pass_triton(
         **named_strides("k", k, "token", "head", "dim"),
         **named_strides("w", w, "token", "head", "dim"),
         **named_strides("u", u, "token", "head", "dim"),
-        **named_strides("g", g_cumsum, "token", "head"),
+        **named_strides("g", g_cumsum if per_key else g_cumsum.unsqueeze(2), "token", "head", "dim"),
         **named_strides("h", h, "chunk", "head", "value", "key"),
         **named_strides("v_new", v_new, "token", "head", "dim"),
         **named_strides("pool", pool, "slot", "head", "value", "key"),
+        DELTA_RULE=w is not None,
+        PER_KEY=per_key,
         SAVE_H=h is not None,
         SAVE_V_NEW=v_new is not None,
         UPDATE_INITIAL=update_initial,
@@ -272,9 +301,9 @@ def gdn_state_pass_triton(
     )
 
 
-def gdn_state_pass(
+def delta_state_pass(
     k: torch.Tensor,
-    w: torch.Tensor,
+    w: torch.Tensor | None,
     u: torch.Tensor,
     g_cumsum: torch.Tensor,
     cu_seqlens: torch.Tensor,
@@ -288,7 +317,8 @@ def gdn_state_pass(
 ) -> None:
     """Walk through every sequence and save the planned states.
 
-    k: [T, key heads, K]; w: [T, heads, K]; u: [T, heads, V] - one dtype; g_cumsum: [T, heads]
+    k: [T, key heads, K]; w: [T, heads, K], None without the delta rule; u: [T, heads, V] - one dtype
+    g_cumsum: summed from each chunk's first token; [T, heads] in natural logs, or [T, heads, K] in log2 units
     plan: from `group_by_sequence`; its slots must not be among initial_indices
     pool: [num_slots, heads, V, K], any strides; initial_indices: int[S], below zero: from zeros
     h: [NT, heads, V, K] or None; v_new: [T, heads, V] or None - written where given
@@ -302,7 +332,7 @@ def gdn_state_pass(
     for name, tensor, shape in (
         ("w", w, (num_tokens, heads, key_dim)),
         ("u", u, (num_tokens, heads, value_dim)),
-        ("g_cumsum", g_cumsum, (num_tokens, heads)),
+        ("g_cumsum", g_cumsum, (num_tokens, heads, key_dim)[: max(2, g_cumsum.dim())]),
         ("initial_indices", initial_indices, (num_seqs,)),
         ("v_new", v_new, (num_tokens, heads, value_dim)),
     ):
@@ -310,11 +340,12 @@ def gdn_state_pass(
             raise ValueError(f"{name}: expected {list(shape)}, got {list(tensor.shape)}")
     if k.shape[2] != key_dim or heads % k.shape[1]:
         raise ValueError(f"k: expected [tokens, divisor of {heads}, {key_dim}], got {list(k.shape)}")
-    if w.dtype != k.dtype or u.dtype != k.dtype:
-        raise ValueError(f"w: k, w and u must share a dtype, got {k.dtype}, {w.dtype}, {u.dtype}")
+    for name, tensor in (("w", w), ("u", u)):
+        if tensor is not None and tensor.dtype != k.dtype:
+            raise ValueError(f"{name}: k, w and u must share a dtype, got {tensor.dtype} beside {k.dtype}")
     if plan.first.numel() != num_seqs + 1:
         raise ValueError(f"plan: grouped for {plan.first.numel() - 1} sequences, but there are {num_seqs}")
-    run = gdn_state_pass_triton if runs_triton(k) else gdn_state_pass_torch
+    run = delta_state_pass_triton if runs_triton(k) else delta_state_pass_torch
     run(
         k,
         w,
