@@ -33,7 +33,8 @@ def _attach(server_args: Any, values: dict[str, Any]) -> None:
     setattr(server_args, _BOOKKEEPING, build_config(values).model_dump_json())
 
 
-def _add_cli_args(_result: None, parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add our group of flags."""
     group = parser.add_argument_group("marconi-ext (exact prefix caching for hybrid models)")
     group.add_argument(
         "--enable-marconi",
@@ -43,6 +44,10 @@ def _add_cli_args(_result: None, parser: argparse.ArgumentParser) -> None:
     for name, field in MarconiConfig.model_fields.items():
         # Validated later, all in one place, so that Engine and YAML give the same messages.
         group.add_argument(flag_name(name), dest=f"marconi_{name}", default=None, help=field.description)
+
+
+def _add_cli_args(_result: None, parser: argparse.ArgumentParser) -> None:
+    add_flags(parser)
 
 
 def _from_cli_args(original: Callable[..., Any], cls: type, args: argparse.Namespace) -> Any:

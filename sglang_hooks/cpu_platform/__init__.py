@@ -7,6 +7,9 @@ is vectorised torch, `interpreter` runs SGLang's Triton kernels under Triton's i
 
 import gc
 import os
+import sys
+
+from sglang_hooks.serve_help import show_flags_in_help
 
 PLATFORM = "marconi_cpu"
 MODES = ("fast", "interpreter")
@@ -35,7 +38,11 @@ def fast_mode() -> bool:
 
 
 def activate() -> str | None:
-    """Entry point `sglang.srt.platforms`: the platform's class by name, or None when not asked for."""
+    """Entry point `sglang.srt.platforms`: the platform's class by name, or None when not asked for.
+
+    SGLang calls it before anything else of ours, whatever the platform, so that help can be told of our flags.
+    """
+    show_flags_in_help(sys.argv)
     if not active():
         return None
     if mode() == "interpreter":
