@@ -18,8 +18,14 @@ import numpy as np
 from marconi_ext.policies.admission import Offer, PromptFacts
 from marconi_ext.policies.messages import TAIL_TOKENS, MessageHeaders
 from marconi_ext.policies.runtime import PolicyRuntime
-from marconi_ext.policies.table.checkpoints import Kind
+from marconi_ext.policies.table.checkpoints import CheckpointTable, Kind
 from marconi_ext.policies.table.tree_rows import FEW_NODES, TreeRecords, row_of
+
+EXACT_RULE = (
+    Kind.BRANCH,
+    Kind.PROMPT_END,
+    Kind.LAST_TOKEN,
+)  # kinds that a cache of exact states saves by itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +95,9 @@ class Serving:
         rows = [row for _, node in path if (row := getattr(node, "record", None)) is not None]
         served = -1 if match.served is None else row_of(match.served)
         children = len(path[-1][1].children) if path else 0
-        first_seen = children == 1 and row_of(path[-1][1]) < 0
+        parted = _parted(match, runtime.table)
         lost = runtime.causes(
-            rows, hit_tokens=match.hit_tokens, kv_tokens=match.kv_tokens, first_seen=first_seen
+            rows, hit_tokens=match.hit_tokens, kv_tokens=match.kv_tokens, parted_tokens=parted
         )
         runtime.use(rows, served)
         facts = runtime.facts(
@@ -222,6 +228,28 @@ class Serving:
                 above.append((end, row))
                 break
         return max(above)[1] if above else -1
+
+
+def _parted(match: Match, table: CheckpointTable) -> int:
+    """The deepest place on a match's path where an earlier request has parted or ended, down to its state; 0: none.
+
+    A node with one way on is no such place, unless its row is of a prompt's or an answer's end or of a branch: it is
+    where this match, or one of a request that came to nothing, has split an edge, or where a state was saved beyond
+    the exact rule. A prompt without an answer ends at the state of its last token but one.
+    """
+    for number in range(len(match.path) - 1, -1, -1):
+        end, node = match.path[number]
+        if end <= match.hit_tokens:
+            break
+        row, ways = row_of(node), len(node.children)
+        above = row_of(match.path[number - 1][1]) if number else -1
+        if row >= 0:
+            is_place = ways > 1 or table.kind[row] in EXACT_RULE or table.prompt_tokens[row] > 0
+        else:
+            is_place = ways > 1 or (ways == 0 and (above < 0 or table.prompt_tokens[above] != end))
+        if is_place:
+            return end
+    return 0
 
 
 def _both(one: Offer, other: Offer) -> Offer:

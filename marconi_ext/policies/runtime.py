@@ -26,7 +26,7 @@ _CAUSES = {
     Fate.REFUSED: "evicted",  # refused by the eviction policy: it would have been the next to go
     Fate.DISPLACED: "displaced",
     Fate.NEVER: "never_saved",
-    Fate.LIVE: "never_saved",  # another running request is about to save it
+    Fate.LIVE: "first_divergence",  # a request that runs has just found the branch, and is about to save it
 }
 
 
@@ -128,16 +128,20 @@ class PolicyRuntime:
         before_end = table.prompt_tokens.item(nearest) - kv_tokens
         return {"parted_before_end": (table.prompt_class.item(nearest), before_end)}
 
-    def causes(self, path: list[int], *, hit_tokens: int, kv_tokens: int, first_seen: bool) -> dict[str, int]:
+    def causes(
+        self, path: list[int], *, hit_tokens: int, kv_tokens: int, parted_tokens: int
+    ) -> dict[str, int]:
         """Split the tokens between the state that served and the KV held by why no state was there.
 
-        first_seen: no earlier request had parted at `kv_tokens`
+        parted_tokens: the deepest place up to `kv_tokens` where an earlier request has parted or ended; 0: none.
+        Beyond it is the first divergence: a state there, of the ends of inputs or of a guess, would have been luck. As
+        `marconi_ext.results.ideal` has it, which knows of all requests and of no eviction; the rest was avoidable.
         """
         lost: dict[str, int] = {}
         if kv_tokens == hit_tokens:
             return lost
         table, reached = self.table, hit_tokens
-        deepest = path[-1] if path else -1
+        deepest = next((row for row in reversed(path) if row >= 0 and table.depth[row] <= parted_tokens), -1)
         if deepest >= 0 and table.depth[deepest] > hit_tokens:
             reached = int(table.depth[deepest])
             lost[_CAUSES[Fate(table.fate[deepest])]] = reached - hit_tokens
@@ -147,9 +151,10 @@ class PolicyRuntime:
             rounded = min(rest, kv_tokens % grid)
             lost["rounded_to_grid"] = rounded
             rest -= rounded
-        if rest:
-            cause = "first_divergence" if first_seen else "never_saved"
-            lost[cause] = lost.get(cause, 0) + rest
+        never = max(0, min(rest, parted_tokens - reached))
+        for cause, tokens in (("never_saved", never), ("first_divergence", rest - never)):
+            if tokens:
+                lost[cause] = lost.get(cause, 0) + tokens
         return lost
 
     # --- records -----------------------------------------------------------------------------------------

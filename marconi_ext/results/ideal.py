@@ -17,7 +17,8 @@ was **avoidable**:
     loss = ideal − cached;  first divergence part = min(loss, ideal − state);  avoidable = the rest
 
 A server that saves states at other places (a grid) may beat the exact rule on a first divergence; then
-only what it lost in fact is counted.
+only what it lost in fact is counted. The extension's own counters say the same of each request: their cause
+`first_divergence` is the first part, all others are the avoidable one (`PolicyRuntime.causes`).
 """
 
 from collections.abc import Callable

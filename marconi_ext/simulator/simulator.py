@@ -80,8 +80,10 @@ class Simulator:
         path = [node.record for node in look.path if node.record is not None]
         served = look.state_node.record if look.state_node is not None else -1
         hit, held = look.state_tokens, look.kv_tokens
-        first_seen = look.diverges and look.partial is not None
-        lost = self.runtime.causes(path, hit_tokens=hit, kv_tokens=held, first_seen=first_seen)
+        parted = held
+        if look.diverges and look.partial is not None:  # between two nodes: nobody has parted there
+            parted = int(self.table.depth[path[-1]]) if path else 0
+        lost = self.runtime.causes(path, hit_tokens=hit, kv_tokens=held, parted_tokens=parted)
         for node in look.path:
             node.last_tick = self.tick
         if look.partial is not None:
