@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from marconi_ext.routing.block_hashes import block_hashes
-from marconi_ext.routing.rules import least_work
+from marconi_ext.routing.rules import Demand, least_work
 from marconi_ext.routing.state_index import StateIndex
 
 
@@ -47,6 +47,7 @@ class Advisor:
         self._page = page_tokens
         self._queued = dict.fromkeys(sources, 0)
         self._dead: set[str] = set()
+        self._demand = Demand(len(sources))
 
     def pick(self, prompt: np.ndarray, *, cache_salt: str | None = None) -> Advice:
         """The server for a prompt `int[L]`. Raises LookupError where every server is lost."""
@@ -56,10 +57,19 @@ class Advisor:
         for name in names:
             self._sources[name].poll()
         hashes = list(block_hashes(prompt[:-1], self._page, cache_salt=cache_salt))
-        resumable = [self._sources[name].index.resumable_tokens(hashes) for name in names]
-        displaced = [self._sources[name].index.displaced_tokens for name in names]
-        best = least_work(len(prompt), resumable, [self._queued[name] for name in names], displaced)
+        resumable, goes_on = zip(*(self._sources[name].index.resume(hashes) for name in names), strict=True)
+        queued = [self._queued[name] for name in names]
+        best = least_work(len(prompt), resumable, goes_on, queued, self._room(names))
         return Advice(names[best], resumable[best], len(prompt) - resumable[best])
+
+    def _room(self, names: list[str]) -> list[float]:
+        """What room for a new session costs on each of these servers."""
+        every = [source.index for source in self._sources.values()]
+        self._demand.saved([index.saved for index in every])
+        states = sum(map(len, every))
+        prices = self._demand.prices(sum(index.depth_sum for index in every) / states if states else 0.0)
+        by_name = dict(zip(self._sources, prices, strict=True))
+        return [by_name[name] for name in names]
 
     def started(self, advice: Advice) -> None:
         """The request was sent."""

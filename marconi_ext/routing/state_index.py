@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from marconi_ext.routing.rules import ENDS
+
 
 class StateIndex:
     """Depth by block hash. Unknown events are passed over, so that newer servers don't break older readers."""
@@ -12,8 +14,9 @@ class StateIndex:
     def __init__(self) -> None:
         self._depths: dict[int, int] = {}
         self._media: dict[int, set[str]] = {}
-        self._sum_tokens = 0
-        self._evicts = False
+        self._ends: set[int] = set()
+        self.depth_sum = 0  # tokens, of all states
+        self.saved = 0  # states told of in all
 
     def __len__(self) -> int:
         return len(self._depths)
@@ -23,16 +26,14 @@ class StateIndex:
         for event in events:
             kind = event.get("type")
             if kind == "StateStored":
-                self._sum_tokens += event["depth_tokens"] - self._depths.get(event["block_hash"], 0)
-                self._depths[event["block_hash"]] = event["depth_tokens"]
-                self._media.setdefault(event["block_hash"], set()).add(event["medium"])
+                self._store(event["block_hash"], event)
             elif kind == "StateRemoved":
                 media = self._media.get(event["block_hash"], set())
                 media.discard(event["medium"])
                 if not media:
                     self._media.pop(event["block_hash"], None)
-                    self._sum_tokens -= self._depths.pop(event["block_hash"], 0)
-                    self._evicts = True
+                    self.depth_sum -= self._depths.pop(event["block_hash"], 0)
+                    self._ends.discard(event["block_hash"])
             elif kind == "AllBlocksCleared":
                 self.clear()
 
@@ -40,14 +41,25 @@ class StateIndex:
         """Nothing is known any more."""
         self._depths.clear()
         self._media.clear()
-        self._sum_tokens, self._evicts = 0, False
-
-    @property
-    def displaced_tokens(self) -> float:
-        """Mean depth of the states where new ones push others out; 0 where none has been evicted yet."""
-        return self._sum_tokens / len(self._depths) if self._evicts and self._depths else 0.0
+        self._ends.clear()
+        self.depth_sum = 0
 
     def resumable_tokens(self, hashes: Iterable[int]) -> int:
         """Tokens of a prompt that this server needn't prefill. hashes: of the prompt's blocks, its last token left
         out, since one token must be computed"""
-        return max((self._depths[found] for found in hashes if found in self._depths), default=0)
+        return self.resume(hashes)[0]
+
+    def resume(self, hashes: Iterable[int]) -> tuple[int, bool]:
+        """As `resumable_tokens`, and whether a conversation ended there, which the prompt goes on from."""
+        deepest = max(
+            (found for found in hashes if found in self._depths), key=self._depths.__getitem__, default=0
+        )
+        return self._depths.get(deepest, 0), deepest in self._ends
+
+    def _store(self, block: int, event: Mapping[str, Any]) -> None:
+        self.saved += block not in self._depths
+        self.depth_sum += event["depth_tokens"] - self._depths.get(block, 0)
+        self._depths[block] = event["depth_tokens"]
+        self._media.setdefault(block, set()).add(event["medium"])
+        if event["kind"] in ENDS:
+            self._ends.add(block)

@@ -14,8 +14,9 @@ from collections import deque
 import numpy as np
 
 from marconi_ext.policies.registry import PolicyName
+from marconi_ext.policies.table.checkpoints import Kind
 from marconi_ext.profiles import ModelProfile
-from marconi_ext.routing.rules import least_work, longest_prefix
+from marconi_ext.routing.rules import Demand, least_work, longest_prefix
 from marconi_ext.simulator.capacity import Capacity
 from marconi_ext.simulator.cell import Options, currencies
 from marconi_ext.simulator.radix_tree import RadixTree
@@ -24,6 +25,7 @@ from marconi_ext.simulator.simulator import Simulator
 from marconi_ext.simulator.workload import Workload
 from marconi_ext.traces import Request
 
+ENDS = frozenset({Kind.LAST_TOKEN, Kind.PROMPT_END, Kind.INPUT_END})
 ROUTINGS = ("round-robin", "sticky", "prefix", "resumable")
 
 
@@ -39,18 +41,25 @@ class _Server:
         self.free_at_s = 0.0
         self._waiting: deque[tuple[float, int]] = deque()  # (end of its prefill, tokens)
         self.queued_tokens = 0
+        self.depth_sum = self.states = self.saves = 0
 
     def advance(self, now_s: float) -> None:
         while self._waiting and self._waiting[0][0] <= now_s:
             self.queued_tokens -= self._waiting.popleft()[1]
 
-    @property
-    def displaced_tokens(self) -> float:
-        """Mean depth of the states where new ones push others out; 0 where none has been evicted yet."""
+    def look(self) -> None:
+        """Note what a router is told of its states; they change only when it serves."""
         table = self.cache.table
-        if self.cache.counts["state_evictions"] == 0 or not table.num_live:
-            return 0.0
-        return float(table.depth[table.live_rows()].mean())
+        rows = table.held[: table.num_live]
+        self.states, self.depth_sum = len(rows), int(table.depth[rows].sum())
+        self.saves = self.cache.counts["saves"]
+
+    def resume(self, prompt: np.ndarray) -> tuple[int, bool]:
+        """(tokens of a prompt that it can resume, whether a conversation ended there)"""
+        node = self.cache.tree.lookup(prompt).state_node
+        if node is None:
+            return 0, False
+        return node.depth_tokens, self.cache.table.kind.item(node.record) in ENDS
 
     @property
     def open_requests(self) -> int:
@@ -86,6 +95,7 @@ class Fleet:
         self._routing, self._profile, self._gpu = routing, profile, options.gpu
         self._home: dict[str, int] = {}  # session -> server
         self._turn = 0
+        self._demand = Demand(servers)
 
     def serve(self, request: Request) -> tuple[int, int, float]:
         """Route and serve one request. Returns: tokens hit, tokens whose KV that server held, seconds to the first
@@ -98,6 +108,9 @@ class Fleet:
         served = server.cache.serve(request)
         if self._routing == "prefix":
             server.sent.insert(prompt, self._turn)
+        elif self._routing == "resumable":
+            server.look()
+            self._demand.saved([each.saves for each in self.servers])
         seconds = float(prefill_s(self._profile, float(len(prompt)), float(served.hit_tokens), self._gpu))
         ttft = server.take(now, len(prompt) - served.hit_tokens, seconds)
         return served.hit_tokens, served.kv_tokens, ttft
@@ -118,9 +131,11 @@ class Fleet:
             matched = [server.sent.lookup(prompt).kv_tokens for server in servers]
             loads = [server.open_requests for server in servers]
             return longest_prefix(len(prompt), matched, loads, [server.sent.num_tokens for server in servers])
-        resumable = [server.cache.tree.lookup(prompt[:-1]).state_tokens for server in servers]
+        resumable, goes_on = zip(*(server.resume(prompt[:-1]) for server in servers), strict=True)
         queued = [server.queued_tokens for server in servers]
-        return least_work(len(prompt), resumable, queued, [server.displaced_tokens for server in servers])
+        states = sum(server.states for server in servers)
+        depth = sum(server.depth_sum for server in servers) / states if states else 0.0
+        return least_work(len(prompt), resumable, goes_on, queued, self._demand.prices(depth))
 
 
 def run_fleet(

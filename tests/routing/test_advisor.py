@@ -13,7 +13,7 @@ import zmq
 from marconi_ext.routing.advisor import Advisor
 from marconi_ext.routing.block_hashes import block_hashes
 from marconi_ext.routing.follower import StateFollower
-from marconi_ext.routing.rules import least_work, longest_prefix
+from marconi_ext.routing.rules import Demand, least_work, longest_prefix
 from marconi_ext.routing.state_index import StateIndex
 
 PROMPT = np.arange(100)
@@ -43,9 +43,9 @@ class Fake:
 def test_index_keeps_a_state_until_it_has_left_every_medium() -> None:
     index = StateIndex()
     index.apply([stored(10), stored(40), stored(40, "CPU_PINNED"), removed(40), {"type": "Novel"}])
-    assert index.resumable_tokens(HASHES) == 40 and index.displaced_tokens == 0
+    assert index.resumable_tokens(HASHES) == 40 and index.depth_sum == 50 and index.saved == 2
     index.apply([removed(40, "CPU_PINNED"), removed(40)])
-    assert index.resumable_tokens(HASHES) == 10 == index.displaced_tokens
+    assert index.resumable_tokens(HASHES) == 10 == index.depth_sum
     index.apply([{"type": "AllBlocksCleared"}])
     assert index.resumable_tokens(HASHES) == 0 == len(index)
 
@@ -56,7 +56,8 @@ def test_other_salts_have_other_blocks() -> None:
 
 
 def test_advisor_weighs_reuse_against_load() -> None:
-    advisor = Advisor({"a": Fake(stored(90)), "b": Fake(stored(20)), "c": Fake()})
+    ended = {"kind": "last-token"}
+    advisor = Advisor({"a": Fake(stored(90) | ended), "b": Fake(stored(20) | ended), "c": Fake()})
     first = advisor.pick(PROMPT)
     assert (first.server, first.resumable_tokens, first.tokens_to_prefill) == ("a", 90, 10)
     for _ in range(8):
@@ -80,15 +81,39 @@ def test_last_token_is_always_computed() -> None:
 
 
 def test_rules() -> None:
-    idle = [0, 0]
-    assert least_work(100, [90, 0], idle, idle) == 0
-    assert least_work(100, [90, 0], [91, 0], idle) == 1
-    assert least_work(100, [0, 0], [5, 5], idle) == 0
-    assert least_work(100, [60, 0], idle, [80, 0]) == 1, "a full server would lose more than it saves"
-    assert least_work(100, [60, 0], idle, [80, 80]) == 0, "so would the other"
+    idle, new, both = [0, 0], [False, False], [True, True]
+    assert least_work(100, [90, 0], new, idle, idle) == 0
+    assert least_work(100, [90, 0], new, [91, 0], idle) == 1
+    assert least_work(100, [0, 0], new, [5, 5], idle) == 0
+    assert least_work(100, [60, 0], new, idle, [80, 0]) == 1, "room there costs more than it saves"
+    assert least_work(100, [60, 0], new, idle, [80, 80]) == 0, "so does room at the other"
+    assert least_work(100, [60, 0], both, idle, [80, 0]) == 0, "a session that goes on needs no more room"
     assert longest_prefix(100, [31, 80], [0, 0], [0, 9]) == 1
     assert longest_prefix(100, [30, 20], [0, 0], [9, 5]) == 1, "a short match decides nothing"
     assert longest_prefix(100, [90, 0], [80, 10], [0, 0]) == 1, "out of balance"
+
+
+def test_room_costs_most_where_most_is_saved() -> None:
+    demand = Demand(2)
+    assert demand.prices(500) == [0, 0], "nothing is known yet"
+    demand.saved([3, 1])
+    assert demand.prices(500) == [750, 250]
+    for _ in range(400):
+        demand.saved([3, 1])
+    demand.saved([3, 2])
+    first, second = demand.prices(500)
+    assert second > 950 > 50 > first, "what was saved long ago is forgotten"
+    demand.saved([1, 2])
+    assert demand.prices(500)[0] > first, "a server that was started anew counts from 0"
+
+
+def test_a_session_goes_on_where_it_is_and_a_new_one_goes_where_there_is_room() -> None:
+    end = stored(60) | {"kind": "last-token"}
+    busy = Fake(stored(20), end, *({**stored(10), "block_hash": number} for number in range(5)))
+    advisor = Advisor({"busy": busy, "calm": Fake(stored(20) | {"block_hash": 9_999})})
+    assert advisor.pick(PROMPT).server == "busy"
+    fresh = np.append(PROMPT[:30], [7_777] * 20)
+    assert advisor.pick(fresh).resumable_tokens == 0 and advisor.pick(fresh).server == "calm"
 
 
 class Sender:

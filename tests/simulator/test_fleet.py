@@ -64,7 +64,8 @@ def test_routing_by_states_wins_back_most_and_keeps_the_balance() -> None:
     cells = {r: run_fleet(workload, 4, r, OURS, ROOM, PROFILE, Options()) for r in ROUTINGS}
     hits = {routing: cell["token_hit_rate"] for routing, cell in cells.items()}
     assert hits["resumable"] > hits["round-robin"] + 0.2
-    assert hits["resumable"] > max(hits.values()) - 0.06
+    assert hits["resumable"] > hits["sticky"] + 0.02
+    assert hits["resumable"] > hits["prefix"] - 0.02
     assert cells["resumable"]["busiest_over_mean"] < cells["prefix"]["busiest_over_mean"]
 
 
