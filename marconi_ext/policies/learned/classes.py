@@ -96,21 +96,22 @@ class Classes:
 
 
 _MIN_BORN = 4
+SUPERSEDED = 1 / 50  # of a tail's hazard, before anything was seen: its conversation has passed it
 
 BASIC = Classes(turns=(1, 2, 5), forks=(0, 1, 2, 4))
-_WENT_ON = (1.0, 1.0, 1.0)  # 1, 2-4, 5+ turns
 FINE = Classes(
-    turns=(*range(1, 13), 13, 17),  # conversations may have a typical length
+    turns=tuple(range(1, 17)),  # conversations may have a typical length
     forks=(0, 1, 2),
     rates=(4, 16, 64),
     input_turns=True,
     prior=(
-        *(1.0, 0.05, 0.15, 0.5, 1.0),  # tails that haven't gone on
-        *_WENT_ON,
-        *(0.3, 0.05, 0.01, 0.05, 1.0),  # superseded, but for branches, and ends of inputs not used yet
-        *(2.0, 1.0, 0.6, 1.0, 0.05),  # forked once; an end of an input is superseded then
-        *(2.0, 1.0, 1.0, 1.0, 0.3),
-        *(4.0, 2.0, 1.0, 0.5),  # forked often, by rate
-        *(1.0, *_WENT_ON),  # ends of inputs
+        *(FRESH + len(_GROUPS_OF_TURNS)) * (1.0,),  # tails
+        *4 * (SUPERSEDED,),  # inner records that haven't forked,
+        1.0,  # but for ends of inputs,
+        *4 * (1.0,),  # which are superseded after their first fork
+        SUPERSEDED,
+        *5 * (1.0,),
+        *4 * (1.0,),  # forked often
+        *(1 + len(_GROUPS_OF_TURNS)) * (1.0,),  # ends of inputs not used yet
     ),
 )

@@ -17,18 +17,18 @@ from marconi_ext.policies.interfaces import WindowedScores
 from marconi_ext.policies.learned.by_kv import ByKv
 from marconi_ext.policies.learned.classes import BASIC, FINE, INSIDE, Classes
 from marconi_ext.policies.learned.gittins_index import GittinsIndex
-from marconi_ext.policies.learned.restart import FEW_REQUESTS, Restart
+from marconi_ext.policies.learned.lru_share import BEFORE, LruShare
 from marconi_ext.policies.table.checkpoints import CheckpointTable, Kind
 
 DEMAND_REQUESTS = 8  # ghosts' demand is recounted this often, and kept up by events in between
 MAX_GHOSTS_SEEN = 64
 BLOCK_ROWS = 4096  # rows that one recount or one refresh goes through: all of them in most pools
 CHANGED_KEPT = 32
-BEFORE = 1 / 16  # of its index: what a record not used since a change counts; less makes a false alarm dear
+KEPT = 1e30  # added to the score of what LRU's share keeps
 HALF_LIFE_REQUESTS = 4000.0
 # numpy takes microseconds to compare with a member
 _BRANCH, _BOUNDARY, _INPUT_END = map(int, (Kind.BRANCH, Kind.BOUNDARY, Kind.INPUT_END))
-_COLUMNS = ("_label", "_use", "_counted", "_chain", "_born", "_went_on", "_again", "_known", "_heir")
+_COLUMNS = ("_label", "_use", "_counted", "_chain", "_born", "_went_on", "_again", "_known", "_bare", "_heir")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Gittins:
         self.index = GittinsIndex(
             len(self.classes.names), HALF_LIFE_REQUESTS, self.classes.prior, self.classes.groups
         )
-        self.restart = Restart(self.index) if self.variant.follows else None
+        self.lru = LruShare() if self.variant.follows else None
         self._by_kv = ByKv(self, self.currency) if self.variant.follows else self
         self._refreshed = 0
         n = 256
@@ -69,6 +69,7 @@ class Gittins:
         self._went_on = np.zeros(n, np.int64)
         self._again = np.zeros(n, np.int64)  # uses as an inner record
         self._known = np.zeros(n, bool)
+        self._bare = np.zeros(n, bool)  # what was held below it has gone: it is its conversation's tail again
         self._tick = 0
         self._from_chain = 0  # chain length that this request's tails inherit
         self._heir = np.full(n, -1, np.int64)  # the best ghost that a row serves, as far as known
@@ -84,7 +85,9 @@ class Gittins:
 
     def request(self, table: CheckpointTable, path: list[int], served: int, tick: int) -> None:
         self._fit(len(table.live))
-        if self.restart is not None and self.restart.request(table, path, served, tick, self._settle):
+        if self.lru is not None and self.lru.request(table, path, served, tick):
+            self._settle(table, tick)
+            self.index.believe_less(BEFORE)
             self._refresh(table, tick)
         self._from_chain, self._tick = 0, tick
         deepest = next((row for row in reversed(path) if self._known[row]), -1)
@@ -105,8 +108,8 @@ class Gittins:
 
     def offered(self, table: CheckpointTable, row: int, tick: int) -> None:
         self._fit(len(table.live))
-        if self.restart is not None:
-            self.restart.offered(table, row)
+        if self.lru is not None:
+            self.lru.offered(table, row)
         if self._known[row]:
             return
         parent = int(table.parent[row])
@@ -115,6 +118,7 @@ class Gittins:
         self._chain[row] = self._from_chain
         self._born[row] = self._went_on[row] = self._again[row] = 0
         self._heir[row] = -1
+        self._bare[row] = False
         self._label[row] = self._classify(table, row)
         if not table.children[row] and self._chain[row] == 0 and table.kind.item(row) != _INPUT_END:
             fork = self._fork(table, row)
@@ -123,21 +127,27 @@ class Gittins:
         while parent >= 0 and not self._known[parent]:  # displaced ones in between were never offered
             parent = int(table.parent[parent])
         if parent >= 0:
+            self._bare[parent] = False
             self._relabel(table, parent, tick)
 
     def forgotten(self, table: CheckpointTable, row: int) -> None:
-        if self.restart is not None:
-            self.restart.forgotten(row)
+        if self.lru is not None:
+            self.lru.forgotten(row)
         if self._known[row]:
             self._account(row, self._tick)
             self._known[row] = False
+        parent = table.parent.item(row)
+        alone = parent >= 0 and table.branches.item(parent) == 1  # `row`
+        if alone and self._known[parent] and self.variant.follows:
+            self._bare[parent] = True
+            self._relabel(table, parent, self._tick)
 
     def _refresh_every(self, tick: int) -> int:
         return self.variant.refresh_requests // (4 if self._anew(tick) else 1)
 
     def _anew(self, tick: int) -> bool:
         """Whether it hasn't learned much since it began, or began anew."""
-        return self.restart is not None and tick - self.restart.began <= FEW_REQUESTS
+        return self.lru is not None and self.lru.anew(tick)
 
     def _credit(self, table: CheckpointTable, row: int, tick: int) -> None:
         if not self._known[row]:
@@ -176,8 +186,6 @@ class Gittins:
         self._settle(table, tick)
         self.index.refresh(tick - self._refreshed)
         self._refreshed = tick
-        if self.restart is not None:
-            self.restart.mark()
 
     def _settle(self, table: CheckpointTable, tick: int) -> None:
         """Tell the index what records lived through."""
@@ -211,13 +219,14 @@ class Gittins:
 
     def _classify(self, table: CheckpointTable, row: int) -> int:
         classes, chain = self.classes, self._chain.item(row)
-        if not table.children[row] and table.kind.item(row) not in INSIDE:
+        # one that served again and again lies just above a fork, if not at one
+        forks = max(table.fanout.item(row) - 1, self._again.item(row) - 1, 0)
+        tail = not table.children[row] and table.kind.item(row) not in INSIDE
+        if tail or (self._bare.item(row) and not self._again.item(row)):
             if chain:
                 return classes.tail(chain)
             fork = self._fork(table, row)
             return classes.fresh(self._born.item(fork), self._went_on.item(fork)) if fork >= 0 else 0
-        # one that served again and again lies just above a fork, if not at one
-        forks = max(table.fanout.item(row) - 1, self._again.item(row) - 1, 0)
         kind = self._kind(table, row)
         if classes.input_turns and not forks and kind == _INPUT_END:
             return classes.input_end(chain)
@@ -234,7 +243,10 @@ class Gittins:
             self._foresee(table, row, tick)
         total = self._indices(rows, tick) + self._demand(table, rows, tick)
         worth = self.currency.worth(table.depth[rows], self._above(table, rows))
-        return total * worth / self.currency.whole_cost_bytes(table, rows)
+        value = total * worth / self.currency.whole_cost_bytes(table, rows)
+        if self.lru is not None and self.lru.kept:
+            value += np.where(np.isin(rows, list(self.lru.kept)), KEPT, 0.0)
+        return value
 
     def floors(self, table: CheckpointTable, rows: np.ndarray, tick: int) -> np.ndarray:
         """Lower bounds of the scores of states, for less: without ghosts below and states above that will go."""
@@ -249,7 +261,8 @@ class Gittins:
             self._foresee(table, row, tick)
         total = self._index(row, tick) + self._demand_of(table, row, tick)
         worth = self.currency.worth(table.depth.item(row), self._above_one(table, row))
-        return float(total * worth / self.currency.whole_cost_bytes(table, row))
+        value = float(total * worth / self.currency.whole_cost_bytes(table, row))
+        return value + KEPT if self.lru is not None and row in self.lru.kept else value
 
     def _foresee(self, table: CheckpointTable, row: int, tick: int) -> None:
         """Find what a newcomer would serve if it were held."""
@@ -281,14 +294,14 @@ class Gittins:
     def _indices(self, rows: np.ndarray, tick: int) -> np.ndarray:
         uses = self._use.take(rows)
         index = self.index.at(self._label.take(rows), tick - uses)
-        if self.restart is not None and self._anew(tick):
-            index[uses < self.restart.since] *= BEFORE
+        if self.lru is not None and self.lru.anew(tick):
+            index[uses < self.lru.unused_since] *= BEFORE
         return index
 
     def _index(self, row: int, tick: int) -> float:
         use = self._use.item(row)
         index = self.index.at_one(self._label.item(row), tick - use)
-        before = self.restart is not None and self._anew(tick) and use < self.restart.since
+        before = self.lru is not None and self.lru.anew(tick) and use < self.lru.unused_since
         return index * BEFORE if before else index
 
     def _demand(self, table: CheckpointTable, rows: np.ndarray, tick: int) -> np.ndarray:
@@ -350,7 +363,7 @@ class Gittins:
         return self.classes.names[self._label.item(row)]
 
     def parameters(self) -> dict[str, float]:
-        changes = {} if self.restart is None else {"changes": float(self.restart.changes)}
+        changes = {} if self.lru is None else {"changes": float(self.lru.changes)}
         return {"uses_counted": float(self.index.uses.sum()), **changes}
 
     def _fit(self, rows: int) -> None:

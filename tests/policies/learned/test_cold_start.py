@@ -184,4 +184,4 @@ def test_where_kv_is_short_a_leaf_goes_by_what_its_kv_is_worth() -> None:
             simulator.serve(request)
         return sum(simulator.serve(request).hit_tokens for request in synthetic("few-shot", sessions=200))
 
-    assert hits("gittins") >= hits("fork-predictor+seglen")
+    assert hits("gittins") > 0.99 * hits("fork-predictor+seglen") > 1.3 * hits("lru")

@@ -141,9 +141,9 @@ def test_learned_policies_bound_their_scores_and_score_single_rows_alike(policy,
         path = place_of(table, places, rng)
         served = next((row for row in reversed(path) if table.live[row]), -1)
         runtime.use(path, served)
-        if rule.restart is not None:
-            rule.restart.began = runtime.tick - 300 * (turn % 2)
-            rule.restart.since = runtime.tick - 40
+        if rule.lru is not None:
+            rule.lru.began = runtime.tick - 300 * (turn % 2)
+            rule.lru.unused_since = runtime.tick - 40
         parent = path[-1] if path else -1
         depth = 1 + int(rng.integers(1, 500)) + (int(table.depth[parent]) if path else 0)
         kind = Kind(int(rng.integers(4)))
