@@ -9,6 +9,7 @@ that engines and ahead-of-time compiles started in subprocesses see ordinary Tri
 
 import os
 import sys
+from collections.abc import Generator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -26,16 +27,22 @@ PURE = {
         "recurrence/test_piece_plan.py",
     )
 }
+HAS_SGLANG = find_spec("sglang") is not None
+
+
+def needs_sglang(path: Path) -> bool:
+    """Whether a file stands in a folder whose tests need SGLang or torch, all but a few pure files."""
+    return (
+        path.is_relative_to(TESTS)
+        and path.relative_to(TESTS).parts[0] in NEED_SGLANG
+        and path.suffix == ".py"
+        and path not in PURE
+    )
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    """Without SGLang (`make check`), leave out what needs it or torch: whole folders but a few pure files."""
-    if find_spec("sglang") is not None or collection_path.suffix != ".py" or collection_path in PURE:
-        return None
-    needs = collection_path.is_relative_to(TESTS) and (
-        collection_path.relative_to(TESTS).parts[0] in NEED_SGLANG
-    )
-    return True if needs else None
+    """Without SGLang (`make check`), leave those files out: they can't be imported."""
+    return True if not HAS_SGLANG and needs_sglang(collection_path) else None
 
 
 def _collects_kernel_tests(config: pytest.Config) -> bool:
@@ -62,12 +69,26 @@ def pytest_configure(config: pytest.Config) -> None:
         del os.environ["TRITON_INTERPRET"]
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest looks at -m
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    no_sglang = pytest.mark.skip(reason="SGLang is not installed")
+    """Mark what `make check` leaves out, so that `make test` runs the rest with `-m sglang`."""
     no_gpu = pytest.mark.skip(reason="runs compiled kernels: pytest -m gpu, on a machine with a GPU")
-    has_sglang = find_spec("sglang") is not None
     for item in items:
-        if not has_sglang and (item.get_closest_marker("engine") or item.get_closest_marker("sglang")):
-            item.add_marker(no_sglang)
+        if needs_sglang(item.path) or item.get_closest_marker("engine"):
+            item.add_marker(pytest.mark.sglang)
+        if not HAS_SGLANG and item.get_closest_marker("sglang"):
+            item.add_marker(pytest.mark.skip(reason="SGLang is not installed"))
         if config.option.markexpr != "gpu" and item.get_closest_marker("gpu"):
             item.add_marker(no_gpu)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that skips itself for want of a package would be run by neither `make check` nor `make test`."""
+    report = yield
+    if report.skipped and not HAS_SGLANG and "could not import" in str(report.longrepr):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} needs a package of SGLang's: mark it with @pytest.mark.sglang"
+    return report

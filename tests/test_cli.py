@@ -1,19 +1,12 @@
 """The command's frame, and `marconi trace`, as a user calls them."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-
-MAIN = "from marconi_ext.cli import main; main()"
-
-
-def marconi(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", MAIN, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"})
+from command import COMMAND, marconi
 
 
 def test_version_and_help_import_nothing_heavy() -> None:
@@ -51,12 +44,7 @@ def test_trace_info_and_convert_agree(tmp_path: Path) -> None:
 
 
 def test_json_to_stdout_comes_alone(tmp_path: Path) -> None:
-    found = subprocess.run(
-        [sys.executable, "-c", MAIN, "trace", "info", "synthetic:fork", "--json", "-"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
+    found = marconi("trace", "info", "synthetic:fork", "--json", "-", cwd=tmp_path)
     assert json.loads(found.stdout)["requests"] == 48 and not list(tmp_path.iterdir())
 
 
@@ -90,10 +78,11 @@ def test_short_help_and_the_module_are_the_command() -> None:
     for arguments in (("-h",), ("trace", "-h"), ("trace", "info", "-h"), ("model", "-h")):
         found = marconi(*arguments)
         assert found.returncode == 0 and "Usage" in found.stdout, found.stderr
-    module = subprocess.run(
-        [sys.executable, "-m", "marconi_ext", "--version"], capture_output=True, text=True
-    )
-    assert module.stdout == marconi("--version").stdout
+    for start in (COMMAND, (sys.executable, "-m", "marconi_ext")):
+        found = subprocess.run([*start, "--version"], capture_output=True, text=True)
+        assert (found.returncode, found.stdout) == (0, marconi("--version").stdout)
+    refused = subprocess.run([*COMMAND, "trace", "info", "/nowhere"], capture_output=True, text=True)
+    assert refused.returncode == 2 and "marconi: trace /nowhere: no such file" in refused.stderr
 
 
 def test_a_model_that_can_not_be_written_is_told_in_a_line(tmp_path: Path) -> None:

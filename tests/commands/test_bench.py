@@ -1,14 +1,13 @@
 """`marconi bench` against stand-in servers, and once, tiny, against the real engine."""
 
 import json
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command import marconi
 from pydantic import ValidationError
 
 from marconi_ext.commands.bench.run import BenchOptions, groups
@@ -239,11 +238,6 @@ def test_few_sessions_draw_requests_and_say_so(tmp_path: Path) -> None:
     assert (comparison.drawn, comparison.n) == ("requests", 10)
 
 
-def marconi(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", "from marconi_ext.cli import main; main()", "bench", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "120"})
-
-
 @pytest.mark.sglang
 def test_bad_usage_names_the_flag_and_exits_2(tmp_path: Path) -> None:
     trace = ("--trace", "synthetic:agent")
@@ -258,7 +252,7 @@ def test_bad_usage_names_the_flag_and_exits_2(tmp_path: Path) -> None:
         ((*trace, "--max-rate", "nan"), "--max-rate nan"),
         ((*trace, "--model-path", "/nowhere"), "--model-path /nowhere"),
     ):
-        found = marconi(*arguments)
+        found = marconi("bench", *arguments)
         assert found.returncode == 2 and message in found.stderr, found.stderr
 
 
@@ -266,7 +260,9 @@ def test_bad_usage_names_the_flag_and_exits_2(tmp_path: Path) -> None:
 def test_stock_and_extension_on_the_real_engine(tmp_path: Path) -> None:
     small = ("--trace", "synthetic:agent", "--sessions", "2", "--max-output-tokens", "8", "--repeat", "1")
     out, file = tmp_path / "out", tmp_path / "bench.json"
-    found = marconi(*small, "--concurrency", "1", "--side-by-side", "--out", str(out), "--json", str(file))
+    found = marconi(
+        "bench", *small, "--concurrency", "1", "--side-by-side", "--out", str(out), "--json", str(file)
+    )
     assert found.returncode == 0, found.stderr
     (comparison,) = json.loads(file.read_text())["comparisons"]
     stock, ours = comparison["arms"]

@@ -1,12 +1,11 @@
 """The demo end to end against a stand-in server, and once, tiny, against the real engine."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from command import marconi
 from processes import alive
 
 from marconi_ext.commands.demo.run import DemoOptions, Watcher, as_json, run_demo
@@ -150,11 +149,6 @@ def test_options_and_environment(monkeypatch, tmp_path: Path, model: Path) -> No
 def test_arms_are_checked(arms: str) -> None:
     with pytest.raises(BadInputError, match="--arms"):
         choose_arms(arms, 64)
-
-
-def marconi(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", "from marconi_ext.cli import main; main()", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"})
 
 
 @pytest.mark.sglang

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,6 @@ import pytest
 from marconi_ext.commands.doctor import run as doctor
 from marconi_ext.commands.doctor.run import Finding, shown, verdict
 from marconi_ext.results.provenance import engine_command, reinstall_command
-
-with_sglang = pytest.mark.skipif(not find_spec("sglang"), reason="SGLang is not installed")
 
 
 def run(tmp_path: Path, *arguments: str, cwd: Path | None = None, **environment: str):
@@ -33,7 +30,7 @@ def by_check(findings) -> dict[str, doctor.Finding]:
     return {finding.check: finding for finding in findings}
 
 
-@with_sglang
+@pytest.mark.sglang
 def test_this_installation_is_healthy(tmp_path: Path) -> None:
     found, document = run(tmp_path)
     broken = [f for f in document["findings"] if f["status"] == "broken"]
@@ -58,7 +55,7 @@ LLAMA = {
 }
 
 
-@with_sglang
+@pytest.mark.sglang
 def test_flags_are_tried_and_the_verdict_says_what_the_server_would_do(tmp_path: Path) -> None:
     from marconi_ext.models.toy_model import write_model
 

@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from command import COMMAND, marconi
 
 from marconi_ext.results.folder import ResultsFolder, Status, find_results
 from marconi_ext.servers.server import Server, ServerSpec
@@ -29,14 +30,13 @@ def stub(tmp_path: Path, *flags: str, **environment: str) -> Iterator[Server]:
         yield server
 
 
-def command(url: str, out: Path, *options: str) -> list[str]:
-    main = "from marconi_ext.cli import main; main()"
+def arguments(url: str, out: Path, *options: str) -> list[str]:
     traffic = ("--trace", "synthetic:agent", "--limit", str(REQUESTS), "--max-output-tokens", "8")
-    return [sys.executable, "-c", main, "replay", "--url", url, *traffic, "--out", str(out), *options]
+    return ["replay", "--url", url, *traffic, "--out", str(out), *options]
 
 
-def replay(url: str, out: Path, *options: str) -> subprocess.CompletedProcess:
-    return subprocess.run(command(url, out, *options), capture_output=True, text=True, timeout=60)
+def replay(url: str, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return marconi(*arguments(url, out, *options))
 
 
 def results(out: Path):
@@ -165,7 +165,9 @@ def test_a_server_killed_in_the_middle_ends_the_run_with_all_counted(tmp_path: P
     out = tmp_path / "out"
     with stub(tmp_path, STUB_TTFT_S="0.2") as server:
         options = ("--concurrency", "2", "--give-up-after", "4", "--retries", "1")
-        process = subprocess.Popen(command(server.url, out, *options), stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [*COMMAND, *arguments(server.url, out, *options)], stderr=subprocess.PIPE, text=True
+        )
         wait_for_lines(out, 3)
         server.stop()
         assert process.wait(timeout=30) == 1
@@ -179,7 +181,7 @@ def test_a_server_killed_in_the_middle_ends_the_run_with_all_counted(tmp_path: P
 def test_ctrl_c_writes_what_is_there(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with stub(tmp_path, STUB_TTFT_S="0.2") as server:
-        process = subprocess.Popen(command(server.url, out, "--concurrency", "2"))
+        process = subprocess.Popen([*COMMAND, *arguments(server.url, out, "--concurrency", "2")])
         wait_for_lines(out, 3)
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) == 130

@@ -6,22 +6,17 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import matplotlib.image
 import numpy as np
 import pytest
+from command import marconi
 from made_results import write_results
 
 CHARTS = ("ttft", "hit-rate-over-time", "hit-rate-by-length", "loss", "cache-contents", "evictions")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-
-
-def report(*arguments: str | Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", "from marconi_ext.cli import main; main()", "report"]
-    return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +27,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_results(
         folder / "tight", repeats=1, title="<script>alert(1)</script> | x", finished=False, error="Ctrl-C"
     )
-    made = report(folder, "--json", folder / "figures.json")
+    made = marconi("report", folder, "--json", folder / "figures.json")
     assert made.returncode == 0, made.stderr
     assert len(json.loads((folder / "figures.json").read_text())["comparisons"]) == 2
     return folder / "report" / "report.html"
@@ -77,10 +72,10 @@ def test_pictures_and_markdown(page: Path) -> None:
 
 
 def test_what_can_not_be_reported(tmp_path: Path) -> None:
-    nothing = report(tmp_path)
+    nothing = marconi("report", tmp_path)
     assert nothing.returncode == 2 and "not a results folder" in nothing.stderr
     unanswered = write_results(tmp_path / "r", repeats=0)
-    found = report(unanswered)
+    found = marconi("report", unanswered)
     assert found.returncode == 2 and "no request was answered" in found.stderr
     assert "Traceback" not in found.stderr
 

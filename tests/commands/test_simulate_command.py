@@ -1,20 +1,14 @@
 """`marconi simulate` from the command line: the JSON, resuming, and bad input."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command import marconi
 
 from marconi_ext.errors import BadInputError
 from marconi_ext.simulator.capacity import Capacity, parse_capacities
-
-
-def marconi(*arguments: str) -> subprocess.CompletedProcess:
-    code = "import sys; from marconi_ext.cli import main; sys.exit(main())"
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")

@@ -1,19 +1,11 @@
 """`marconi verify`: bad usage ends before a server starts, and differences are shown."""
 
-import os
-import subprocess
-import sys
-
 import pytest
+from command import marconi
 
 from marconi_ext.commands.verify import show as verify_view
 from marconi_ext.commands.verify.run import Compared, Verification, VerifyOptions
 from marconi_ext.errors import CheckFailedError
-
-
-def marconi(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", "from marconi_ext.cli import main; main()", "verify", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "120"})
 
 
 @pytest.mark.parametrize(
@@ -29,7 +21,7 @@ def marconi(*arguments: str) -> subprocess.CompletedProcess:
     ],
 )
 def test_bad_usage_names_the_flag_and_exits_2(arguments: tuple[str, ...], message: str) -> None:
-    found = marconi(*arguments)
+    found = marconi("verify", *arguments)
     assert found.returncode == 2 and message in found.stderr, found.stderr
 
 

@@ -90,7 +90,7 @@ MARKS = ["<|im_start|>", "<|im_end|>", "<|start|>", "<|stop|>", "<|eot|>", "[INS
 
 def tokenizer_with(template: str):
     """Byte-level BPE without merges: each character a token, marks tokens of their own."""
-    transformers = pytest.importorskip("transformers")
+    import transformers
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -103,6 +103,7 @@ def tokenizer_with(template: str):
     return tokenizer
 
 
+@pytest.mark.sglang
 @pytest.mark.parametrize(("name", "expected"), [("chatml", 4), ("llama", 1), ("strict", 2), ("plain", 0)])
 def test_real_templates(name: str, expected: int) -> None:
     tokenizer = tokenizer_with(TEMPLATES[name])
@@ -138,6 +139,7 @@ THINKING = (
 )
 
 
+@pytest.mark.sglang
 @pytest.mark.parametrize("keep", [False, True])
 def test_a_thinking_template_says_where_its_input_ends(keep: bool) -> None:
     """`<think>`, then a line; or an empty block, in which each line is a token: both are left out a turn later."""

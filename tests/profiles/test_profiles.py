@@ -116,10 +116,12 @@ def test_errors_name_the_flag(tmp_path) -> None:
         load_profile(str(tmp_path))
 
 
+@pytest.mark.sglang
 @pytest.mark.parametrize("tp", [1, 2, 8])
 def test_state_bytes_are_what_sglang_allocates(tp: int) -> None:
     """Nemotron-H-8B's shapes through SGLang's own Mamba2StateShape and its bytes per request."""
-    mamba_utils = pytest.importorskip("sglang.srt.configs.mamba_utils")
+    import sglang.srt.configs.mamba_utils as mamba_utils
+
     shape = mamba_utils.Mamba2StateShape.create(
         tp_world_size=tp,
         intermediate_size=128 * 64,

@@ -121,8 +121,10 @@ def test_prompts_of_messages_become_messages_again() -> None:
     assert text.decode(np.append(bare, 10**6)) == "no frames at all"
 
 
+@pytest.mark.sglang
 def test_a_folders_frames_are_found_though_their_ends_are_plain_newlines(tmp_path) -> None:
-    tokenizers = pytest.importorskip("tokenizers")
+    import tokenizers
+
     characters = sorted(set("abcdefghijklmnopqrstuvwxyz<|>\n .?"))
     model = tokenizers.Tokenizer(
         tokenizers.models.BPE(vocab={c: i for i, c in enumerate(characters)}, merges=[])

@@ -151,8 +151,10 @@ def test_follower_forgets_after_a_gap_and_after_a_restart() -> None:
     sender.socket.close(linger=0)
 
 
+@pytest.mark.sglang
 def test_follower_is_brought_what_it_missed() -> None:
-    events = pytest.importorskip("sglang.srt.disaggregation.kv_events")
+    import sglang.srt.disaggregation.kv_events as events
+
     publisher = events.ZmqEventPublisher(
         0, endpoint="tcp://127.0.0.1:*", bind=True, replay_endpoint="tcp://127.0.0.1:*", topic="states"
     )

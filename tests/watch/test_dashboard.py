@@ -6,11 +6,11 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from command import marconi
 
 from sglang_hooks.observe.metrics import METRICS
 
@@ -75,7 +75,6 @@ def test_alerts_fire_for_whom_they_should() -> None:
 
 @pytest.mark.parametrize(("flag", "name"), [([], "grafana.json"), (["--alerts"], "alerts.yml")])
 def test_the_command_prints_what_is_packaged(flag: list[str], name: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from marconi_ext.cli import main; main()", "dashboard", *flag]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    subprocess.run([*command, "--out", str(tmp_path / name)], check=True)
+    printed = marconi("dashboard", *flag).stdout
+    assert marconi("dashboard", *flag, "--out", tmp_path / name).returncode == 0
     assert printed == (DASHBOARDS / name).read_text(encoding="utf-8") == (tmp_path / name).read_text()

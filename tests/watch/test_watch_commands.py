@@ -8,21 +8,14 @@ import pty
 import select
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command import COMMAND, marconi
 
-COMMAND = [sys.executable, "-c", "from marconi_ext.cli import main; main()"]
 ENVIRONMENT = {**os.environ, "COLUMNS": "120", "LINES": "40", "TERM": "xterm"}
-
-
-def marconi(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [*COMMAND, *arguments], capture_output=True, text=True, timeout=120, env=ENVIRONMENT
-    )
 
 
 def test_top_once(server: Any, tmp_path: Path) -> None:
