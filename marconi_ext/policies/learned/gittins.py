@@ -16,19 +16,17 @@ from marconi_ext.policies.currency import Currency
 from marconi_ext.policies.interfaces import WindowedScores
 from marconi_ext.policies.learned.by_kv import ByKv
 from marconi_ext.policies.learned.classes import BASIC, FINE, INSIDE, Classes
+from marconi_ext.policies.learned.ghosts import Ghosts, block_of
 from marconi_ext.policies.learned.gittins_index import GittinsIndex
 from marconi_ext.policies.learned.lru_share import BEFORE, LruShare
 from marconi_ext.policies.table.checkpoints import CheckpointTable, Kind
 
-DEMAND_REQUESTS = 8  # ghosts' demand is recounted this often, and kept up by events in between
-MAX_GHOSTS_SEEN = 64
-BLOCK_ROWS = 4096  # rows that one recount or one refresh goes through: all of them in most pools
 CHANGED_KEPT = 32
 KEPT = 1e30  # added to the score of what LRU's share keeps
 HALF_LIFE_REQUESTS = 4000.0
 # numpy takes microseconds to compare with a member
 _BRANCH, _BOUNDARY, _INPUT_END = map(int, (Kind.BRANCH, Kind.BOUNDARY, Kind.INPUT_END))
-_COLUMNS = ("_label", "_use", "_counted", "_chain", "_born", "_went_on", "_again", "_known", "_bare", "_heir")
+_COLUMNS = ("_label", "_use", "_counted", "_chain", "_born", "_went_on", "_again", "_known", "_bare")
 
 
 @dataclass(frozen=True)
@@ -72,9 +70,8 @@ class Gittins:
         self._bare = np.zeros(n, bool)  # what was held below it has gone: it is its conversation's tail again
         self._tick = 0
         self._from_chain = 0  # chain length that this request's tails inherit
-        self._heir = np.full(n, -1, np.int64)  # the best ghost that a row serves, as far as known
-        self._demand_tick = -DEMAND_REQUESTS
-        self._recount_from = self._account_from = 0  # rows at which the next block of each begins
+        self._ghosts = Ghosts(self._indices, self._index, self._is_known)
+        self._account_from = 0  # row at which the next block begins
         self._changed: deque[int] = deque(maxlen=CHANGED_KEPT)
 
     @property
@@ -100,8 +97,7 @@ class Gittins:
                 self._credit(table, served, tick)
         if tick - self._refreshed >= self._refresh_every(tick):
             self._refresh(table, tick)
-        if tick - self._demand_tick >= DEMAND_REQUESTS:
-            self._recount_demand(table, tick)
+        self._ghosts.request(table, tick)
         if self.variant.follows and served >= 0 and self._known[served]:
             self._account(served, tick)
             self._use[served] = tick  # in demand, if only in place of a deeper one: it is in use again soon
@@ -117,7 +113,7 @@ class Gittins:
         self._use[row] = self._counted[row] = tick
         self._chain[row] = self._from_chain
         self._born[row] = self._went_on[row] = self._again[row] = 0
-        self._heir[row] = -1
+        self._ghosts.forget(row)
         self._bare[row] = False
         self._label[row] = self._classify(table, row)
         if not table.children[row] and self._chain[row] == 0 and table.kind.item(row) != _INPUT_END:
@@ -163,7 +159,7 @@ class Gittins:
         self._again[row] += self._label[row] >= self.classes.tails
         self._label[row] = self._classify(table, row)
         if not table.live[row]:
-            self._ask(table, row, tick)
+            self._ghosts.ask(table, row, tick)
 
     def _account(self, row: int, tick: int) -> None:
         if tick > self._counted[row]:
@@ -189,7 +185,7 @@ class Gittins:
 
     def _settle(self, table: CheckpointTable, tick: int) -> None:
         """Tell the index what records lived through."""
-        rows, self._account_from = _block(self._account_from, table.size)
+        rows, self._account_from = block_of(self._account_from, table.size)
         rows = rows[self._known[rows] & (self._counted[rows] < tick)]
         use = self._use[rows]
         self.index.expose(self._label[rows], self._counted[rows] - use, tick - use)
@@ -240,8 +236,8 @@ class Gittins:
         self._fit(len(table.live))
         newcomers = (~table.live[rows]).nonzero()[0]
         for row in rows[newcomers].tolist():
-            self._foresee(table, row, tick)
-        total = self._indices(rows, tick) + self._demand(table, rows, tick)
+            self._ghosts.foresee(table, row, tick)
+        total = self._indices(rows, tick) + self._ghosts.demand(table, rows, tick)
         worth = self.currency.worth(table.depth[rows], self._above(table, rows))
         value = total * worth / self.currency.whole_cost_bytes(table, rows)
         if self.lru is not None and self.lru.kept:
@@ -258,16 +254,11 @@ class Gittins:
         """As `scores`, of one row: the same to the bit."""
         if not table.live[row]:
             self._fit(len(table.live))
-            self._foresee(table, row, tick)
-        total = self._index(row, tick) + self._demand_of(table, row, tick)
+            self._ghosts.foresee(table, row, tick)
+        total = self._index(row, tick) + self._ghosts.demand_of(table, row, tick)
         worth = self.currency.worth(table.depth.item(row), self._above_one(table, row))
         value = float(total * worth / self.currency.whole_cost_bytes(table, row))
         return value + KEPT if self.lru is not None and row in self.lru.kept else value
-
-    def _foresee(self, table: CheckpointTable, row: int, tick: int) -> None:
-        """Find what a newcomer would serve if it were held."""
-        below = np.array(self._ghosts_below(table, row), np.int64)
-        self._heir[row] = below[self._indices(below, tick).argmax()] if len(below) else -1
 
     def _above(self, table: CheckpointTable, rows: np.ndarray) -> np.ndarray:
         """Depth of the nearest live state above that will last: a superseded one that only a running request
@@ -298,65 +289,19 @@ class Gittins:
             index[uses < self.lru.unused_since] *= BEFORE
         return index
 
+    def _is_known(self) -> np.ndarray:
+        """By row: whether it is a record that the policy was told of."""
+        return self._known
+
     def _index(self, row: int, tick: int) -> float:
         use = self._use.item(row)
         index = self.index.at_one(self._label.item(row), tick - use)
         before = self.lru is not None and self.lru.anew(tick) and use < self.lru.unused_since
         return index * BEFORE if before else index
 
-    def _demand(self, table: CheckpointTable, rows: np.ndarray, tick: int) -> np.ndarray:
-        """Index of the best ghost known below each row; 0 where it is gone, live again or served by another."""
-        demand, heirs = np.zeros(len(rows)), self._heir[rows]
-        having = (heirs >= 0).nonzero()[0]
-        heirs, rows = heirs[having], rows[having]
-        valid = (table.owner[heirs] == rows) | ~table.live[rows]
-        valid &= self._known[heirs] & ~table.live[heirs]
-        demand[having] = self._indices(heirs, tick) * valid
-        return demand
-
-    def _demand_of(self, table: CheckpointTable, row: int, tick: int) -> float:
-        """As `_demand`, of one row."""
-        heir = self._heir.item(row)
-        if heir < 0 or not self._known[heir] or table.live[heir]:
-            return 0.0
-        serves = table.owner.item(heir) == row or not table.live[row]
-        return self._index(heir, tick) if serves else 0.0
-
-    def _recount_demand(self, table: CheckpointTable, tick: int) -> None:
-        """Look whether other ghosts are better now than those followed, which have aged."""
-        rows, self._recount_from = _block(self._recount_from, table.size)
-        ghosts = rows[self._known[rows] & ~table.live[rows] & (table.owner[rows] >= 0)]
-        index = self._indices(ghosts, tick)
-        better = np.flatnonzero(index > self._demand(table, table.owner[ghosts], tick))
-        better = better[np.argsort(index[better], kind="stable")]
-        self._heir[table.owner[ghosts[better]]] = ghosts[better]  # the last one written is the best
-        self._demand_tick = tick
-
-    def _ask(self, table: CheckpointTable, ghost: int, tick: int) -> None:
-        """`ghost` would have been of use: the live state above it may have to serve in its place."""
-        owner = int(table.owner[ghost])
-        if owner < 0 or not self._known[ghost] or table.live[ghost]:
-            return
-        if self._index(ghost, tick) > self._demand_of(table, owner, tick):
-            self._heir[owner] = ghost
-
     def gone(self, table: CheckpointTable, row: int, tick: int) -> None:
         """The state at `row` was evicted or refused: what it served falls to the state above."""
-        self._ask(table, row, tick)
-        if self._heir[row] >= 0:
-            self._ask(table, int(self._heir[row]), tick)
-
-    def _ghosts_below(self, table: CheckpointTable, row: int) -> list[int]:
-        """Ghosts that a state at `row` would serve; of a wide subtree the most recent ones."""
-        found: list[int] = []
-        stack = table.children[row][-MAX_GHOSTS_SEEN:]
-        while stack and len(found) < MAX_GHOSTS_SEEN:
-            child = stack.pop()
-            if not table.live[child]:
-                if self._known[child]:
-                    found.append(child)
-                stack += table.children[child][-MAX_GHOSTS_SEEN:]
-        return found
+        self._ghosts.gone(table, row, tick)
 
     def class_name(self, row: int) -> str:
         """The class that a known row is in."""
@@ -370,19 +315,11 @@ class Gittins:
         if rows > len(self._known):
             for name in _COLUMNS:
                 old = getattr(self, name)
-                more = np.full(rows - len(old), -1 if name == "_heir" else 0, old.dtype)
-                setattr(self, name, np.concatenate([old, more]))
+                setattr(self, name, np.concatenate([old, np.zeros(rows - len(old), old.dtype)]))
+            self._ghosts.fit(rows)
 
 
 class GittinsBasic(Gittins):
     """With fewer classes, of which nothing is expected before it is seen, and no thought of change."""
 
     variant = Variant(BASIC, refresh_requests=64, follows=False)
-
-
-def _block(start: int, rows: int) -> tuple[np.ndarray, int]:
-    """The next BLOCK_ROWS rows from `start`, and where to go on; all rows where there are no more."""
-    if rows <= BLOCK_ROWS:
-        return np.arange(rows), 0
-    stop = min(start + BLOCK_ROWS, rows)
-    return np.arange(start, stop), stop if stop < rows else 0

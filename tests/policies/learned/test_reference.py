@@ -95,7 +95,7 @@ class TheFastPolicyIsTheEquation(RuleBasedStateMachine):
     def the_values_are_equal(self) -> None:
         policy, table, tick = self.policy, self.table, self.runtime.tick
         policy._fit(len(table.live))
-        policy._recount_demand(table, tick)  # between two recounts a better ghost may not be known yet
+        policy._ghosts.recount(table, tick)  # between two recounts a better ghost may not be known yet
         rows = table.rows()
         if not len(rows):
             return
