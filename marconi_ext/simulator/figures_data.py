@@ -7,8 +7,8 @@ paper says in words; values it only draws aren't guessed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -20,16 +20,15 @@ from marconi_ext.simulator.cell import Options
 from marconi_ext.simulator.sweep import run_cells
 from marconi_ext.simulator.workload import Workload, load_workload
 from marconi_ext.traces import synthetic
+from marconi_ext.traces.synthetic import GENERATORS
 
-ARTIFACT = {
-    "vLLM+": "artifact-vllm",
-    "SGLang+": "artifact-lru",
-    "Marconi": "artifact-marconi",
-    "ours": "gittins",
-}
-CORRECTED = {"vLLM+": "vllm+", "SGLang+": "sglang+", "Marconi": "marconi", "ours": "gittins"}
+ARTIFACT = {"vLLM+": "artifact-vllm", "SGLang+": "artifact-lru", "Marconi": "artifact-marconi"}
+CORRECTED = {"vLLM+": "vllm+", "SGLang+": "sglang+", "Marconi": "marconi"}
+CONTENTION = ("state_evictions", "refusals", "nodes")  # counts of a cell; the last is the paper's simulator's
+OWN = ("gittins",)  # beside the paper's three
 TRAFFIC = {"lmsys": (1, 2, 4), "sharegpt": (2, 4, 8), "swe-agent": (4, 8, 16)}  # cache sizes (GB)
 CONTENTION_GB = (2, 4, 8, 12, 16, 24)
+ARRIVAL_SESSIONS = 60  # of figure 13
 MODEL_REQUESTS = 300  # of figures 12a and 12b: vLLM+ offers a state every 32 tokens, which takes its time
 BINS = (0, 1_000, 2_000, 4_000, 8_000, 16_000, 10**9)
 
@@ -47,24 +46,56 @@ PAPER = {
 
 @dataclass(frozen=True)
 class Scope:
-    """What figures are drawn from. `traces`: name -> loader of a seed's workload."""
+    """What figures are drawn from. `traces`: name -> loader of a seed's workload.
+
+    own: policies beside the paper's three, by the names of `marconi simulate`
+    sessions: of each traffic; None: as many as usual
+    shares: what caches are cut down to, as less traffic fills less; by name, 1 where it isn't there
+    """
 
     traces: dict[str, Callable[[int], Workload]]
     sizes_gb: dict[str, tuple[float, ...]]
     seeds: int
     processes: int
     advance: Callable[[str], None] = lambda title: None
+    own: tuple[str, ...] = OWN
+    sessions: int | None = None
+    shares: Mapping[str, float] = field(default_factory=dict)
+
+    def policies(self, paper: dict[str, str]) -> dict[str, str]:
+        """Title -> name of all that are drawn."""
+        return paper | {name: name for name in self.own}
+
+    def scaled(self, name: str, sizes_gb: tuple[float, ...]) -> tuple[float, ...]:
+        """Cache sizes for this traffic, to three digits."""
+        return tuple(float(f"{size * self.shares.get(name, 1.0):.3g}") for size in sizes_gb)
 
 
 def synthetic_scope(
-    seeds: int, processes: int, sessions: int | None, advance: Callable[[str], None]
+    seeds: int,
+    processes: int,
+    sessions: int | None,
+    advance: Callable[[str], None] = lambda title: None,
+    own: tuple[str, ...] = OWN,
 ) -> Scope:
-    """The three kinds of traffic of the paper, seeded."""
+    """The three kinds of traffic of the paper, seeded; with fewer sessions than usual, and caches to match."""
 
     def loader(name: str) -> Callable[[int], Workload]:
         return lambda seed: load_workload(name, seed, synthetic(name, seed=seed, sessions=sessions))
 
-    return Scope({name: loader(name) for name in TRAFFIC}, TRAFFIC, seeds, processes, advance)
+    traces = {name: loader(name) for name in TRAFFIC}
+    shares = {} if sessions is None else {name: share(traces[name](0), sessions) for name in TRAFFIC}
+    scope = Scope(traces, {}, seeds, processes, advance, own, sessions, shares)
+    return replace(scope, sizes_gb={name: scope.scaled(name, sizes) for name, sizes in TRAFFIC.items()})
+
+
+def share(workload: Workload, sessions: int) -> float:
+    """What part of their usual sizes caches have for so many sessions: their part of the usual ones, but never less
+    than one of the longest sequences takes."""
+    usual: int = GENERATORS[workload.name][0].sessions  # type: ignore[attr-defined]
+    profile, longest = paper_7b(), int(workload.prompt_tokens.max())
+    least_gb = (longest * profile.kv_bytes_per_token + 4 * profile.state_bytes) / 1e9
+    return min(1.0, max(sessions / usual, least_gb / TRAFFIC[workload.name][0]))
 
 
 def sweep(
@@ -91,6 +122,7 @@ def sweep(
             "seed": workload.seed,
             "policy": titles[cell["policy"]],
             "capacity_gb": cell["capacity_bytes"] / 1e9,
+            "contended": sum(count for name, count in cell["evictions"].items() if name in CONTENTION),
             "token_hit_rate": cell["token_hit_rate"],
             "flops_saved_fraction": cell["flops_saved_fraction"],
             "hits": cell["hits"],
@@ -104,7 +136,7 @@ def base_rows(scope: Scope) -> tuple[list[dict], list[dict]]:
         for seed in range(scope.seeds):
             scope.advance(f"figures 7, 8, 10: {name}, seed {seed}")
             workload = load(seed)
-            for row in sweep(scope, workload, ARTIFACT, scope.sizes_gb[name], paper_7b()):
+            for row in sweep(scope, workload, scope.policies(ARTIFACT), scope.sizes_gb[name], paper_7b()):
                 hits = np.array(row.pop("hits"))
                 cells.append(row)
                 lengths += by_length(row, workload.prompt_tokens, hits)
@@ -139,8 +171,8 @@ def contention_rows(scope: Scope) -> list[dict]:
     """Figure 11: one agent trace, cache sizes from starved to ample."""
     name = list(scope.traces)[-1]
     scope.advance(f"figure 11: {name}")
-    sizes = CONTENTION_GB if name in TRAFFIC else scope.sizes_gb[name]
-    return _without_hits(sweep(scope, scope.traces[name](0), ARTIFACT, sizes, paper_7b()))
+    sizes = scope.scaled(name, CONTENTION_GB) if name in TRAFFIC else scope.sizes_gb[name]
+    return _without_hits(sweep(scope, scope.traces[name](0), scope.policies(ARTIFACT), sizes, paper_7b()))
 
 
 def composition_rows(scope: Scope) -> list[dict]:
@@ -160,9 +192,16 @@ def arrival_rows(scope: Scope) -> list[dict]:
         for response_s in (5.0, 10.0):
             scope.advance(f"figure 13: {sessions_per_s} sessions/s, {response_s} s")
             sizes = {"sessions_per_s": sessions_per_s, "response_s": response_s}
-            workload = load_workload("swe-agent", 0, synthetic("swe-agent", seed=0, sessions=60, **sizes))
-            rows += _without_hits(sweep(scope, workload, ARTIFACT, (8.0,), paper_7b(), **sizes))
+            asked = scope.sessions or ARRIVAL_SESSIONS
+            workload = load_workload("swe-agent", 0, synthetic("swe-agent", seed=0, sessions=asked, **sizes))
+            policies, size = scope.policies(ARTIFACT), scope.scaled("swe-agent", (8.0,))
+            rows += _without_hits(sweep(scope, workload, policies, size, paper_7b(), **sizes))
     return rows
+
+
+def idle(rows: list[dict]) -> bool:
+    """Whether no cache of a figure had to evict or to refuse anything, so that its policies can't differ by it."""
+    return bool(rows) and not any(row.get("contended", 1) for row in rows)
 
 
 def paper_profile(attention: int, mamba: int, state_dim: int = paper.N) -> ModelProfile:
@@ -183,7 +222,9 @@ def _model_rows(scope: Scope, title: str, label: str, models: dict) -> list[dict
         scope.advance(f"{title}: {label} {value}")
         size = scope.sizes_gb[name][len(scope.sizes_gb[name]) // 2]
         rows += _without_hits(
-            sweep(scope, workload, CORRECTED, (size,), paper_profile(*layers), **{label: value})
+            sweep(
+                scope, workload, scope.policies(CORRECTED), (size,), paper_profile(*layers), **{label: value}
+            )
         )
     return rows
 

@@ -9,12 +9,28 @@ import numpy as np
 
 from marconi_ext.simulator.figures_data import PAPER
 
-STYLE = {  # policy -> grey level, hatch, marker, line
+Style = tuple[str, str, str, str]
+"""Grey level, hatch, marker, line."""
+
+PAPERS: dict[str, Style] = {
     "vLLM+": ("0.95", "", "s", ":"),
     "SGLang+": ("0.75", "//", "^", "--"),
     "Marconi": ("0.5", "..", "o", "-."),
-    "ours": ("0.2", "", "D", "-"),
 }
+OWN: tuple[Style, ...] = (
+    ("0.2", "", "D", "-"),
+    ("0.35", "xx", "v", "-"),
+    ("0.6", "\\\\", "P", "-"),
+    ("0.1", "oo", "*", "-"),
+)
+
+
+def styles(rows: list[dict]) -> dict[str, Style]:
+    """A style for each policy of the rows: the paper's three, then our own."""
+    names = _unique(rows, "policy")
+    own = [name for name in names if name not in PAPERS]
+    given = {name: OWN[number % len(OWN)] for number, name in enumerate(own)}
+    return {name: style for name, style in PAPERS.items() if name in names} | given
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
@@ -25,11 +41,14 @@ def write_csv(path: Path, rows: list[dict]) -> None:
         writer.writerows(rows)
 
 
-def figure_7(cells: list[dict], out: Path) -> None:
+def figure_7(cells: list[dict], out: Path, note: str = "") -> None:
     """Token hit rate by traffic and policy: mean, and range over cache sizes and seeds."""
     traces = _unique(cells, "trace")
-    figure, axes = _canvas("token hit rate (% of prompt tokens)")
-    for i, policy in enumerate(STYLE):
+    figure, axes = _canvas(
+        "token hit rate (% of prompt tokens)", "Figure 7: token hit rate by traffic" + note
+    )
+    style = styles(cells)
+    for i, policy in enumerate(style):
         values = [
             [100 * c["token_hit_rate"] for c in cells if (c["trace"], c["policy"]) == (t, policy)]
             for t in traces
@@ -40,12 +59,12 @@ def figure_7(cells: list[dict], out: Path) -> None:
             np.maximum(0, means - [min(v) for v in values]),
             np.maximum(0, [max(v) for v in values] - means),
         ]
-        places = np.arange(len(traces)) + 0.2 * (i - 1.5)
-        shade, hatch, _, _ = STYLE[policy]
+        places, width = _places(len(traces), i, len(style))
+        shade, hatch, _, _ = style[policy]
         axes.bar(
             places,
             means,
-            0.18,
+            width,
             yerr=spread,
             capsize=2,
             color=shade,
@@ -57,7 +76,7 @@ def figure_7(cells: list[dict], out: Path) -> None:
     for trace in traces:
         rates = {
             p: np.mean([c["token_hit_rate"] for c in cells if (c["trace"], c["policy"]) == (trace, p)])
-            for p in STYLE
+            for p in style
         }
         factor = rates["Marconi"] / max(rates["vLLM+"], 1e-9)
         told = f", paper {PAPER['7'][trace]:g}×" if trace in PAPER["7"] else ""
@@ -67,14 +86,14 @@ def figure_7(cells: list[dict], out: Path) -> None:
     _save(figure, axes, out, "figure_7")
 
 
-def figure_8(rows: list[dict], out: Path) -> None:
+def figure_8(rows: list[dict], out: Path, note: str = "") -> None:
     """Distribution of the gain over SGLang+ across traffic, cache sizes and seeds."""
-    figure, axes = _canvas("share of cells (%)")
-    for policy in ("Marconi", "ours"):
+    figure, axes = _canvas("share of cells (%)", "Figure 8: gain over SGLang+" + note)
+    for policy in (name for name in styles(rows) if name not in ("vLLM+", "SGLang+")):
         for trace, marker in zip(_unique(rows, "trace"), "osD^v<>p", strict=False):
             gains = np.sort([r["gain_percent"] for r in rows if (r["trace"], r["policy"]) == (trace, policy)])
             share = 100 * (np.arange(len(gains)) + 1) / len(gains)
-            dark = policy == "ours"
+            dark = policy not in PAPERS
             axes.plot(gains, share, "-" if dark else "--", marker=marker, color="0.1" if dark else "0.5",
                       markersize=4, label=f"{policy}, {trace}")  # fmt: skip
     for trace, value in PAPER["8"].items():
@@ -86,16 +105,20 @@ def figure_8(rows: list[dict], out: Path) -> None:
     _save(figure, axes, out, "figure_8")
 
 
-def figure_10(rows: list[dict], out: Path) -> None:
+def figure_10(rows: list[dict], out: Path, note: str = "") -> None:
     """Who gains and who pays: difference to SGLang+ by prompt length, on the last traffic."""
     trace = _unique(rows, "trace")[-1]
-    figure, axes = _canvas("difference in token hit rate to SGLang+ (points)")
+    figure, axes = _canvas(
+        "difference in token hit rate to SGLang+ (points)",
+        "Figure 10: who gains and who pays, by prompt length",
+    )
     bins = sorted({(r["from_tokens"], r["to_tokens"]) for r in rows if r["trace"] == trace})
-    for i, policy in enumerate(("Marconi", "ours")):
+    shown = {name: style for name, style in styles(rows).items() if name not in ("vLLM+", "SGLang+")}
+    for i, policy in enumerate(shown):
         heights = [100 * (_mean(rows, trace, policy, b) - _mean(rows, trace, "SGLang+", b)) for b in bins]
-        shade, hatch, _, _ = STYLE[policy]
-        places = np.arange(len(bins)) + 0.4 * (i - 0.5)
-        axes.bar(places, heights, 0.38, color=shade, hatch=hatch, edgecolor="black", label=policy)
+        shade, hatch, _, _ = shown[policy]
+        places, width = _places(len(bins), i, len(shown))
+        axes.bar(places, heights, width, color=shade, hatch=hatch, edgecolor="black", label=policy)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xticks(range(len(bins)), [f"{low // 1000}k–{high // 1000}k" if high < 10**9 else f"≥ {low // 1000}k"
                                        for low, high in bins])  # fmt: skip
@@ -108,9 +131,11 @@ def figure_10(rows: list[dict], out: Path) -> None:
     _save(figure, axes, out, "figure_10")
 
 
-def figure_11(rows: list[dict], out: Path) -> None:
+def figure_11(rows: list[dict], out: Path, note: str = "") -> None:
     """Token hit rate against cache size, with Marconi's gain over SGLang+ written in."""
-    figure, axes = _canvas("token hit rate (% of prompt tokens)")
+    figure, axes = _canvas(
+        "token hit rate (% of prompt tokens)", "Figure 11: from starved to ample caches" + note
+    )
     _lines(axes, rows, "capacity_gb")
     sizes = sorted(_unique(rows, "capacity_gb"))
     for size in sizes:
@@ -126,25 +151,29 @@ def figure_11(rows: list[dict], out: Path) -> None:
     _save(figure, axes, out, "figure_11")
 
 
-def figure_12(rows: list[dict], label: str, title: str, name: str, out: Path) -> None:
+def figure_12(rows: list[dict], label: str, title: str, name: str, out: Path, note: str = "") -> None:
     """Token hit rate by a property of the model."""
-    figure, axes = _canvas("token hit rate (% of prompt tokens)")
+    figure, axes = _canvas(
+        "token hit rate (% of prompt tokens)",
+        f"Figure {name.removeprefix('figure_')}: token hit rate by {title}",
+    )
     values = _unique(rows, label)
-    for i, policy in enumerate(STYLE):
+    style = styles(rows)
+    for i, policy in enumerate(style):
         heights = [
             100 * next(r["token_hit_rate"] for r in rows if (r[label], r["policy"]) == (v, policy))
             for v in values
         ]
-        shade, hatch, _, _ = STYLE[policy]
-        places = np.arange(len(values)) + 0.2 * (i - 1.5)
-        axes.bar(places, heights, 0.18, color=shade, hatch=hatch, edgecolor="black", label=policy)
+        shade, hatch, _, _ = style[policy]
+        places, width = _places(len(values), i, len(style))
+        axes.bar(places, heights, width, color=shade, hatch=hatch, edgecolor="black", label=policy)
     axes.set_xticks(range(len(values)), [str(v) for v in values])
     told = ", ".join(f"{value}: {gain}" for value, gain in PAPER[name.removeprefix("figure_")].items())
     axes.set_xlabel(f"{title}\npaper, Marconi's gain over vLLM+: {told}", fontsize=8)
     _save(figure, axes, out, name)
 
 
-def figure_13(rows: list[dict], out: Path) -> None:
+def figure_13(rows: list[dict], out: Path, note: str = "") -> None:
     """Token hit rate against the rate of session starts, one panel a response time."""
     from matplotlib import pyplot
 
@@ -156,16 +185,25 @@ def figure_13(rows: list[dict], out: Path) -> None:
         axes.set_title(f"mean response time {response:g} s", fontsize=9)
     panels[0].set_ylabel("token hit rate (% of prompt tokens)")
     told = ", ".join(f"{rate:g}/s: {hits:g} %" for rate, hits in PAPER["13"].items())
-    figure.suptitle(f"paper, Marconi, larger traffic: {told}", fontsize=8)
+    figure.suptitle(
+        f"Figure 13: token hit rate by the rate of sessions (paper, Marconi, larger traffic: {told})",
+        fontsize=9,
+    )
     _save(figure, panels[-1], out, "figure_13")
 
 
 def _lines(axes, rows: list[dict], label: str) -> None:
-    for policy, (_, _, marker, line) in STYLE.items():
+    for policy, (_, _, marker, line) in styles(rows).items():
         mine = sorted((r[label], 100 * r["token_hit_rate"]) for r in rows if r["policy"] == policy)
-        shade = "0.0" if policy == "ours" else "0.45"
+        shade = "0.45" if policy in PAPERS else "0.0"
         axes.plot(*zip(*mine, strict=True), line, marker=marker, color=shade, markersize=5, label=policy)
     axes.grid(alpha=0.3)
+
+
+def _places(groups: int, number: int, bars: int) -> tuple[np.ndarray, float]:
+    """Where the bars of one policy stand, and how wide they are."""
+    width = 0.8 / bars
+    return np.arange(groups) + width * (number - (bars - 1) / 2), 0.9 * width
 
 
 def _mean(rows: list[dict], trace: str, policy: str, bounds: tuple[int, int]) -> float:
@@ -182,22 +220,24 @@ def _unique(rows: list[dict], key: str) -> list:
     return list(dict.fromkeys(row[key] for row in rows))
 
 
-def _canvas(ylabel: str):
+def _canvas(ylabel: str, title: str):
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(6.4, 3.8))
+    figure, axes = pyplot.subplots(figsize=(7.6, 3.9))
     axes.set_ylabel(ylabel)
+    axes.set_title(title, fontsize=10)
     return figure, axes
 
 
 def _save(figure, axes, out: Path, name: str) -> None:
+    """The legend stands beside the last axes, and nothing is cut off at the edges."""
     from matplotlib import pyplot
 
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
     figure.tight_layout()
-    figure.savefig(out / f"{name}.png", dpi=150)
-    figure.savefig(out / f"{name}.svg")
+    for ending in ("png", "svg"):
+        figure.savefig(out / f"{name}.{ending}", dpi=150, bbox_inches="tight")
     pyplot.close(figure)

@@ -134,6 +134,20 @@ def test_figures_take_a_capacity_with_a_trace_only(tmp_path) -> None:
     assert not (tmp_path / "f").exists()
 
 
+def test_csv_and_plot(trace, tmp_path) -> None:
+    """A row a cell, and a figure; what can't be written is told before anything runs."""
+    csv, plot = tmp_path / "o.csv", tmp_path / "o.svg"
+    base = ("simulate", "--trace", str(trace), "--policy", "lru,gittins", "--capacity", "slots=2;slots=4")
+    done = marconi(*base, "--processes", "1", "--csv", str(csv), "--plot", str(plot))
+    assert done.returncode == 0, done.stderr
+    header, *rows = csv.read_text().splitlines()
+    assert len(rows) == 4 and {"policy", "slots", "token_hit_rate", "ttft_p95_ms"} <= set(header.split(","))
+    assert plot.read_text().startswith("<?xml")
+    for flag in ("--csv", "--plot"):
+        refused = marconi(*base, flag, str(tmp_path / "none" / "o.svg"))
+        assert refused.returncode == 2 and flag in refused.stderr
+
+
 def test_against_says_what_was_dropped_and_asked_for(tmp_path: Path) -> None:
     flags = ["--trace", "synthetic:tree-search", "--limit", "60", "--capacity", "slots=4", "--processes", "1"]
     out = tmp_path / "against.json"

@@ -12,13 +12,41 @@ from marconi_ext.simulator import figures_plot as plot
 
 @pytest.fixture(scope="module")
 def scope() -> data.Scope:
-    base = data.synthetic_scope(1, 1, 5, lambda title: None)
+    base = data.synthetic_scope(1, 1, 5)
     return data.Scope(base.traces, {name: (1.0,) for name in base.traces}, 1, 1)
+
+
+def test_caches_shrink_with_the_traffic_but_hold_a_sequence() -> None:
+    full, few = data.synthetic_scope(1, 1, None), data.synthetic_scope(1, 1, 5)
+    assert dict(full.sizes_gb) == {name: tuple(map(float, sizes)) for name, sizes in data.TRAFFIC.items()}
+    for name, sizes in few.sizes_gb.items():
+        longest = int(few.traces[name](0).prompt_tokens.max()) * paper_7b().kv_bytes_per_token
+        assert longest / 1e9 < sizes[0] < data.TRAFFIC[name][0]
+
+
+def test_figures_where_nothing_was_evicted_are_told(scope) -> None:
+    name = next(iter(scope.traces))
+    rows = {
+        size: list(
+            data.sweep(scope, scope.traces[name](0), scope.policies(data.ARTIFACT), (size,), paper_7b())
+        )
+        for size in (0.2, 1_000.0)
+    }
+    assert not data.idle(rows[0.2]) and data.idle(rows[1_000.0])
+    assert not data.idle([{"gain_percent": 1.0}])  # rows of no cache
+
+
+def test_own_policies_are_drawn_beside_the_papers(tmp_path) -> None:
+    names = [*plot.PAPERS, "gittins", "lru"]
+    cells = [{"trace": "a", "policy": name, "token_hit_rate": 0.1 * n} for n, name in enumerate(names)]
+    assert list(plot.styles(cells)) == names and len(set(plot.styles(cells).values())) == len(names)
+    plot.figure_7(cells, tmp_path)
+    assert (tmp_path / "figure_7.svg").exists()
 
 
 def test_figures_7_8_and_10_are_drawn_from_one_sweep(scope, tmp_path) -> None:
     cells, lengths = data.base_rows(scope)
-    assert {c["policy"] for c in cells} == set(plot.STYLE) and all("hits" not in c for c in cells)
+    assert {c["policy"] for c in cells} == {*plot.PAPERS, *data.OWN} and all("hits" not in c for c in cells)
     gains = data.gains(cells, "SGLang+")
     plot.figure_7(cells, tmp_path)
     plot.figure_8(gains, tmp_path)
@@ -33,7 +61,7 @@ def test_figures_7_8_and_10_are_drawn_from_one_sweep(scope, tmp_path) -> None:
 def test_rates_that_hardly_differ_have_whiskers_of_no_length(tmp_path) -> None:
     """The mean of three equal rates may be a rounding error more than the largest of them."""
     rate = next(r for r in np.arange(1, 100) / 1_000 if np.mean([100 * r] * 3) > 100 * r)
-    names = [(trace, policy) for trace in ("a", "b") for policy in plot.STYLE]
+    names = [(trace, policy) for trace in ("a", "b") for policy in (*plot.PAPERS, *data.OWN)]
     cells = [{"trace": trace, "policy": policy, "token_hit_rate": rate} for trace, policy in names] * 3
     plot.figure_7(cells, tmp_path)
     assert (tmp_path / "figure_7.png").exists()
@@ -42,7 +70,7 @@ def test_rates_that_hardly_differ_have_whiskers_of_no_length(tmp_path) -> None:
 def test_other_figures_are_drawn(tmp_path) -> None:
     def rows(label, values):
         return [{label: v, "policy": p, "token_hit_rate": 0.1 * i, "response_s": 5.0 + (i % 2)}
-                for v in values for i, p in enumerate(plot.STYLE, start=1)]  # fmt: skip
+                for v in values for i, p in enumerate((*plot.PAPERS, *data.OWN), start=1)]  # fmt: skip
 
     plot.figure_11(rows("capacity_gb", (1.0, 2.0)), tmp_path)
     plot.figure_12(rows("ratio", ("1:2", "1:4")), "ratio", "attention : SSM layers", "figure_12a", tmp_path)

@@ -62,12 +62,15 @@ def simulate(
             metavar="POLICY", help="Show what this one (e.g. clairvoyant) was served and others weren't."
         ),
     ] = None,
-    csv: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="With --servers: the table as CSV.")
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all cells as CSV.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw hit rate over capacity (.png, .svg, .pdf).")
     ] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE|-", help="Write all cells as JSON.")] = None,
 ) -> None:
     """Simulate cache policies on a trace: token hit rate, FLOPs saved, and what was lost to which cause."""
+    from marconi_ext.commands.simulate.export import plot as draw
+    from marconi_ext.commands.simulate.export import write_csv
     from marconi_ext.commands.simulate.run import Sweep, run_sweep
     from marconi_ext.commands.simulate.show import WIDTH, print_cells
     from marconi_ext.errors import BadInputError
@@ -80,7 +83,8 @@ def simulate(
     from marconi_ext.simulator.sweep import Results, default_processes
     from marconi_ext.traces.source import Reading
 
-    check_writable(json)
+    for flag, path in (("--json", json), ("--csv", csv), ("--plot", plot)):
+        check_writable(path, flag)
     if objective not in ("flops", "tokens"):
         raise BadInputError(f"--objective {objective}: want flops or tokens")
     if gpu not in GPUS:
@@ -107,21 +111,23 @@ def simulate(
     if servers is not None:
         from marconi_ext.commands.simulate.fleet import parse_fleets, run_fleets
 
-        if resume or per_request:
-            raise BadInputError("--servers: takes neither --resume nor --per-request")
-        check_writable(csv, "--csv")
+        if resume or per_request or plot:
+            raise BadInputError("--servers: takes neither --resume nor --per-request nor --plot")
         run_fleets(sweep, *parse_fleets(servers, routing), json, csv)
         return
-    if csv is not None:
-        raise BadInputError("--csv: needs --servers")
     if against is not None:
         from marconi_ext.commands.simulate.against import run_against
 
-        if resume or per_request:
-            raise BadInputError("--against: takes neither --resume nor --per-request")
+        if resume or per_request or csv or plot:
+            raise BadInputError("--against: takes neither --resume nor --per-request nor --csv nor --plot")
         run_against(sweep, parse_policy(against), json)
         return
     header = sweep.header(tp=tp, ssm_dtype=ssm_dtype, kv_dtype=kv_dtype)
     results = Results(json, header, resume)
     ran = run_sweep(sweep, results)
-    print_cells(tables(json, WIDTH), results.cells if resume else ran)
+    cells = results.cells if resume else ran
+    print_cells(tables(json, WIDTH), cells)
+    if csv is not None:
+        write_csv(csv, cells)
+    if plot is not None:
+        draw(plot, cells)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from functools import partial
 from itertools import product
 from pathlib import Path
 
 from rich.table import Table
 
+from marconi_ext.commands.simulate.export import write_csv
 from marconi_ext.commands.simulate.run import Sweep, read
 from marconi_ext.errors import BadInputError
 from marconi_ext.output import tables, write_json
@@ -58,7 +58,7 @@ def run_fleets(
     if json is not None:
         write_json(json, {"model": sweep.profile.name, "cells": cells})
     if out is not None:
-        _write_csv(out, cells)
+        write_csv(out, cells)
 
 
 def _show(cells: list[dict], json: Path | None) -> None:
@@ -92,16 +92,3 @@ def _show(cells: list[dict], json: Path | None) -> None:
             f"{cell['seconds']:.1f}",
         )
     tables(json, 150).print(table)
-
-
-def _write_csv(path: Path, cells: list[dict]) -> None:
-    rows = [{k: v for k, v in cell.items() if not isinstance(v, dict | list)} for cell in cells]
-    for row, cell in zip(rows, cells, strict=True):
-        row |= {f"ttft_{name}": value for name, value in cell["ttft_estimate"].items()}
-    try:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-    except OSError as error:
-        raise BadInputError(f"--csv {path}: {error.strerror}") from None
