@@ -3,6 +3,7 @@
 from sglang_hooks.cpu_platform import (
     attention,
     delta_operators,
+    device_module,
     hierarchical_cache,
     host_memory,
     mamba_operators,
@@ -15,6 +16,7 @@ def apply_all(*, fast: bool) -> None:
     """Apply every patch for the mode. Raises: RuntimeError if kernels were compiled for a GPU already."""
     host_memory.apply()
     threads.apply()
+    device_module.apply()
     hierarchical_cache.apply()
     if fast:
         attention.apply()

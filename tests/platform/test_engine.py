@@ -103,7 +103,7 @@ def test_same_answers(model, expected, variant):
 
 
 def check_http(url: str, expected) -> None:
-    """Streaming, OpenAI's completions and the metrics' endpoint, on a server that runs anyway."""
+    """Streaming, OpenAI's completions, memory released and taken again, on a server that runs anyway."""
     body = {
         "input_ids": prompts()[5],
         "sampling_params": {"temperature": 0, "max_new_tokens": ANSWER_TOKENS, "ignore_eos": True},
@@ -117,6 +117,9 @@ def check_http(url: str, expected) -> None:
     answer = httpx.post(f"{url}/v1/completions", json=body, timeout=60).raise_for_status().json()
     assert answer["usage"]["completion_tokens"] == 5
     assert answer["choices"][0]["text"]
+    for path in ("release_memory_occupation", "resume_memory_occupation"):
+        httpx.post(f"{url}/{path}", json={}, timeout=60).raise_for_status()
+    check([ask(url, prompts()[5])], expected[5:6])
 
 
 def test_interpreter_gives_the_same_answers(model, expected):
