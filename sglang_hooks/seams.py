@@ -149,14 +149,14 @@ def _internal_state(result: Any, _scheduler: Any, _recv_req: Any) -> None:
 
 
 def _set_internal_state(original: Callable[..., Any], scheduler: Any, recv_req: Any) -> Any:
-    from .observe.tree_dump import ARGUMENT
+    from marconi_ext.watch.sealed_tokens import TREE_ARGUMENT
 
     state = live()
-    if state is None or set(recv_req.server_args) != {ARGUMENT}:
+    if state is None or TREE_ARGUMENT not in recv_req.server_args:
         return original(scheduler, recv_req)
     from sglang.srt.managers.io_struct import SetInternalStateReqOutput
 
-    return SetInternalStateReqOutput(updated=state.tree_dumps.ask(recv_req.server_args[ARGUMENT]))
+    return SetInternalStateReqOutput(updated=state.tree_dumps.ask(recv_req.server_args))
 
 
 SCHEDULER_INIT = Hook(

@@ -21,7 +21,7 @@ def tree(
 ) -> None:
     """Dump the prefix tree of a server with --enable-marconi: nodes, states, ages, locks; no token ids unless asked.
 
-    The server stops for the walk: some 10 ms for a thousand nodes.
+    It comes in pages, each of which holds the server for a few milliseconds.
     """
     from marconi_ext.errors import BadInputError
     from marconi_ext.output import check_writable, tables, write_json

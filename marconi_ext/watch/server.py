@@ -11,10 +11,11 @@ import httpx
 
 from marconi_ext.errors import BadInputError, CheckFailedError
 from marconi_ext.servers.http_client import direct_client
+from marconi_ext.watch.dumped_tree import DumpedTree
+from marconi_ext.watch.sealed_tokens import KEY_ARGUMENTS, NEXT, OFF, SHAPE, TREE_ARGUMENT, WITH_TOKENS, Key
 
 TIMEOUT_S = 10.0
 DUMP_TIMEOUT_S = 120.0
-TREE_ARGUMENT = "marconi_tree"
 GAUGES = {"sglang:num_running_reqs": "running", "sglang:num_queue_reqs": "queued"}
 """SGLang's own metrics that a view shows."""
 
@@ -79,25 +80,46 @@ class WatchedServer:
 
     def tree(self, *, with_tokens: bool) -> list[dict[str, Any]]:
         """The radix tree of each data-parallel rank. Raises NotLiveError, UnreachableError."""
-        if not self._ask_for_tree(2 if with_tokens else 1):
+        key = Key.draw() if with_tokens else None
+        if not self._ask_for_tree(WITH_TOKENS if key else SHAPE, key):
             ranks = self.poll().ranks  # says so where the extension isn't live
             if with_tokens and not ranks[0]["config"].get("expose_tokens", True):
                 raise NotLiveError(
-                    f"{self.url} keeps token ids to itself: start it with --marconi-expose-tokens true, "
-                    "or leave out --tokens"
+                    f"{self.url} keeps token ids to itself: start it with --marconi-expose-tokens true or with "
+                    "--admin-api-key, or leave out --tokens"
                 )
             raise NotLiveError(f"{self.url} refused to dump its tree: its extension is of another version")
         try:
-            info = self._json("GET", "/server_info", timeout=DUMP_TIMEOUT_S)
+            return self._all_pages(key)
         finally:
-            self._ask_for_tree(0)
-        trees = [state.get("marconi", {}).get("tree") for state in info.get("internal_states", [])]
-        if not trees or None in trees:
-            raise UnreachableError(f"{self.url} sent no tree; is it very busy? try again")
-        return trees
+            self._ask_for_tree(OFF)
 
-    def _ask_for_tree(self, wanted: int) -> bool:
-        answer = self._json("POST", "/set_internal_state", json={"server_args": {TREE_ARGUMENT: wanted}})
+    def _all_pages(self, key: Key | None) -> list[dict[str, Any]]:
+        """Each rank's pages, joined. A rank that is through goes on sending empty ones."""
+        joined: list[DumpedTree] = []
+        until_s = time.monotonic() + DUMP_TIMEOUT_S
+        while time.monotonic() < until_s:
+            info = self._json("GET", "/server_info", timeout=DUMP_TIMEOUT_S)
+            pages = [state.get("marconi", {}).get("tree") for state in info.get("internal_states", [])]
+            if not pages or None in pages:
+                break
+            joined = joined or [DumpedTree(page, key) for page in pages]
+            for tree, page in zip(joined, pages, strict=True):
+                if not tree.add(page):
+                    raise UnreachableError(
+                        f"{self.url}: somebody else asked for its tree meanwhile; try again"
+                    )
+            if not any(page.get("left") for page in pages):
+                return [tree.whole() for tree in joined]
+            if not self._ask_for_tree(NEXT):
+                break
+        raise UnreachableError(f"{self.url} sent no tree; is it very busy? try again")
+
+    def _ask_for_tree(self, wanted: int, key: Key | None = None) -> bool:
+        asked = {TREE_ARGUMENT: wanted}
+        if key is not None:
+            asked |= dict(zip(KEY_ARGUMENTS, (key.high, key.low), strict=True))
+        answer = self._json("POST", "/set_internal_state", json={"server_args": asked})
         return isinstance(answer, list) and bool(answer) and all(answer)
 
     def _json(self, method: str, path: str, **arguments: Any) -> Any:

@@ -1,69 +1,145 @@
 """The radix tree as plain JSON, for a bug report: shape, states, locks; token ids only where they were asked for.
 
-SGLang has no endpoint for this and takes no arguments on /server_info, so a dump is asked for in two steps: POST
-/set_internal_state with {"server_args": {"marconi_tree": 1}} (2: with token ids) arms it, and until the deadline, or
-until 0 is sent, each /server_info carries the tree as it then is.
+SGLang has no endpoint for this and takes no arguments on /server_info. So POST /set_internal_state with
+{"server_args": {"marconi_tree": 1}} begins a dump (2: with token ids, sealed with a key that is sent along; see
+`marconi_ext.watch.sealed_tokens`), and until the deadline, or until 0 is sent, /server_info carries one page of it; 3
+asks for the next page. A page is as much as the scheduler describes in a few milliseconds. Between two pages the tree
+may change: nodes that came meanwhile come last, and what was told of a node was true when its page was made.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
+from collections.abc import Mapping
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 
 from marconi_ext.policies.runtime import PolicyRuntime
 from marconi_ext.policies.table.tree_rows import row_of
+from marconi_ext.watch.sealed_tokens import KEY_ARGUMENTS, NEXT, OFF, SHAPE, TREE_ARGUMENT, WITH_TOKENS, Key
 
 from ..policy import kind_name
+from ..radix.tree_core import depth_of
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode
 
     from ..radix.cache import MarconiRadixCache
 
-ARGUMENT = "marconi_tree"
-OFF, SHAPE, WITH_TOKENS = 0, 1, 2
-ARMED_S = 30.0  # a client that went away doesn't leave every poll with a tree in it
+ARMED_S = 30.0  # a client that went away doesn't leave every poll with a page in it
+PAGE_S = 0.002  # of describing; sending what was described takes about as long again
+NODES_A_LOOK = 16  # between two looks at the clock
+TOKENS_A_PIECE = 16_384
 
 
 class TreeDumps:
-    """Whether /server_info should carry the tree now. expose_tokens: whether it may have token ids in it"""
+    """What /server_info should carry of the tree now. expose_tokens: whether token ids may be asked for"""
 
     def __init__(self, *, expose_tokens: bool = False) -> None:
         self._expose_tokens = expose_tokens
-        self._wanted = OFF
-        self._deadline_s = 0.0
+        self._wanted: tuple[Key | None] | None = None  # a dump that is asked for and hasn't begun
+        self._walk: TreeWalk | None = None
+        self._armed_until_s = 0.0
+        self._begun = 0
 
-    def ask(self, wanted: float) -> bool:
-        """Arm or end. Returns: whether the value is one that we know, and allowed."""
-        if wanted == WITH_TOKENS and not self._expose_tokens:
+    def ask(self, asked: Mapping[str, float]) -> bool:
+        """Begin, go on or end. Returns: whether the value is one that we know, and allowed."""
+        wanted = asked[TREE_ARGUMENT]
+        key = Key.of([asked.get(name) for name in KEY_ARGUMENTS])
+        if wanted == NEXT:
+            if self._is_over() or self._walk is None:
+                return False
+            self._walk.page = None
+        elif wanted in (OFF, SHAPE):
+            self._walk, self._wanted = None, (None,) if wanted == SHAPE else None
+        elif wanted == WITH_TOKENS and self._expose_tokens and key is not None:
+            self._walk, self._wanted = None, (key,)
+        else:
             return False
-        if wanted not in (OFF, SHAPE, WITH_TOKENS):
-            return False
-        self._wanted = int(wanted)
-        self._deadline_s = time.monotonic() + ARMED_S
+        self._armed_until_s = time.monotonic() + ARMED_S
         return True
 
     def section(self, cache: MarconiRadixCache) -> dict[str, Any]:
-        """{"tree": …} while armed, else {}."""
-        if self._wanted == OFF or time.monotonic() > self._deadline_s:
+        """{"tree": …} while armed, else {}. The same page until the next one is asked for."""
+        if self._is_over():
             return {}
-        return {"tree": dump_tree(cache, with_tokens=self._wanted == WITH_TOKENS)}
+        if self._wanted is not None:
+            self._begun += 1
+            self._walk, self._wanted = TreeWalk(cache, self._begun, *self._wanted), None
+        if self._walk is None:
+            return {}
+        return {"tree": self._walk.page or self._walk.turn()}
+
+    def _is_over(self) -> bool:
+        if time.monotonic() > self._armed_until_s:
+            self._walk = self._wanted = None
+        return self._walk is None and self._wanted is None
 
 
-def dump_tree(cache: MarconiRadixCache, *, with_tokens: bool = False) -> dict[str, Any]:
-    """All nodes, parents before children. Stops the scheduler while it walks: about 10 µs a node without tokens."""
-    root = cache.tree_core.root_node
-    scores = scores_by_row(cache.mamba.runtime)
-    nodes = []
-    pending = [(root, 0)]
-    while pending:
-        node, depth_tokens = pending.pop()
-        nodes.append(_describe(cache, node, depth_tokens, scores, with_tokens))
-        for child in node.children.values():
-            pending.append((child, depth_tokens + len(child.key)))
-    return {"tick": cache.mamba.runtime.tick, "page_tokens": cache.page_size, "nodes": nodes}
+class TreeWalk:
+    """One dump under way. number: of the dump; page: the one that was described last, None: it was taken"""
+
+    def __init__(self, cache: MarconiRadixCache, number: int, key: Key | None = None) -> None:
+        self._cache, self._key, self._number, self._pages = cache, key, number, 0
+        self._newest = -1
+        self._left: deque[tuple[UnifiedTreeNode, int]] = (
+            deque()
+        )  # a node, and from which of its tokens on; -1: all
+        self.page: dict[str, Any] | None = None
+        self._scores = scores_by_row(cache.mamba.runtime)
+        self._find_new()
+
+    def turn(self) -> dict[str, Any]:
+        """Describe further nodes for `PAGE_S`, and at least one. `left`: what is still to come, 0 at the end."""
+        until_s = time.perf_counter() + PAGE_S
+        nodes: list[dict[str, Any]] = []
+        pieces: list[dict[str, Any]] = []
+        while self._left or self._find_new():
+            for _ in range(min(NODES_A_LOOK, len(self._left))):
+                node, begin = self._left.popleft()
+                if not self._cache.mamba._is_alive(node):
+                    continue
+                if begin < 0:
+                    nodes.append(_describe(self._cache, node, self._scores))
+                    if self._key is not None and node.parent is not None:
+                        self._left.appendleft((node, 0))
+                else:
+                    pieces.append(self._piece(node, begin))
+                    break  # a piece may take as long as many nodes
+            if time.perf_counter() >= until_s:
+                break
+        self._pages += 1
+        self.page = {
+            "dump": self._number,
+            "page": self._pages,
+            "left": len(self._left),
+            "tick": self._cache.mamba.runtime.tick,
+            "page_tokens": self._cache.page_size,
+            "nodes": nodes,
+        }
+        if self._key is not None:
+            self.page["tokens"] = pieces
+        return self.page
+
+    def _find_new(self) -> bool:
+        """Put nodes that came since the last look at the end. Ids grow, and a tree's newest nodes are its last."""
+        newest = self._newest
+        nodes = reversed(self._cache.tree_core._node_arena.values())
+        found = list(takewhile(lambda node: node.id > newest, nodes))
+        if found:
+            self._newest = found[0].id
+        self._left.extend((node, -1) for node in reversed(found))
+        return bool(found)
+
+    def _piece(self, node: UnifiedTreeNode, begin: int) -> dict[str, Any]:
+        ids = node.key.raw_token_ids()[begin : begin + TOKENS_A_PIECE]
+        if begin + len(ids) < len(node.key):
+            self._left.appendleft((node, begin + len(ids)))
+        place = f"{node.id}.{begin}"
+        return {"id": node.id, "from": begin, "sealed": self._key.seal(ids, place) if self._key else ""}
 
 
 def scores_by_row(runtime: PolicyRuntime) -> dict[int, float]:
@@ -76,21 +152,15 @@ def scores_by_row(runtime: PolicyRuntime) -> dict[int, float]:
     )
 
 
-def _describe(
-    cache: MarconiRadixCache,
-    node: UnifiedTreeNode,
-    depth_tokens: int,
-    scores: dict[int, float],
-    with_tokens: bool,
-) -> dict[str, Any]:
+def _describe(cache: MarconiRadixCache, node: UnifiedTreeNode, scores: dict[int, float]) -> dict[str, Any]:
     """One node. kind, age_ticks (requests since it served), uses: of its record, which outlives the state;
-    score: see `scores_by_row`; access: larger is more recent."""
+    score: see `scores_by_row`, as the dump began; access: larger is more recent."""
     kv, mamba = node.component_data[ComponentType.FULL], node.component_data[ComponentType.MAMBA]
     row, runtime = row_of(node), cache.mamba.runtime
-    described = {
+    return {
         "id": node.id,
         "parent": None if node.parent is None else node.parent.id,
-        "depth_tokens": depth_tokens,
+        "depth_tokens": 0 if node.parent is None else depth_of(node),
         "edge_tokens": 0 if node.parent is None else len(node.key),
         "kv": _place(kv),
         "state": _place(mamba),
@@ -102,9 +172,6 @@ def _describe(
         "kv_locks": kv.lock_ref,
         "state_locks": mamba.lock_ref,
     }
-    if with_tokens and node.parent is not None:
-        described["tokens"] = list(node.key.raw_token_ids())
-    return described
 
 
 def _place(data: Any) -> str | None:

@@ -304,7 +304,8 @@ def build_cache(
         pool.mamba_initial_tracking_slots = 0  # any length can be donated: nothing is tracked during decode
     context = SaverContext(len(pool.mamba_map), lambda name, n: ledger.counters.update({name: n}))
     forward = ForwardCheckpoints(ledger, family_of(linear_backend(ctx)).saver(context), stats)
-    dumps = TreeDumps(expose_tokens=config.expose_tokens)
+    # with an admin key, nobody else can ask for a dump
+    dumps = TreeDumps(expose_tokens=config.expose_tokens or bool(ctx.server_args.admin_api_key))
     go_live(Live(config, ledger, forward, cache, stats, dumps, Twins(cache)))
     return cache
 

@@ -129,6 +129,33 @@ def test_tree(live: LiveServer, tmp_path: Path) -> None:
     assert "tree" not in live.marconi()
 
 
+def test_nothing_else_carries_token_ids_or_keys(live: LiveServer, tmp_path: Path) -> None:
+    """Of a request with a salt, a key and ids of its own: not the metrics, nor /server_info, its tree or the log."""
+    prompt = list(range(2_001, 2_121))
+    body = {
+        "input_ids": prompt,
+        "sampling_params": {"max_new_tokens": 8, "temperature": 0, "ignore_eos": True},
+    }
+    names = {"cache_salt": "salt-of-a-user", "extra_key": "key-of-a-user", "rid": "name-of-a-request"}
+    output = live.http.post("/generate", json=body | names).json()["output_ids"]
+    folder = tmp_path / "replayed"
+    trace = tmp_path / "trace.jsonl"
+    line = {"session_id": "0", "turn_id": 0, "ts": 0, "input_tokens": prompt, "output_tokens": output}
+    trace.write_text(json.dumps(line))
+    marconi("replay", "--url", live.server.url, "--trace", str(trace), "--out", str(folder))
+    marconi("tree", live.server.url, "--json", str(folder / "tree.json"))
+    said = {path.name: path.read_text() for path in folder.rglob("*") if path.suffix not in (".png", ".svg")}
+    said["metrics"] = live.http.get("/metrics", follow_redirects=True).text
+    said["server_info"] = json.dumps(live.marconi())
+    said["log"] = live.server.log_text()
+    assert len(said) > 5 and '"live": true' in said["server_info"]
+    for name, text in said.items():
+        for ids in (prompt[10:14], output[2:6]):
+            together = r"\D{1,3}".join(map(str, ids))
+            assert not re.search(rf"(?<!\d){together}(?!\d)", text), name
+        assert not any(secret in text for secret in names.values()), name
+
+
 def test_a_key_that_is_not_ours_is_still_sglangs(live: LiveServer) -> None:
     asked = {"server_args": {"marconi_tree": 9}}
     assert live.http.post("/set_internal_state", json=asked).json() == [False]

@@ -8,8 +8,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
 
+import numpy as np
 import pytest
 
+from marconi_ext.watch.sealed_tokens import KEY_ARGUMENTS, NEXT, Key
 from sglang_hooks.observe.stats import CacheStats
 
 SLOTS = {"pool": 20, "free": 10, "cached": 8, "held": 1, "unaccounted": 1}
@@ -29,6 +31,7 @@ class FakeServer:
         self.metrics: str | None = None
         self.api_key: str | None = None
         self.asked: list[int] = []
+        self.key: Key | None = None
         self.url = ""
 
     def section(self) -> dict[str, Any]:
@@ -46,9 +49,13 @@ class FakeServer:
                 {"kind": None, "age_ticks": None, "access": 1, "kv_locks": 0, "state_locks": 0} | node
                 for node in NODES
             ]
-            if self.asked[-1] == 2:
-                nodes[1] |= {"tokens": [1, 2, 3]}
-            section["tree"] = {"tick": 3, "page_tokens": 1, "nodes": nodes}
+            page = 1 + self.asked.count(3)
+            begin, end = (0, 2) if page == 1 else (2, 3)  # two pages
+            section["tree"] = {"dump": 1, "page": page, "left": 3 - end, "tick": 3, "page_tokens": 1}
+            section["tree"] |= {"nodes": nodes[begin:end], "tokens": []}
+            if self.key is not None and page == 1:
+                tokens = np.arange(500)
+                section["tree"]["tokens"] = [{"id": 1, "from": 0, "sealed": self.key.seal(tokens, "1.0")}]
         return section
 
     def info(self) -> dict[str, Any]:
@@ -85,7 +92,10 @@ def server() -> Iterator[FakeServer]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             if fake.live:
-                fake.asked.append(body["server_args"]["marconi_tree"])
+                asked = body["server_args"]
+                fake.asked.append(asked["marconi_tree"])
+                if asked["marconi_tree"] != NEXT:
+                    fake.key = Key.of([asked.get(name) for name in KEY_ARGUMENTS])
             self.answer(200, json.dumps([fake.live]))
 
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -95,11 +95,11 @@ def test_tree_is_dumped_without_tokens_and_disarmed(server: Any, tmp_path: Path)
     written = json.loads((tmp_path / "tree.json").read_text())
     assert len(written["ranks"][0]["nodes"]) == 3
     assert not any("tokens" in node for node in written["ranks"][0]["nodes"])
-    assert server.asked == [1, 0]
+    assert server.asked == [1, 3, 0]
 
 
 def test_tree_with_tokens_goes_to_a_file_only(server: Any, tmp_path: Path) -> None:
     assert marconi("tree", server.url, "--tokens").returncode == 2
     assert marconi("tree", server.url, "--tokens", "--json", str(tmp_path / "t.json")).returncode == 0
-    assert json.loads((tmp_path / "t.json").read_text())["ranks"][0]["nodes"][1]["tokens"] == [1, 2, 3]
-    assert server.asked == [2, 0]
+    assert json.loads((tmp_path / "t.json").read_text())["ranks"][0]["nodes"][1]["tokens"] == list(range(500))
+    assert server.asked == [2, 3, 0]
