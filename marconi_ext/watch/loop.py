@@ -70,6 +70,7 @@ class LiveScreen(Quiet):
     """The view, drawn again in place."""
 
     def __init__(self, console: Console) -> None:
+        self._console = console
         self._live = Live(console=console, auto_refresh=False, screen=console.is_terminal)
         self._last: RenderableType = Text("")
 
@@ -81,7 +82,7 @@ class LiveScreen(Quiet):
         self._live.stop()
 
     def show(self, url: str, poll: Poll, before: Poll | None, history: deque[float | None]) -> None:
-        self._last = view.draw(url, poll, before, history)
+        self._last = view.fitting(self._console, url, poll, before, history)
         self._live.update(self._last, refresh=True)
 
     def lost(self, url: str, error: UnreachableError) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from rich.columns import Columns
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -42,26 +42,68 @@ def bar(share: float) -> str:
     return "█" * full + ("▏▎▍▌▋▊▉"[rest - 1] if rest else "")
 
 
-def draw(url: str, poll: Poll, before: Poll | None, hit_history: Collection[float | None]) -> RenderableType:
-    """The whole view. before: an earlier poll, for rates; without it totals since the start are shown."""
+def draw(
+    url: str, poll: Poll, before: Poll | None, hit_history: Collection[float | None], *, short: bool = False
+) -> RenderableType:
+    """The whole view. before: an earlier poll, for rates; without it totals since the start are shown.
+
+    short: a few lines in place of panels, for a small terminal
+    """
     all_time, now = activity(poll), standing(poll)
     recent = all_time if before is None else activity(poll, before)
     span = "since start" if recent.seconds is None else f"last {recent.seconds:.0f} s"
-    parts: list[RenderableType] = [
-        headline(url, poll),
-        Columns(
-            [
-                Panel(reuse_table(recent, all_time, span), title="reuse, % of prompt tokens"),
-                Panel(state_table(now), title="recurrent states"),
-                Panel(turnover_table(recent), title="states " + ("in all" if before is None else "a second")),
-                Panel(traffic_table(recent, poll, now), title=f"traffic, {span}"),
-            ],
-            padding=(0, 1),
-        ),
-    ]
+    parts: list[RenderableType] = [headline(url, poll)]
+    if short:
+        parts += in_short(recent, now, poll, span)
+    else:
+        panels = [
+            Panel(reuse_table(recent, all_time, span), title="reuse, % of prompt tokens"),
+            Panel(state_table(now), title="recurrent states"),
+            Panel(turnover_table(recent), title="states " + ("in all" if before is None else "a second")),
+            Panel(traffic_table(recent, poll, now), title=f"traffic, {span}"),
+        ]
+        parts.append(Columns(panels, padding=(0, 1)))
     if hit_history:
         parts.append(Text.assemble(("hit rate ", "bold"), (sparkline(hit_history), "green")))
     return Group(*parts)
+
+
+def fitting(
+    console: Console, url: str, poll: Poll, before: Poll | None, hit_history: Collection[float | None]
+) -> RenderableType:
+    """The view if the terminal has the rows for it, else in short, so that nothing is cut off."""
+    whole = draw(url, poll, before, hit_history)
+    if len(console.render_lines(whole, pad=False)) < console.height:
+        return whole
+    return draw(url, poll, before, hit_history, short=True)
+
+
+def in_short(recent: Activity, now: Standing, poll: Poll, span: str) -> list[RenderableType]:
+    """What the panels say, a few lines in all; what is 0 is left out."""
+    per = "" if recent.seconds is None else "/s"
+    number = "{:,.0f}" if recent.seconds is None else "{:,.2f}"
+
+    def counted(counts: Mapping[str, float], form: str) -> str:
+        parts = ", ".join(f"{key} {form.format(count)}" for key, count in counts.items() if count)
+        return f"{form.format(sum(counts.values()))}" + (f" ({parts})" if parts else "")
+
+    causes = {CAUSES.get(cause, cause): lost for cause, lost in recent.loss_percent.items()}
+    lines = {
+        f"reused, {span}": f"{percent(recent.hit_percent)} %, had KV {percent(recent.kv_hit_percent)} %",
+        "lost, %": counted(causes, "{:.1f}"),
+        "states": f"{counted(now.states, '{:,.0f}')}; {now.slots.get('free', 0):,} of {now.slots.get('pool', 0):,} "
+        f"slots free, {now.slots.get('unaccounted', 0):,} running",
+        f"saved{per}": counted(recent.saves, number),
+        f"refused{per}": counted(recent.refusals, number),
+        f"evicted{per}": counted(recent.evictions, number),
+        f"requests{per}": f"{recent.requests:,.1f}, prompt tokens{per} {recent.prompt_tokens:,.0f}, prefilled{per} "
+        f"{recent.prefilled_tokens:,.0f}, decoded/s {poll.decode_tokens_per_s:,.0f}",
+    }
+    if now.differences or recent.planning_failures:
+        lines["faults"] = (
+            f"table and tree differ {now.differences:,}, planning {recent.planning_failures:,.0f}"
+        )
+    return [Text.assemble((f"{name}  ", "bold"), value) for name, value in lines.items()]
 
 
 def headline(url: str, poll: Poll) -> Text:

@@ -1,5 +1,6 @@
 """Rates and views against numbers worked by hand."""
 
+import io
 from dataclasses import replace
 
 import pytest
@@ -85,3 +86,19 @@ def test_bars_and_sparks() -> None:
     assert view.bar(0.5 / view.BAR_CELLS) == "▌"
     assert view.sparkline([0, 50, 100, None]) == "▁▅█ "
     assert len(view.sparkline([1.0] * 500)) == view.SPARK_CELLS
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(80, 24), (80, 50), (120, 24), (200, 24), (60, 20)])
+def test_nothing_is_cut_off_in_a_small_terminal(columns: int, rows: int) -> None:
+    """Panels where they fit, else a few lines that say the same."""
+    stats = counted()
+    for kind in ("boundary", "input-end", "last-token", "prompt-end"):
+        stats.saved(kind)
+        stats.evicted(kind, "pool-full")
+        stats.evicted(kind, "kv-evicted")
+    console = Console(width=columns, height=rows, record=True, file=io.StringIO(), force_terminal=True)
+    console.print(view.fitting(console, "http://x", poll(1, stats), None, [50.0, None, 100.0]))
+    text = console.export_text()
+    assert len(text.splitlines()) < rows
+    for number in ("60.0", "80.0", "prompt tokens", "its state was evicted", "boundary"):
+        assert number in " ".join(text.split()), number
