@@ -1,7 +1,8 @@
 """A long run that is rough on the cache: aborts, dropped connections, flushes, forced retractions, tight pools.
 
 Short prompts that share, fork and come back; a sample of the answers is compared with a server whose prefix cache is
-off. Fails on a leaked slot, a wrong answer, a dead server, an error in its log, or memory that keeps growing.
+off. Fails on a leaked slot, a wrong answer, a wrong sum, a difference between the policy's table and the tree, a dead
+server, an error in its log, or memory that keeps growing.
 
     python bench/soak.py [--requests 20000] [--ranks 2 --slow-rank] [--policy marconi --kill-tuner] [--json FILE]
 """
@@ -148,20 +149,26 @@ async def soak(
         "seconds": round(time.monotonic() - began, 1),
         "memory_mb": memory,
         "slots": section["slots"],
+        "table": section["table"],
         "policy": section["policy"],
         "stats": section["stats"],
     }
 
 
 def settled(live: Server) -> dict:
-    """The extension's report once nothing runs. Raises CheckFailedError if a slot is missing then."""
-    deadline = time.monotonic() + 30
+    """The extension's report once nothing runs and the whole tree was walked since. Raises CheckFailedError if a slot
+    is missing then, the policy's table says other than the tree, or a request's sums were wrong."""
+    deadline, walks = time.monotonic() + 30, None
     while True:
         live.require_alive()
         section = live.info()["internal_states"][0]["marconi"]
-        slots = section["slots"]
+        slots, table = section["slots"], section["table"]
+        if table["differences"] or section["stats"]["wrong_sums"]:
+            raise CheckFailedError(f"table and tree differ, or sums are wrong: {table}, {section['stats']}")
         if slots["unaccounted"] == slots["held"] == 0:
-            return section
+            walks = table["walks"] if walks is None else walks
+            if table["walks"] >= walks + 2:  # the first of them may have begun earlier
+                return section
         if time.monotonic() > deadline:
             raise CheckFailedError(f"slots are missing while nothing runs: {slots}")
         time.sleep(0.2)
