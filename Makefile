@@ -1,11 +1,14 @@
-# Three commands do everything on a machine with Python 3.11+ and pip:
+# Commands for a machine with Python 3.11+ and pip:
 #   make demo   install once into .venv, then compare stock SGLang with the extension
 #   make check  install little into .venv-check, then lint, format, types and the tests that need no SGLang
 #   make test   make check; install once into .venv, then run the tests that make check left out
+#   make docs   build the documentation into site/
+#   make coverage   what the tests of make check run of marconi_ext
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 CHECK := $(VENV)-check
+DOCS := $(VENV)-docs
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 MAMBA_SSM := mamba-ssm==2.3.2.post1
 JOBS ?= 2
@@ -13,7 +16,7 @@ ARGS ?=
 # Compiled once, outside the tree: the tests start Python some hundred times.
 QUICK := PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(abspath $(CHECK))/pycache
 
-.PHONY: demo check test lint clean
+.PHONY: demo check test lint coverage docs clean
 
 demo: $(VENV)/.engine
 	$(BIN)/marconi demo $(ARGS)
@@ -28,10 +31,19 @@ test: check $(VENV)/.test
 	$(BIN)/python -m pytest -m "sglang and not engine" -n $(JOBS) --dist loadfile $(ARGS) || [ $$? = 5 ]
 	$(BIN)/python -m pytest -m engine $(ARGS) || [ $$? = 5 ]
 
+# Of the part that needs no SGLang, by the tests of make check.
+coverage: $(CHECK)/.done
+	$(CHECK)/bin/python -m pip --disable-pip-version-check install -q --no-compile -e '.[coverage]'
+	$(QUICK) $(CHECK)/bin/python -m pytest -q -n $(JOBS) --cov=marconi_ext --cov-report=term --cov-report=xml
+
+# Into site/; index.html opens without a server and without a network.
+docs: $(DOCS)/.done
+	$(DOCS)/bin/python -m mkdocs build --strict
+
 lint: $(VENV)/.test
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-$(BIN)/python $(CHECK)/bin/python:
+$(BIN)/python $(CHECK)/bin/python $(DOCS)/bin/python:
 	@echo "==> creating $(@:%/bin/python=%)"
 	@$(PYTHON) -c 'import sys; sys.exit("marconi-ext needs Python 3.11 or later, this is " + sys.version.split()[0] + "; set PYTHON=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
 	@$(PYTHON) -m venv $(@:%/bin/python=%) || { echo "python's venv module is missing: on Debian, apt-get install python3-venv"; exit 1; }
@@ -39,6 +51,10 @@ $(BIN)/python $(CHECK)/bin/python:
 $(CHECK)/.done: $(CHECK)/bin/python setup.py
 	@echo "==> installing the tools of make check (0.4 GB)"
 	$(CHECK)/bin/python -m pip --disable-pip-version-check install -q --no-compile -e '.[check]'
+	@touch $@
+
+$(DOCS)/.done: $(DOCS)/bin/python setup.py
+	$(DOCS)/bin/python -m pip --disable-pip-version-check install -q -e '.[docs]'
 	@touch $@
 
 $(VENV)/.engine: $(BIN)/python setup.py
@@ -54,4 +70,4 @@ $(VENV)/.test: $(VENV)/.engine setup.py
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(CHECK) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(CHECK) $(DOCS) site build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache

@@ -3,22 +3,46 @@
 SGLang imports the PyPI package `kernels`; a `kernels/__init__.py` here, or `find_packages`, would shadow it.
 """
 
+import re
 from pathlib import Path
 
 from setuptools import setup
 
 CHECK = ["hypothesis>=6.100", "mypy>=1.11", "pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6"]
+DOCS = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 ROUTER = ["msgspec>=0.18", "pyzmq>=26"]
 SGLANG = "sglang==0.5.23"  # what it pins comes along: torch 2.14.1, triton 3.8.0, flashinfer
 
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "marconi_ext/__init__.py").read_text(encoding="utf-8"))[
+    1
+]
+
 setup(
     name="marconi-ext",
-    version="0.1.0",
+    version=VERSION,
     description="Exact prefix caching for hybrid LLMs (Mamba2 + attention): an extension of SGLang",
-    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
+    project_urls={
+        "Paper": "https://arxiv.org/abs/2411.19379",
+        "SGLang": "https://github.com/sgl-project/sglang",
+    },
+    keywords="llm inference prefix-cache mamba sglang",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     package_dir={"marconi_kernels": "kernels"},
     packages=[
         "marconi_ext",
@@ -86,6 +110,8 @@ setup(
         "sglang": [SGLANG],
         "router": ROUTER,
         "check": [*CHECK, *ROUTER],
+        "coverage": ["coverage>=7.4", "pytest-cov>=5"],
+        "docs": DOCS,
         "test": [SGLANG, *CHECK],
     },
     entry_points={

@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+from marconi_ext.profiles.gpus import GPUS
 from marconi_kernels.report.kernel_report import BUDGET_FILE, budget_from, build_report, over_budget
 
 
@@ -14,7 +15,7 @@ def main() -> int:
     parser.add_argument("file", nargs="?", type=Path, default=Path("kernel_report.json"))
     parser.add_argument("--write-budget", action="store_true")
     options = parser.parse_args()
-    report = build_report()
+    report = build_report(GPUS.values())
     if options.write_budget:
         BUDGET_FILE.write_text(json.dumps(budget_from(report["resources"]), indent=1) + "\n")
         report["over_budget"] = over_budget(report["resources"])

@@ -7,7 +7,7 @@ most registers and shared memory that each kernel may take on each target; spill
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from marconi_kernels.plan import CheckpointPlan
 from marconi_kernels.report.aot import TARGETS, compile_resources, recorded_launch
 from marconi_kernels.report.model_shapes import MODELS, QWEN3_NEXT_80B, ModelShape
 from marconi_kernels.report.roofline import (
-    HARDWARE,
+    Hardware,
     conv_checkpoint_bytes,
     mean_live_tokens,
     overhead_table,
@@ -192,16 +192,16 @@ def cost_rows() -> list[dict[str, Any]]:
     ]
 
 
-def estimate_rows() -> list[dict[str, Any]]:
+def estimate_rows(gpus: Iterable[Hardware]) -> list[dict[str, Any]]:
     return [
         row
-        for hardware in HARDWARE.values()
+        for hardware in gpus
         for shape in MODELS
         for row in overhead_table(shape, hardware, PREFILL_TOKENS, CHECKPOINT_COUNTS)
     ]
 
 
-def build_report(*, on_done: Callable[[], None] = lambda: None) -> dict[str, Any]:
+def build_report(gpus: Iterable[Hardware], *, on_done: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """The whole report as plain data. Raises: RuntimeError where Triton's interpreter is on."""
     resources = resource_rows(on_done=on_done)
     return {
@@ -210,7 +210,7 @@ def build_report(*, on_done: Callable[[], None] = lambda: None) -> dict[str, Any
         "resources": resources,
         "over_budget": over_budget(resources),
         "costs": cost_rows(),
-        "estimates": estimate_rows(),
+        "estimates": estimate_rows(gpus),
     }
 
 

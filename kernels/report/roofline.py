@@ -7,8 +7,8 @@ side for the kernels, and on the low side for the two-pass split (which adds who
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 from marconi_kernels.report.model_shapes import ModelShape
 
@@ -17,21 +17,15 @@ GEMM_TILE_ROWS = 128  # a matmul computes its tokens in tiles of so many rows
 STATE_BYTES = 4  # fp32 pool and chunk states
 
 
-@dataclass(frozen=True)
-class Hardware:
-    """Dense bf16 peak and memory bandwidth from the vendor's data sheet."""
+class Hardware(Protocol):
+    """A GPU's dense bf16 peak and memory bandwidth; `marconi_ext.profiles.gpus` has the numbers."""
 
-    name: str
-    flops_per_s: float
-    bytes_per_s: float
-
-
-HARDWARE = {
-    "H100": Hardware("H100 SXM", 989e12, 3.35e12),
-    "A100": Hardware("A100 SXM 80GB", 312e12, 2.04e12),
-    "B200": Hardware("B200", 2250e12, 8.0e12),
-    "MI300X": Hardware("MI300X", 1307e12, 5.3e12),
-}
+    @property
+    def name(self) -> str: ...
+    @property
+    def flops_per_s(self) -> float: ...
+    @property
+    def bytes_per_s(self) -> float: ...
 
 
 def state_bytes(shape: ModelShape) -> int:

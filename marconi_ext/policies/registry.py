@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from marconi_ext import entry_points
 from marconi_ext.errors import BadInputError
 from marconi_ext.policies.admission import ADMISSIONS
 from marconi_ext.policies.currency import Currency
@@ -13,6 +14,25 @@ from marconi_ext.policies.interfaces import Admission, Eviction
 from marconi_ext.policies.learned.gittins import Gittins, GittinsBasic
 from marconi_ext.policies.paper.tuner import Marconi
 from marconi_ext.policies.simple_rules import FortyLines, Gdsf, Hyperbolic, SupersededSegLen
+
+
+@dataclass(frozen=True)
+class NewEviction:
+    """An eviction policy of another package: what its entry point in `marconi.policies` names.
+
+    make: the system's `Currency` → an `Eviction`; admission: the name of the one that it is used with by default
+    """
+
+    make: Callable[[Currency], Eviction]
+    admission: str = "fork-predictor"
+
+
+@dataclass(frozen=True)
+class NewAdmission:
+    """An admission of another package, for simulation: what its entry point in `marconi.policies` names."""
+
+    make: Callable[[], Admission]
+
 
 # eviction name -> (admission used by default, needs a number after the colon, factory)
 EVICTIONS: dict[str, tuple[str, bool, Callable]] = {
@@ -47,10 +67,13 @@ class PolicyName:
 
     def build(self, currency: Currency) -> tuple[Admission, Eviction]:
         """A fresh (admission, eviction) for one run of an online policy."""
-        admission = ADMISSIONS[self.admission]
+        admission = _admission(self.admission)
+        assert admission is not None, "the name was parsed"
         amount = self.admission_parameter
         made = admission() if amount is None else admission(int(amount))
-        _, wants_number, factory = EVICTIONS[self.eviction]
+        known = _eviction(self.eviction)
+        assert known is not None, "the name was parsed"
+        _, wants_number, factory = known
         evict = factory(currency, self.eviction_parameter) if wants_number else factory(currency)
         return made, evict
 
@@ -72,8 +95,8 @@ def parse_policy(text: str) -> PolicyName:
     if eviction in HINDSIGHT:
         default = "judicious" if eviction == "best-static" else "selective"
         family = "hindsight"
-    elif eviction in EVICTIONS:
-        default, wants_number, _ = EVICTIONS[eviction]
+    elif known := _eviction(eviction):
+        default, wants_number, _ = known
         if wants_number != (number is not None):
             raise BadInputError(
                 f"--policy: {text!r}: {'give' if wants_number else 'takes'} {_ALPHA[wants_number]}"
@@ -84,13 +107,29 @@ def parse_policy(text: str) -> PolicyName:
             f"--policy: unknown {text!r}; known: {', '.join(policy_names())}, or ADMISSION+EVICTION"
         )
     admission, amount = _parameter(admission) if plus else (default, None)
-    if admission not in ADMISSIONS:
+    if _admission(admission) is None:
         raise BadInputError(
             f"--policy: {text!r}: unknown admission {admission!r}; known: {', '.join(ADMISSIONS)}"
         )
     if amount is not None and (admission not in ("every-block", "grid") or amount < 1):
         raise BadInputError(f"--policy: {text!r}: only every-block and grid take a number of tokens")
     return PolicyName(text, family, admission, amount, eviction, number)
+
+
+def _eviction(name: str) -> tuple[str, bool, Callable] | None:
+    """As in EVICTIONS; None for an unknown name."""
+    if name in EVICTIONS:
+        return EVICTIONS[name]
+    found = entry_points.load(entry_points.POLICIES, name, NewEviction, NewAdmission)
+    return (found.admission, False, found.make) if isinstance(found, NewEviction) else None
+
+
+def _admission(name: str) -> Callable[..., Admission] | None:
+    """As in ADMISSIONS; None for an unknown name."""
+    if name in ADMISSIONS:
+        return ADMISSIONS[name]
+    found = entry_points.load(entry_points.POLICIES, name, NewEviction, NewAdmission)
+    return found.make if isinstance(found, NewAdmission) else None
 
 
 def canonical_name(text: str) -> str:
@@ -107,7 +146,8 @@ def eviction_names() -> list[str]:
 def policy_names() -> list[str]:
     """What `--policy` takes besides ADMISSION+EVICTION."""
     artifacts = [f"{name}:ALPHA" if name == "artifact-static" else name for name in ARTIFACTS]
-    return [*PAIRS, *eviction_names(), *HINDSIGHT, *artifacts]
+    others = entry_points.names(entry_points.POLICIES)
+    return [*PAIRS, *eviction_names(), *others, *HINDSIGHT, *artifacts]
 
 
 _ALPHA = {True: "an α, e.g. flop-aware:1.0", False: "no number"}

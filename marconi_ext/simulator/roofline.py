@@ -6,17 +6,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from marconi_ext.errors import BadInputError
 from marconi_ext.profiles import ModelProfile
+from marconi_ext.profiles.gpus import find_gpu
 
-# name -> (dense bf16 FLOP/s, memory bytes/s), from the vendor's data sheets
-GPUS = {
-    "a100": (312e12, 2.0e12),
-    "h100": (989e12, 3.35e12),
-    "h200": (989e12, 4.8e12),
-    "l40s": (362e12, 0.864e12),
-    "mi300x": (1307e12, 5.3e12),
-}
 EFFICIENCY = 0.5  # share of the peak that a good prefill reaches
 
 Length = TypeVar("Length", float, np.ndarray)
@@ -24,16 +16,16 @@ Length = TypeVar("Length", float, np.ndarray)
 
 def prefill_s(profile: ModelProfile, prompt: Length, hit: Length, gpu: str) -> Length:
     """Seconds of prefill alone: no queue, no launch overhead, one read of the active weights. Lengths in tokens."""
-    flops_per_s, bytes_per_s = GPUS[gpu]
+    found = find_gpu(gpu)
     flops = profile.linear_flops * (prompt - hit) + profile.quadratic_flops * (prompt**2 - hit**2)
-    weights_s = profile.linear_flops / bytes_per_s  # linear FLOPs are 2 a weight, and a weight is 2 bytes
-    return np.maximum(flops / (flops_per_s * EFFICIENCY), weights_s)
+    weights_s = (
+        profile.linear_flops / found.bytes_per_s
+    )  # linear FLOPs are 2 a weight, and a weight is 2 bytes
+    return np.maximum(flops / (found.flops_per_s * EFFICIENCY), weights_s)
 
 
 def ttft_estimate(profile: ModelProfile, prompts: np.ndarray, hits: np.ndarray, gpu: str = "h100") -> dict:
     """P50 and P95 (ms) of `prefill_s`."""
-    if gpu not in GPUS:
-        raise BadInputError(f"--gpu: unknown {gpu!r}; known: {', '.join(GPUS)}")
     times_ms = prefill_s(profile, prompts.astype(np.float64), hits.astype(np.float64), gpu) * 1e3
     p50, p95 = np.percentile(times_ms, [50, 95])
     return {"gpu": gpu, "p50_ms": round(float(p50), 3), "p95_ms": round(float(p95), 3), "is_estimate": True}

@@ -3,16 +3,33 @@
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
+from marconi_ext import entry_points
 from marconi_ext.traces import agents, few_shot, lmcache, marconi_jsonl, mooncake, sessions, toolbench
 from marconi_ext.traces.files import READ_ERRORS, decoded, open_binary, why_unreadable
 from marconi_ext.traces.problems import Problem, Problems, TraceError
 from marconi_ext.traces.request import Request
-from marconi_ext.traces.text import load_tokenizer
-from marconi_ext.traces.timeline import Arrivals, place
+from marconi_ext.traces.text import TextTokenizer, load_tokenizer
+from marconi_ext.traces.timeline import Arrivals, Session, place
+
+
+@dataclass(frozen=True)
+class TraceFormat:
+    """A trace format of another package: what its entry point in `marconi.traces` names.
+
+    signs: fields of a file's first record that tell it; none: it is read where `--format` names it
+    requests: reads a file into requests, in its order; broken records go to `Problems.add`
+    sessions: instead, reads a file of text into sessions, which are tokenised and put on one time line
+    """
+
+    signs: tuple[str, ...] = ()
+    requests: Callable[[Path, Problems], Iterator[Request]] | None = None
+    sessions: Callable[[Path, Problems, TextTokenizer], Iterator[Session]] | None = None
+
 
 # format -> fields that tell it, in order of preference where a folder holds several
 SIGNS: dict[str, tuple[str, ...]] = {
@@ -68,8 +85,9 @@ def read_trace(
     A folder's files of another format, and sessions without times among others with, are told of as problems.
     Raises TraceError: no such file, unknown format, a broken line (strict), or no request at all.
     """
-    if format not in FORMATS:
-        raise TraceError(f"--format {format}: not one of {', '.join(FORMATS)}")
+    if format not in FORMATS and _other(format) is None:
+        known = [*FORMATS, *entry_points.names(entry_points.TRACES)]
+        raise TraceError(f"--format {format}: not one of {', '.join(known)}")
     if str(path) == STANDARD_INPUT:
         return _read_standard_input(
             format=format,
@@ -102,8 +120,13 @@ def _stream(
 ) -> Iterator[Request]:
     if format in FLAT:
         return chain.from_iterable(FLAT[format](file, problems) for file in files)
+    other = None if format in SIGNS else _other(format)
+    if other and other.requests:
+        return chain.from_iterable(other.requests(file, problems) for file in files)
     text = load_tokenizer(tokenizer)
-    if format == "bbh_fewshot":
+    if other and other.sessions:
+        found = chain.from_iterable(other.sessions(file, problems, text) for file in files)
+    elif format == "bbh_fewshot":
         found = few_shot.read(files, problems, text, arrivals.seed)
     elif format == "lmcache":
         found = lmcache.read(files, problems, text)
@@ -149,7 +172,9 @@ def _choose(path: Path, files: list[Path], format: str, problems: Problems) -> t
         found.setdefault(sniff(file) or "", []).append(file)
     if format != "auto" and format not in found:
         raise TraceError(f"--format {format}: no file of that format in {path}")
-    chosen = format if format != "auto" else next((known for known in SIGNS if known in found), None)
+    chosen: str | None = format
+    if format == "auto":
+        chosen = next((known for known in (*SIGNS, *filter(None, found)) if known in found), None)
     if chosen is None:
         _refuse_unreadable(path)
         raise TraceError(f"{path}: no known trace format{_fields_found(files[0])}; known are {_signs()}")
@@ -168,7 +193,7 @@ def _fields_found(file: Path) -> str:
 
 
 def _signs() -> str:
-    return "; ".join(f"{name} ({', '.join(signs)})" for name, signs in SIGNS.items())
+    return "; ".join(f"{name} ({', '.join(signs)})" for name, signs in {**SIGNS, **_others()}.items())
 
 
 def sniff(path: Path) -> str | None:
@@ -200,7 +225,21 @@ def _by_fields(record: dict) -> str | None:
     for name, signs in SIGNS.items():
         if all(sign in record for sign in signs) and (signs != ("history",) or name == _history(record)):
             return name
-    return None
+    return next((name for name, signs in _others().items() if all(sign in record for sign in signs)), None)
+
+
+def _other(format: str) -> TraceFormat | None:
+    """A format of another package. Raises BadInputError where it can't be used."""
+    found = entry_points.load(entry_points.TRACES, format, TraceFormat)
+    if found is not None and (found.requests is None) == (found.sessions is None):
+        raise TraceError(f"--format {format}: a TraceFormat has either requests or sessions")
+    return found
+
+
+def _others() -> dict[str, tuple[str, ...]]:
+    """The signs of other packages' formats."""
+    found = {name: _other(name) for name in entry_points.names(entry_points.TRACES) if name not in SIGNS}
+    return {name: other.signs for name, other in found.items() if other and other.signs}
 
 
 def _history(record: dict) -> str:

@@ -31,9 +31,9 @@ def kind_of(model_config: Any) -> str | None:
 
 def live_kinds() -> frozenset[str]:
     """Kinds that are served with exact checkpoints."""
-    from ..recurrence.registry import FAMILIES
+    from ..recurrence.registry import families
 
-    return frozenset(family.name for family in FAMILIES)
+    return frozenset(family.name for family in families())
 
 
 def would_serve(model_config: Any) -> tuple[bool, str]:

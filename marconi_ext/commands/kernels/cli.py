@@ -24,25 +24,24 @@ def report(
         Path | None, typer.Option(metavar="FILE|-", help="Write the whole report as JSON.")
     ] = None,
     hardware: Annotated[
-        str, typer.Option(help="GPU of the printed estimates: A100, H100, B200, MI300X.")
-    ] = "H100",
+        str, typer.Option(help="GPU of the printed estimates, e.g. a100, h100, b200, mi300x.")
+    ] = "h100",
 ) -> None:
     """Compile the kernels for sm_80, sm_90, sm_100 and gfx942; print resources, costs and estimates.
 
     Needs torch and triton, but no GPU. Exit code 1 where a kernel spills or exceeds its committed budget.
     """
+    from marconi_ext.profiles.gpus import GPUS, find_gpu
     from marconi_ext.results.provenance import engine_command
 
     try:
         from marconi_kernels.report.kernel_report import build_report, compile_count
-        from marconi_kernels.report.roofline import HARDWARE
     except ImportError as error:
         raise BadInputError(
             f"kernels report needs torch and triton ({error.name} is missing): {engine_command()}"
         ) from error
     check_writable(json)
-    if hardware not in HARDWARE:
-        raise BadInputError(f"--hardware {hardware}: choose one of {', '.join(HARDWARE)}")
+    gpu = find_gpu(hardware, "--hardware")
 
     from rich.progress import Progress
 
@@ -51,7 +50,9 @@ def report(
     try:
         with Progress(console=stderr_console(), transient=True) as progress:
             task = progress.add_task("compiling", total=compile_count())
-            result = build_report(on_done=lambda: progress.advance(task))
+            result = build_report(
+                tuple(dict.fromkeys([*GPUS.values(), gpu])), on_done=lambda: progress.advance(task)
+            )
     except RuntimeError as error:  # Triton's interpreter is on
         raise BadInputError(f"kernels report: {error}") from error
     if json is not None:
@@ -59,6 +60,6 @@ def report(
     console = tables(json, WIDTH)
     print_table(console, resource_table(result["resources"]))
     print_table(console, cost_table(result["costs"]))
-    print_table(console, estimate_table(result["estimates"], HARDWARE[hardware].name, prefill_tokens=8192))
+    print_table(console, estimate_table(result["estimates"], gpu.name, prefill_tokens=8192))
     if result["over_budget"]:
         raise CheckFailedError("\n".join(result["over_budget"]))

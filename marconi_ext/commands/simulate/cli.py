@@ -77,9 +77,9 @@ def simulate(
     from marconi_ext.output import check_writable, stderr_console, tables
     from marconi_ext.policies.registry import parse_policy
     from marconi_ext.profiles import load_profile
+    from marconi_ext.profiles.gpus import find_gpu
     from marconi_ext.simulator.capacity import LEAST_BYTES, parse_capacities
     from marconi_ext.simulator.cell import Options
-    from marconi_ext.simulator.roofline import GPUS
     from marconi_ext.simulator.sweep import Results, default_processes
     from marconi_ext.traces.source import Reading
 
@@ -87,8 +87,7 @@ def simulate(
         check_writable(path, flag)
     if objective not in ("flops", "tokens"):
         raise BadInputError(f"--objective {objective}: want flops or tokens")
-    if gpu not in GPUS:
-        raise BadInputError(f"--gpu {gpu}: unknown; known: {', '.join(GPUS)}")
+    find_gpu(gpu)
     sweep = Sweep(
         traces=trace,
         seeds=seeds,

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from marconi_ext.profiles.gpus import GPUS
 from marconi_kernels.report.kernel_report import (
     CHECKPOINT_COUNTS,
     PREFILL_TOKENS,
@@ -19,7 +20,6 @@ from marconi_kernels.report.kernel_report import (
 )
 from marconi_kernels.report.model_shapes import MODELS, NEMOTRON_H_8B
 from marconi_kernels.report.roofline import (
-    HARDWARE,
     checkpoints_ms,
     conv_checkpoint_bytes,
     prefill_ms,
@@ -79,7 +79,7 @@ def test_bytes_of_a_nemotron_checkpoint():
 
 def test_roofline_of_a_nemotron_prefill():
     """2 x 8.1e9 x 8192 FLOPs at 989 TFLOP/s are 134.2 ms; attention and recurrence come on top."""
-    hardware = HARDWARE["H100"]
+    hardware = GPUS["h100"]
     assert 134.2 < prefill_ms(NEMOTRON_H_8B, 8192, hardware) < 160
     one = checkpoints_ms(NEMOTRON_H_8B, 1, hardware)
     assert one == pytest.approx(1e3 * 24 * (9.633792e6 + 122_880) / 3.35e12)
@@ -90,14 +90,14 @@ def test_roofline_of_a_nemotron_prefill():
 
 def test_one_checkpoint_of_8k_stays_under_one_percent_by_the_roofline_model():
     """The aim, for every model and GPU of the report."""
-    rows = [r for r in estimate_rows() if r["prefill_tokens"] == 8192 and r["checkpoints"] == 1]
-    assert len(rows) == len(MODELS) * len(HARDWARE)
+    rows = [r for r in estimate_rows(GPUS.values()) if r["prefill_tokens"] == 8192 and r["checkpoints"] == 1]
+    assert len(rows) == len(MODELS) * len(GPUS)
     assert all(row["marconi_percent"] < 1 for row in rows)
 
 
 def test_estimates_cover_the_grid_and_say_what_they_are():
-    rows = estimate_rows()
-    assert len(rows) == len(MODELS) * len(HARDWARE) * len(PREFILL_TOKENS) * len(CHECKPOINT_COUNTS)
+    rows = estimate_rows(GPUS.values())
+    assert len(rows) == len(MODELS) * len(GPUS) * len(PREFILL_TOKENS) * len(CHECKPOINT_COUNTS)
     assert all(row["estimate"] is True for row in rows)
     assert PREFILL_TOKENS[0] == 1024 and PREFILL_TOKENS[-1] == 131_072
     assert {row["model"] for row in cost_rows()} == {shape.name for shape in MODELS}
