@@ -133,8 +133,8 @@ OPTIONS = (
     ),
     Option(
         "max_running_requests",
-        Decision.STOCK,
-        "which requests make a batch, or which memory they get; not tested together",
+        Decision.SUPPORTED,
+        "bounds the requests at once as state slots do, of which one has two at page size 1, where stock counts five",
     ),
     Option(
         "enable_dynamic_chunking",

@@ -117,6 +117,25 @@ def _prefill_budget(original: Callable[..., Any], allocator: Any, tree_cache: An
     return SharedPrefillBudget(allocator, tree_cache, **kwargs)
 
 
+def _most_requests(original: Callable[..., int], configurator: Any, token_capacity: int) -> int:
+    from .concurrency import most_requests
+
+    return most_requests(original, configurator, token_capacity)
+
+
+def _admit_request(original: Callable[..., Any], adder: Any, req: Any, *args: Any, **kwargs: Any) -> Any:
+    state = live()
+    if state is not None and adder.tree_cache is state.cache and state.cache.shared is None:
+        from sglang.srt.managers.schedule_policy import AddReqResult
+
+        from .concurrency import has_slots_for
+
+        if not has_slots_for(state.cache, req, adder.can_run_list):
+            state.ledger.counters["waited_for_a_slot"] += 1
+            return AddReqResult.OTHER
+    return original(adder, req, *args, **kwargs)
+
+
 def _admission(_result: None, adder: Any, *_args: Any, **_kwargs: Any) -> None:
     state = live()
     if state is not None and state.cache.shared is not None and adder.tree_cache is state.cache:
@@ -219,6 +238,20 @@ LIVE_HOOKS = (
         "rem_input_tokens rem_chunk_tokens num_mixed_decode_tokens priority_scheduling_preemption_threshold "
         "max_prefill_bs max_running_requests prefill_max_requests prefill_delayer_single_pass dllm_config "
         "waiting_queue_len prefill_tile_block_m",
+    ),
+    Hook(
+        "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator.resolve_max_num_reqs",
+        "around",
+        _most_requests,
+        why="the cap on running requests reckons with slots that a request has in stock alone",
+        parameters="self token_capacity",
+    ),
+    Hook(
+        "sglang.srt.managers.schedule_policy.PrefillAdder.add_one_req",
+        "around",
+        _admit_request,
+        why="where states that are being saved have the slots, the next request waits; stock's cap leaves room instead",
+        parameters="self req has_chunked_req truncation_align_size",
     ),
     Hook(
         "sglang.srt.managers.schedule_policy.PrefillAdder._mamba_gap_budget_for_req",

@@ -225,13 +225,14 @@ class MarconiRadixCache(UnifiedRadixCache):
         return slots
 
     def spares_a_state(self) -> bool:
-        """Whether a checkpoint may take a slot: each further request needs a running slot and pins the state that it
-        starts from; in a shared buffer those that run need their next tokens."""
+        """Whether a checkpoint may take a slot. In a shared buffer each further request needs a running slot and locks
+        the state that it starts from, and those that run need their next tokens; else the next request waits
+        (`concurrency.has_slots_for`)."""
         pool, shared = self.req_to_token_pool, self.shared
-        kept = 2 * pool.available_size()
-        if shared is not None:
-            tokens = 2 * self.page_size * (pool.size - pool.available_size())
-            kept += -(-tokens * shared.kv_bytes // shared.state_bytes)
+        if shared is None:
+            return True
+        tokens = 2 * self.page_size * (pool.size - pool.available_size())
+        kept = 2 * pool.available_size() - (-tokens * shared.kv_bytes // shared.state_bytes)
         return self.reclaimable_slots() > kept
 
     def slot_census(self) -> dict[str, int]:

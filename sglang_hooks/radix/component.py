@@ -28,6 +28,7 @@ from marconi_ext.policies.runtime import PolicyRuntime
 from marconi_ext.policies.table.checkpoints import Kind
 from marconi_ext.policies.table.tree_rows import TreeRecords
 
+from ..concurrency import slots_set_aside
 from ..observe.stats import CacheStats
 from ..policy import kind_name, saved_kinds
 from .held_states import HeldStates, holds_state
@@ -99,12 +100,10 @@ class MarconiMambaComponent(StatePublishing):
         return result._replace(mamba_branching_seqlen=None)
 
     def finalize_match_result_in_cache(self, params: Any, result: MatchResult) -> MatchResult:
-        """As stock, which copies the state at once; in a shared buffer that requests fill, no room for the copy is a
-        miss, where stock ends the server."""
+        """As stock, which copies the state at once; no room for the copy is a miss, where stock ends the server."""
         matched = result.best_match_node
         copies = (
-            self.cache.shared is not None
-            and params.cow_mamba
+            params.cow_mamba
             and not params.req.kv.holds_mamba
             and self.tree_core.get_component_device_value(matched, self.component_type) is not None
         )
@@ -113,6 +112,13 @@ class MarconiMambaComponent(StatePublishing):
         return super().finalize_match_result_in_cache(params, result)
 
     def _room_for_copy(self, matched: Any) -> bool:
+        if self.cache.shared is None:
+            if slots_set_aside(pool := self.cache.req_to_token_pool) or pool.mamba_allocator.available_size():
+                return True
+            lock = self.cache.inc_lock_ref(matched)
+            room = self.cache.mamba_evictable_size() > 0
+            self.cache.dec_lock_ref(matched, lock.to_dec_params())
+            return room
         missing = self.cache.shared.missing_bytes
         if missing(0, 1):
             lock = self.cache.inc_lock_ref(matched)

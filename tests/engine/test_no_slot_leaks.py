@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,17 +18,21 @@ pytestmark = pytest.mark.engine
 Case = tuple[np.ndarray, int, Answer]
 
 
-def test_forced_retractions(model: Path, cases: list[Case]) -> None:
-    """SGLang retracts running requests every few steps; they prefill again and answer the same."""
+def test_forced_retractions_of_more_requests_than_stock_would_run(model: Path, cases: list[Case]) -> None:
+    """40 requests on 36 slots: 18 run at once, two slots each, where stock runs 7. SGLang retracts some every few
+    steps; they prefill again and answer the same."""
     long_answers = [case for case in cases if case[1] >= 6][:120]
-    env = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "5", **PAGE_CHECKS}
-    options = {"max_total_tokens": 16_000, "max_mamba_cache_size": 70, "log_level": "info"}
-    with running(model, env=env, **options) as live:
-        answers = live.generate_all([(prompt, tokens) for prompt, tokens, _ in long_answers], concurrency=8)
+    env = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "3", **PAGE_CHECKS}
+    options = {"max_total_tokens": 16_000, "max_mamba_cache_size": 36, "max_running_requests": 48}
+    with running(model, env=env, log_level="info", **options) as live:
+        answers = live.generate_all([(prompt, tokens) for prompt, tokens, _ in long_answers], concurrency=40)
         for (_, _, expected), answer in zip(long_answers, answers, strict=True):
             assert answer.output_ids == expected.output_ids
         live.assert_nothing_leaked()
-        assert live.server.log_text().count("#retracted_reqs") > 20
+        log = live.server.log_text()
+    assert log.count("#retracted_reqs") > 8
+    assert "up to 18 requests at once on 36 state slots, 2 slots each (stock: 7 requests)" in log
+    assert max(map(int, re.findall(r"#running-req: (\d+)", log))) > 12
 
 
 def send_and_drop(live: LiveServer, prompt: np.ndarray, number: int, how: str) -> None:

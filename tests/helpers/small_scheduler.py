@@ -19,6 +19,8 @@ from sglang.srt.mem_cache.allocation import alloc_req_slots, alloc_token_slots
 from sglang.srt.mem_cache.common import checkpoint_kv_cache, evict_from_tree_cache, release_kv_cache
 from sglang.srt.sampling.sampling_params import SamplingParams
 
+from sglang_hooks.concurrency import has_slots_for
+
 NEW_TOKEN_RATIO = 0.5
 ABORTED = 0.003  # of running requests, a step
 
@@ -48,6 +50,11 @@ def admit(scheduler: Admitting, others: list[Req]) -> list[Req]:
         if len(others) + len(adder.can_run_list) >= scheduler.requests:
             break
         req.init_next_round_input(cache)
+        if cache.shared is None and not has_slots_for(cache, req, adder.can_run_list):
+            if req.kv.holds_mamba:  # as SGLang's scheduler where a request isn't admitted
+                scheduler.pool.mamba_allocator.free(req.kv.mamba_pool_idx.unsqueeze(-1))
+                req.kv.mamba_pool_idx = req.kv.mamba_cow_src_index = None
+            break
         added = adder.add_one_req(
             req, has_chunked_req=scheduler.chunked is not None, truncation_align_size=None
         )
