@@ -87,6 +87,7 @@ setup(
             "py.typed",
             "profiles/configs/*.json",
             "report/*.j2",
+            "traces/templates/*.jinja",
             "dashboards/*.json",
             "dashboards/*.yml",
         ],

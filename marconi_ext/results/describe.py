@@ -5,13 +5,14 @@ from collections.abc import Iterable
 import numpy as np
 
 from marconi_ext.results.ideal import IdealCache
+from marconi_ext.results.patterns import Sessions
 from marconi_ext.results.percent import percent
 from marconi_ext.traces.request import Request
 
 
 def describe(requests: Iterable[Request]) -> dict:
     """Read a trace once and return its figures; lengths in tokens, rates in % of all prompt tokens."""
-    cache = IdealCache()
+    cache, patterns = IdealCache(), Sessions()
     prompts: list[int] = []
     answers: list[int] = []
     ideal: list[int] = []
@@ -21,6 +22,7 @@ def describe(requests: Iterable[Request]) -> dict:
     latest_s = 0.0
     for request in requests:
         reusable = cache.serve(request)
+        patterns.add(request)
         prompts.append(len(request.input_ids))
         answers.append(len(request.output_ids))
         ideal.append(reusable.ideal_tokens)
@@ -44,6 +46,7 @@ def describe(requests: Iterable[Request]) -> dict:
         "ideal_hit_rate": percent(sum(ideal), total),
         "ideal_across_sessions": percent(across, total),
         "first_divergence": percent(sum(first_divergence), total),
+        "patterns": patterns.figures(),
     }
 
 

@@ -25,10 +25,17 @@ ROLE_NAMES = {
 
 @dataclass(frozen=True)
 class Message:
-    """role: system, user, assistant or tool; text: what the model sees of it."""
+    """role: system, user, assistant or tool; text: what the model sees of it.
+
+    spoken, reasoning, calls: what a chat template takes apart: the text without tool calls (None: all of it), the
+    thoughts that the log has, and the tool calls (name, arguments as JSON)
+    """
 
     role: str
     text: str
+    spoken: str | None = None
+    reasoning: str = ""
+    calls: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,9 +54,32 @@ def parse_message(value: Any) -> Message:
     role = value.get("role")
     if not isinstance(role, str) or role not in ROLE_NAMES:
         raise BrokenRecordError(f"role: expected one of {', '.join(ROLE_NAMES)}, found {short(role)}")
-    parts = [content_text(value.get("content"))]
-    parts += [compact(value[key]) for key in ("tool_calls", "function_call") if value.get(key)]
-    return Message(ROLE_NAMES[role], "\n".join(part for part in parts if part))
+    content = content_text(value.get("content"))
+    parts = [content, *(compact(value[key]) for key in ("tool_calls", "function_call") if value.get(key))]
+    text = "\n".join(part for part in parts if part)
+    return Message(ROLE_NAMES[role], text, content, _reasoning(value), _calls(value))
+
+
+def _reasoning(value: dict) -> str:
+    found = (value.get(key) for key in ("reasoning_content", "reasoning"))
+    return next((text for text in found if isinstance(text, str)), "")
+
+
+def _calls(value: dict) -> tuple[tuple[str, str], ...]:
+    """Tool calls as far as they have OpenAI's form."""
+    listed = value.get("tool_calls")
+    functions = (
+        [call.get("function") for call in listed if isinstance(call, dict)]
+        if isinstance(listed, list)
+        else []
+    )
+    found = []
+    for function in [*functions, value.get("function_call")]:
+        if isinstance(function, dict):
+            arguments = function.get("arguments")
+            text = arguments if isinstance(arguments, str) else compact(arguments)
+            found.append((str(function.get("name")), text))
+    return tuple(found)
 
 
 def content_text(content: Any) -> str:
@@ -102,8 +132,3 @@ def linear_calls(messages: list[Message], tokenizer: TextTokenizer) -> list[Call
         ends.append(len(pieces))
     whole = token_array(pieces)
     return [Call(whole[:a], whole[a:b], tuple(ends[:n])) for a, b, n in spans]
-
-
-def single_call(messages: list[Message], answer: str, tokenizer: TextTokenizer) -> Call:
-    """The call whose prompt is `messages` and whose answer is a text."""
-    return linear_calls([*messages, Message("assistant", answer)], tokenizer)[-1]

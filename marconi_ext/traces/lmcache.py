@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from marconi_ext.traces import fields
-from marconi_ext.traces.chat import Call, Message, linear_calls, single_call
+from marconi_ext.traces.chat import Call, Message
 from marconi_ext.traces.files import json_records
 from marconi_ext.traces.problems import Problems
 from marconi_ext.traces.sessions import display_messages
+from marconi_ext.traces.templated import calls_of, single_call
 from marconi_ext.traces.text import TextTokenizer
 from marconi_ext.traces.timeline import Session
 
@@ -39,7 +40,7 @@ def read(paths: list[Path], problems: Problems, tokenizer: TextTokenizer) -> Ite
         messages = user_side_messages(own)
         times_s = [line.time_s for line in own]
         if messages:
-            yield Session(name, len(own), lambda m=messages: linear_calls(m, tokenizer), times_s)
+            yield Session(name, len(own), lambda m=messages, n=name: calls_of(n, m, tokenizer), times_s)
         else:
             yield Session(name, len(own), lambda o=own: [_flat_call(line, tokenizer) for line in o], times_s)
 

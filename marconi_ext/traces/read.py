@@ -10,9 +10,11 @@ from tempfile import NamedTemporaryFile
 
 from marconi_ext import entry_points
 from marconi_ext.traces import agents, few_shot, lmcache, marconi_jsonl, mooncake, sessions, toolbench
+from marconi_ext.traces.chat_template import find_template
 from marconi_ext.traces.files import READ_ERRORS, decoded, open_binary, why_unreadable
 from marconi_ext.traces.problems import Problem, Problems, TraceError
 from marconi_ext.traces.request import Request
+from marconi_ext.traces.templated import Templated
 from marconi_ext.traces.text import TextTokenizer, load_tokenizer
 from marconi_ext.traces.timeline import Arrivals, Session, place
 
@@ -70,6 +72,7 @@ def read_trace(
     *,
     format: str = "auto",
     tokenizer: str = "tekken",
+    template: str | None = None,
     strict: bool = False,
     limit: int | None = None,
     arrivals: Arrivals | None = None,
@@ -78,6 +81,7 @@ def read_trace(
     """Yield the requests of a trace file, of a folder of files of one format, or of standard input (`-`).
 
     format: one of FORMATS; tokenizer: 'tekken' or a Hugging Face folder, for traces of text
+    template: a chat template that writes the conversations, by name; see traces/templated.py
     strict: refuse a broken line instead of skipping it; limit: stop after so many requests
     arrivals: draws for traces without times; on_problem: called for each skipped record (else logged)
 
@@ -92,6 +96,7 @@ def read_trace(
         return _read_standard_input(
             format=format,
             tokenizer=tokenizer,
+            template=template,
             strict=strict,
             limit=limit,
             arrivals=arrivals,
@@ -103,7 +108,9 @@ def read_trace(
     if not files:
         raise TraceError(f"--trace {path}: no trace file there (looked for {', '.join(SUFFIXES)})")
     format, files = _choose(path, files, ALIASES.get(format, format), problems)
-    stream = _stream(format, files, problems, tokenizer, arrivals or Arrivals())
+    if template and format in (*FLAT, "bbh_fewshot"):
+        raise TraceError(f"--template {template}: {path} is {format}, which has no messages to write")
+    stream = _stream(format, files, problems, tokenizer, template, arrivals or Arrivals())
     return _never_empty(islice(stream, limit), path, problems)
 
 
@@ -116,7 +123,12 @@ def _read_standard_input(**options) -> Iterator[Request]:
 
 
 def _stream(
-    format: str, files: list[Path], problems: Problems, tokenizer: str, arrivals: Arrivals
+    format: str,
+    files: list[Path],
+    problems: Problems,
+    tokenizer: str,
+    template: str | None,
+    arrivals: Arrivals,
 ) -> Iterator[Request]:
     if format in FLAT:
         return chain.from_iterable(FLAT[format](file, problems) for file in files)
@@ -124,6 +136,8 @@ def _stream(
     if other and other.requests:
         return chain.from_iterable(other.requests(file, problems) for file in files)
     text = load_tokenizer(tokenizer)
+    if template:
+        text = Templated(text, find_template(template), arrivals.seed)
     if other and other.sessions:
         found = chain.from_iterable(other.sessions(file, problems, text) for file in files)
     elif format == "bbh_fewshot":

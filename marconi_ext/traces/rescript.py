@@ -67,6 +67,8 @@ def _longest_start(prompt: np.ndarray, earlier: list[tuple[str, np.ndarray]]) ->
     """The earlier conversation that the prompt starts with, and its length; a new token must follow."""
     best: tuple[str | None, int] = (None, 0)
     for name, whole in reversed(earlier):
-        if best[1] < len(whole) < len(prompt) and np.array_equal(prompt[: len(whole)], whole):
+        if not best[1] < len(whole) < len(prompt) or prompt[len(whole) - 1] != whole[-1]:
+            continue
+        if np.array_equal(prompt[: len(whole)], whole):
             best = name, len(whole)
     return best

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from marconi_ext.traces import fields
-from marconi_ext.traces.chat import Message, compact, content_text, linear_calls, parse_message
+from marconi_ext.traces.chat import Message, compact, content_text, parse_message
 from marconi_ext.traces.files import json_records
 from marconi_ext.traces.problems import Problems
+from marconi_ext.traces.templated import calls_of
 from marconi_ext.traces.text import TextTokenizer
 from marconi_ext.traces.timeline import Session
 
@@ -107,7 +108,7 @@ def linear_session(
     turns = sum(message.role == "assistant" for message in messages)
     if not turns:
         raise fields.BrokenRecordError("no assistant message, so no request")
-    return Session(name, turns, lambda: linear_calls(messages, tokenizer), times_s)
+    return Session(name, turns, lambda: calls_of(name, messages, tokenizer), times_s)
 
 
 def display_messages(value: Any) -> list[Message]:

@@ -34,6 +34,7 @@ def open_source(
     *,
     format: str = "auto",
     tokenizer: str = "tekken",
+    template: str | None = None,
     strict: bool = False,
     limit: int | None = None,
     seed: int = 0,
@@ -46,13 +47,19 @@ def open_source(
     if trace.startswith(SYNTHETIC):
         from itertools import islice
 
-        from marconi_ext.traces.synthetic import synthetic
+        from marconi_ext.traces.synthetic import WRITTEN, synthetic
 
-        return islice(synthetic(trace.removeprefix(SYNTHETIC), seed=seed), limit)
+        name, sizes = trace.removeprefix(SYNTHETIC), {}
+        if template:
+            if name not in WRITTEN:
+                raise BadInputError(f"--template: of synthetic traffic for {', '.join(WRITTEN)} alone")
+            sizes = {"template": template}
+        return islice(synthetic(name, seed=seed, **sizes), limit)
     return read_trace(
         trace,
         format=format,
         tokenizer=tokenizer,
+        template=template,
         strict=strict,
         limit=limit,
         arrivals=Arrivals(seed, sessions_per_s, response_s),

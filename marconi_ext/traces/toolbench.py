@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from marconi_ext.traces import fields
-from marconi_ext.traces.chat import Call, Message, compact, parse_message, single_call
+from marconi_ext.traces.chat import Call, Message, compact, parse_message
 from marconi_ext.traces.files import json_document
 from marconi_ext.traces.problems import Problems
+from marconi_ext.traces.templated import single_call
 from marconi_ext.traces.text import TextTokenizer
 from marconi_ext.traces.timeline import Session
 

@@ -10,7 +10,7 @@ from marconi_ext.results.ideal import IdealCache
 from marconi_ext.results.prefix_tree import common_prefix
 from marconi_ext.traces import SYNTHETIC_NAMES, synthetic
 from marconi_ext.traces.script import Fork, Script, Turn, play
-from marconi_ext.traces.synthetic import scripts
+from marconi_ext.traces.synthetic import WRITTEN, scripts
 
 
 def same(a, b) -> bool:
@@ -25,16 +25,18 @@ def same(a, b) -> bool:
 
 @pytest.mark.parametrize("name", SYNTHETIC_NAMES)
 def test_same_seed_same_requests_in_time_order(name: str) -> None:
-    one, again, other = (list(synthetic(name, seed=s, sessions=6)) for s in (1, 1, 2))
+    sessions = 2 if name == "tool-loops" else 6  # they are long
+    one, again, other = (list(synthetic(name, seed=s, sessions=sessions)) for s in (1, 1, 2))
     assert same(one, again) and not same(one, other)
     times = [r.arrival_s for r in one]
     assert times == sorted(times) and times[0] == 0
-    assert all(len(r.input_ids) and r.input_ids.dtype == np.int32 and r.input_ids.min() >= 1_000 for r in one)
+    assert all(len(r.input_ids) and r.input_ids.dtype == np.int32 for r in one)
+    assert name in WRITTEN or all(r.input_ids.min() >= 1_000 for r in one)  # templates have control tokens
 
 
 @pytest.mark.parametrize("name", SYNTHETIC_NAMES)
 def test_a_small_vocabulary_is_kept(name: str) -> None:
-    for request in play(scripts(name, sessions=4, vocabulary=512), 0, 512):
+    for request in play(scripts(name, sessions=2, vocabulary=512), 0, 512):
         assert max(request.input_ids.max(), request.output_ids.max()) < 512
 
 

@@ -13,6 +13,13 @@ Source = Annotated[
 ]
 Format = Annotated[str, typer.Option(help="The trace's format; auto looks at its fields.")]
 Tokenizer = Annotated[str, typer.Option(help="tekken, or a Hugging Face tokenizer folder (traces of text).")]
+Template = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Write the messages as this chat template does: qwen3, qwen3.5, nemotron-3, kimi, glm, plain, …",
+    ),
+]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse a broken line instead of skipping it.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Stop after so many requests.")]
 Seed = Annotated[int, typer.Option(help="Seed of drawn arrivals and synthetic traffic.")]
@@ -27,6 +34,7 @@ def info(
     trace: Source,
     format: Format = "auto",
     tokenizer: Tokenizer = "tekken",
+    template: Template = None,
     strict: Strict = False,
     limit: Limit = None,
     seed: Seed = 0,
@@ -48,6 +56,7 @@ def info(
             trace,
             format=format,
             tokenizer=tokenizer,
+            template=template,
             strict=strict,
             limit=limit,
             seed=seed,
@@ -67,6 +76,7 @@ def convert(
     out: Annotated[Path, typer.Argument(help="File to write; gzipped where it ends in .gz.")],
     format: Format = "auto",
     tokenizer: Tokenizer = "tekken",
+    template: Template = None,
     strict: Strict = False,
     limit: Limit = None,
     seed: Seed = 0,
@@ -85,6 +95,7 @@ def convert(
             trace,
             format=format,
             tokenizer=tokenizer,
+            template=template,
             strict=strict,
             limit=limit,
             seed=seed,

@@ -4,6 +4,7 @@ from rich.console import Console
 from rich.table import Table
 
 from marconi_ext.output import print_table
+from marconi_ext.results.patterns import PATTERNS
 
 
 def print_description(console: Console, figures: dict) -> None:
@@ -24,6 +25,10 @@ def print_description(console: Console, figures: dict) -> None:
         "  across sessions", f"{figures['ideal_across_sessions']:.2f} % (first requests of sessions)"
     )
     table.add_row("  lost to first divergence", f"{figures['first_divergence']:.2f} % with exact states")
+    for name, found in figures["patterns"].items():
+        if found["requests"]:
+            cost = f", {found['again']:.2f} % of prompt tokens again" if found["again"] else ""
+            table.add_row(f"  {PATTERNS[name]}", f"{found['requests']:,}{cost}")
     if figures["broken_records"]:
         table.add_row("broken records skipped", f"{figures['broken_records']:,}")
     print_table(console, table)
