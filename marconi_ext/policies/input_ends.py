@@ -122,7 +122,8 @@ class InputEnds:
         """Greedy: the distance that most partings agree with, then the one that most of the rest do."""
         votes = np.zeros(TAIL_TOKENS + 1)
         if known is not None and (known.dropped or not known.keeps_answer):
-            before = KNOWN_PARTINGS if known.known else GUESSED_PARTINGS - one.went_through
+            guessed = GUESSED_PARTINGS - one.went_through if one.parted() < MIN_PARTINGS else 0.0
+            before = KNOWN_PARTINGS if known.known else guessed
             votes[known.dropped] = max(before, 0.0)
         left = [(one.weight(at), low, high) for at, low, high in one.partings]
         if known is None and one.planned <= FEW_PROMPTS and one.parted() < MIN_PARTINGS:

@@ -121,7 +121,9 @@ class PolicyRuntime:
         ends = [row for row in (deepest, *below) if row >= 0 and table.prompt_tokens.item(row) >= kv_tokens]
         if again or not diverges or not ends:
             return {}
-        above = next((d for row in reversed(path) if (d := table.depth.item(row)) < kv_tokens - 1), 0)
+        # a state at what was taken for the input's end doesn't hide where it is
+        others = (table.depth.item(row) for row in reversed(path) if table.kind.item(row) != Kind.INPUT_END)
+        above = next((depth for depth in others if depth < kv_tokens - 1), 0)
         if kv_tokens - above < MIN_GAIN:
             return {}
         nearest = min(ends, key=table.prompt_tokens.item)
