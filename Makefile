@@ -36,9 +36,9 @@ coverage: $(CHECK)/.done
 	$(CHECK)/bin/python -m pip --disable-pip-version-check install -q --no-compile -e '.[coverage]'
 	$(QUICK) $(CHECK)/bin/python -m pytest -q -n $(JOBS) --cov=marconi_ext --cov-report=term --cov-report=xml
 
-# Into site/; index.html opens without a server and without a network.
+# Into site/; index.html opens without a network, and without a server but for the search.
 docs: $(DOCS)/.done
-	$(DOCS)/bin/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

@@ -1,0 +1,58 @@
+"""What the pages say of the code is there: files, functions, flags of the picture; and every page is in the site."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parents[1]
+DOCS = REPO / "docs"
+ARCHITECTURE = (DOCS / "architecture.md").read_text(encoding="utf-8")
+PICTURE = (DOCS / "images" / "request.svg").read_text(encoding="utf-8")
+FOLDERS = ("marconi_ext", "kernels", "sglang_hooks", "tests")
+
+
+def functions(file: Path) -> set[str]:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+
+
+def test_the_pictures_names_are_the_codes() -> None:
+    steps = re.findall(r">([\w/]+\.py) (\w+)\(\)<", PICTURE)
+    assert len(steps) == 11
+    missing = [f"{file} {name}" for file, name in steps if name not in functions(REPO / file)]
+    assert not missing
+
+
+def test_the_architectures_files_exist() -> None:
+    known = [
+        file.relative_to(REPO).as_posix() for folder in FOLDERS for file in (REPO / folder).rglob("*.py")
+    ]
+    named = set(re.findall(r"`([\w/]+\.py)`", ARCHITECTURE))
+    missing = [name for name in named if not any(f"/{file}".endswith(f"/{name}") for file in known)]
+    assert len(named) > 12 and not missing
+
+
+@pytest.mark.parametrize(("file", "name"), re.findall(r"\(`(\w+\.py)`, `(\w+)`\)", ARCHITECTURE))
+def test_the_architectures_functions_exist(file: str, name: str) -> None:
+    found = [path for folder in FOLDERS for path in (REPO / folder).rglob(file)]
+    assert any(name in functions(path) for path in found), f"{file} has no {name}"
+
+
+def test_every_page_is_in_the_site() -> None:
+    site = (REPO / "mkdocs.yml").read_text(encoding="utf-8")
+    assert not [page.name for page in DOCS.glob("*.md") if page.name not in site], (
+        "add it to nav in mkdocs.yml"
+    )
+
+
+def test_links_between_pages_hold() -> None:
+    broken = []
+    for page in (REPO / "README.md", REPO / "CONTRIBUTING.md", *DOCS.glob("*.md")):
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
+            if "://" not in target and not (page.parent / target).exists():
+                broken.append(f"{page.name}: {target}")
+    assert not broken
