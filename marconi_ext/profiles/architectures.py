@@ -7,7 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from marconi_ext.profiles.layers import LayerCost, gdn, gqa, kda, mamba1, mamba2, mla, mlp, moe
+from marconi_ext.profiles.layers import (
+    LayerCost,
+    gdn,
+    gqa,
+    kda,
+    lightning,
+    mamba1,
+    mamba2,
+    mla,
+    mlp,
+    moe,
+    short_conv,
+)
 
 Layers = list[tuple[str, LayerCost]]
 
@@ -96,25 +108,34 @@ def jamba(c: dict, *, ssm_dtype_bytes: int, kv_dtype_bytes: int, tp: int) -> Lay
 
 
 def qwen3_next(c: dict, *, ssm_dtype_bytes: int, kv_dtype_bytes: int, tp: int) -> Layers:
-    """Gated DeltaNet with gated attention every `full_attention_interval` layers; experts and a shared one."""
+    """Gated DeltaNet with gated attention every `full_attention_interval` layers; experts and a shared one, or an MLP
+    (Qwen3.5 and 3.6 dense)."""
     hidden = c["hidden_size"]
     heads = (c["linear_num_key_heads"], c["linear_num_value_heads"])
     dims = (c["linear_key_head_dim"], c["linear_value_head_dim"], c["linear_conv_kernel_dim"])
     linear = ("gdn", gdn(hidden, *heads, *dims, ssm_dtype_bytes=ssm_dtype_bytes, tp=tp))
     output_gate = LayerCost(2 * hidden * c["num_attention_heads"] * c["head_dim"])
     attention = ("attention", _attention(c, kv_dtype_bytes, tp) + output_gate)
-    sizes = (c["moe_intermediate_size"], c["num_experts"], c["num_experts_per_tok"])
-    feed = ("moe", moe(hidden, *sizes, shared_intermediate=c["shared_expert_intermediate_size"]))
+    if c.get("num_experts"):
+        sizes = (c["moe_intermediate_size"], c["num_experts"], c["num_experts_per_tok"])
+        feed = ("moe", moe(hidden, *sizes, shared_intermediate=c["shared_expert_intermediate_size"]))
+    else:
+        feed = ("mlp", mlp(hidden, c["intermediate_size"], gated=True))
     every = c["full_attention_interval"]
     mixers = [attention if (i + 1) % every == 0 else linear for i in range(c["num_hidden_layers"])]
     return [layer for mixer in mixers for layer in (mixer, feed)]
 
 
 def kimi_linear(c: dict, *, ssm_dtype_bytes: int, kv_dtype_bytes: int, tp: int) -> Layers:
-    """KDA layers and MLA layers by number (from 1); experts but for the first dense layers."""
+    """KDA layers and MLA layers by number (from 1); experts but for the first dense layers. Kimi K3 gates the outputs
+    of both with full rank, and its experts are as wide as a projection of the residual stream."""
     hidden, linear = c["hidden_size"], c["linear_attn_config"]
     sizes = (linear["num_heads"], linear["head_dim"], linear["short_conv_kernel_size"])
     recurrent = ("kda", kda(hidden, *sizes, ssm_dtype_bytes=ssm_dtype_bytes, tp=tp))
+    if linear.get("use_full_rank_gate"):
+        inner = linear["num_heads"] * linear["head_dim"]
+        low_rank = hidden * linear["head_dim"] + linear["head_dim"] * inner
+        recurrent = ("kda", recurrent[1] + LayerCost(2 * (hidden * inner - low_rank)))
     dims = (c["kv_lora_rank"], c["qk_nope_head_dim"], c["qk_rope_head_dim"], c["v_head_dim"])
     latent = mla(
         hidden,
@@ -123,17 +144,80 @@ def kimi_linear(c: dict, *, ssm_dtype_bytes: int, kv_dtype_bytes: int, tp: int) 
         q_lora_rank=c.get("q_lora_rank"),
         kv_dtype_bytes=kv_dtype_bytes,
     )
-    dense = ("mlp", mlp(hidden, c["intermediate_size"], gated=True))
-    width = c["moe_intermediate_size"]
-    shared = c["num_shared_experts"] * width
-    experts = (
-        "moe",
-        moe(hidden, width, c["num_experts"], c["num_experts_per_token"], shared_intermediate=shared),
-    )
+    if c.get("mla_use_output_gate"):
+        latent += LayerCost(2 * hidden * c["num_attention_heads"] * c["v_head_dim"])
+    dense = experts = ("mlp", mlp(hidden, c["intermediate_size"], gated=True))
+    if c.get("num_experts"):
+        width = c["moe_intermediate_size"]
+        shared = c["num_shared_experts"] * width
+        routed = c.get("routed_expert_hidden_size") or hidden
+        cost = moe(
+            hidden,
+            width * routed / hidden,
+            c["num_experts"],
+            c["num_experts_per_token"],
+            shared_intermediate=shared,
+        )
+        if routed != hidden:
+            cost += LayerCost(4 * hidden * routed)
+        experts = ("moe", cost)
     found: Layers = []
     for i in range(c["num_hidden_layers"]):
         found.append(("mla", latent) if i + 1 in linear["full_attn_layers"] else recurrent)
+        found.append(dense if i < c.get("first_k_dense_replace", 0) else experts)
+    return found
+
+
+def bailing_hybrid(c: dict, *, ssm_dtype_bytes: int, kv_dtype_bytes: int, tp: int) -> Layers:
+    """Ring and Ling 2.5: lightning attention, with MLA at the end of each group; experts but for the first layers.
+    Ling 3 has KDA in their place, with gates of full rank."""
+    hidden, heads = c["hidden_size"], c["num_attention_heads"]
+    if c.get("short_conv_kernel_size"):
+        sizes = (heads, c["head_dim"], c["short_conv_kernel_size"])
+        gates = LayerCost()
+        if c.get("no_kda_lora"):
+            width = heads * c["head_dim"]
+            gates = LayerCost(4 * (hidden * width - hidden * c["head_dim"] - c["head_dim"] * width))
+        recurrent = ("kda", kda(hidden, *sizes, ssm_dtype_bytes=ssm_dtype_bytes, tp=tp) + gates)
+    else:
+        cost = lightning(hidden, heads, c["head_dim"], ssm_dtype_bytes=ssm_dtype_bytes, tp=tp)
+        recurrent = ("lightning", cost)
+    dims = (c["kv_lora_rank"], c["qk_nope_head_dim"], c["qk_rope_head_dim"], c["v_head_dim"])
+    latent = mla(hidden, heads, *dims, q_lora_rank=c.get("q_lora_rank"), kv_dtype_bytes=kv_dtype_bytes)
+    dense = ("mlp", mlp(hidden, c["intermediate_size"], gated=True))
+    width = c.get("moe_intermediate_size", 0)
+    shared = c.get("num_shared_experts", 0) * width
+    experts = (
+        "moe",
+        moe(hidden, width, c["num_experts"], c["num_experts_per_tok"], shared_intermediate=shared),
+    )
+    group = c["layer_group_size"]
+    found: Layers = []
+    for i in range(c["num_hidden_layers"]):
+        linear = group[i] == 1 if isinstance(group, list) else (i + 1) % group
+        found.append(recurrent if linear else ("mla", latent))
         found.append(dense if i < c["first_k_dense_replace"] else experts)
+    return found
+
+
+def lfm2(c: dict, *, ssm_dtype_bytes: int, kv_dtype_bytes: int, tp: int) -> Layers:
+    """`layer_types` names the mixer: a short convolution or attention. LFM2-MoE has experts after the first layers."""
+    hidden = c["hidden_size"]
+    mixers = {
+        "conv": ("short conv", short_conv(hidden, c["conv_L_cache"], tp=tp)),
+        "full_attention": ("attention", _attention(c, kv_dtype_bytes, tp)),
+    }
+    width = c["intermediate_size"]
+    if c.get("block_auto_adjust_ff_dim"):
+        width = int(c.get("block_ffn_dim_multiplier", 1) * int(2 * width / 3))
+        width += -width % c["block_multiple_of"]
+    dense = experts = ("mlp", mlp(hidden, width, gated=True))
+    if c.get("num_experts"):
+        sizes = (c["moe_intermediate_size"], c["num_experts"], c["num_experts_per_tok"])
+        experts = ("moe", moe(hidden, *sizes))
+    found: Layers = []
+    for i, kind in enumerate(c["layer_types"]):
+        found += [mixers[kind], dense if i < c.get("num_dense_layers", 0) else experts]
     return found
 
 
@@ -144,5 +228,10 @@ ARCHITECTURES: dict[str, Callable[..., Layers]] = {
     "bamba": bamba,
     "jamba": jamba,
     "qwen3_next": qwen3_next,
+    "qwen3_5_text": qwen3_next,
+    "qwen3_5_moe_text": qwen3_next,
     "kimi_linear": kimi_linear,
+    "bailing_hybrid": bailing_hybrid,
+    "lfm2": lfm2,
+    "lfm2_moe": lfm2,
 }

@@ -69,7 +69,7 @@ def mlp(hidden: int, intermediate: int, *, gated: bool) -> LayerCost:
 
 
 def moe(
-    hidden: int, intermediate: int, experts: int, active: int, *, shared_intermediate: int = 0
+    hidden: int, intermediate: float, experts: int, active: int, *, shared_intermediate: int = 0
 ) -> LayerCost:
     """Mixture of gated experts: the router, the active experts and a shared one (widths summed)."""
     return LayerCost(2 * hidden * experts + 6 * hidden * (active * intermediate + shared_intermediate))
@@ -118,6 +118,22 @@ def mamba1(
     flops += 2 * dt_rank * inner + 9 * inner * state_dim + 2 * inner * hidden
     state = inner // tp * (state_dim * ssm_dtype_bytes + (conv_kernel - 1) * conv_dtype_bytes)
     return LayerCost(flops, 0, state)
+
+
+def short_conv(hidden: int, conv_kernel: int, *, conv_dtype_bytes: int = 2, tp: int = 1) -> LayerCost:
+    """LFM2's gated short convolution: in-projection to x and two gates, conv, out. State: its last inputs alone."""
+    flops = 2 * hidden * 4 * hidden + 2 * conv_kernel * hidden
+    return LayerCost(flops, 0, hidden // tp * (conv_kernel - 1) * conv_dtype_bytes)
+
+
+def lightning(hidden: int, heads: int, head_dim: int, *, ssm_dtype_bytes: int = 4, tp: int = 1) -> LayerCost:
+    """Lightning attention (2401.04658): projections of q, k, v and an output gate, a decayed outer product a token.
+
+    The rule costs 5 FLOPs an element of the [heads, head_dim, head_dim] state: decay, write, query.
+    """
+    width = heads * head_dim
+    flops = 2 * hidden * 4 * width + 5 * width * head_dim + 2 * width * hidden
+    return LayerCost(flops, 0, heads // tp * head_dim * head_dim * ssm_dtype_bytes)
 
 
 def gdn(

@@ -70,7 +70,12 @@ def test_delta_rules_by_hand() -> None:
         ("bamba-9b", 9.8 - 1.05),
         ("jamba-1.5-mini", 12.0 - 0.5),
         ("qwen3-next-80b-a3b", 3.9 - 0.6),
+        ("qwen3.5-27b", 27.0 - 2.5),
+        ("qwen3.6-35b-a3b", 3.0 - 0.5),
         ("kimi-linear-48b-a3b", 3.0 - 0.4),
+        ("kimi-k3", 104.0 - 1.2),
+        ("ling-2.6-flash", 7.4 - 1.3),
+        ("lfm2-8b-a1b", 1.5 - 0.13),
     ],
 )
 def test_flops_are_twice_the_active_weights(name: str, active_billions: float) -> None:
@@ -79,11 +84,11 @@ def test_flops_are_twice_the_active_weights(name: str, active_billions: float) -
 
 
 def test_every_bundled_profile_loads() -> None:
-    assert len(profile_names()) == 9
+    assert len(profile_names()) == 14
     for name in profile_names():
         profile = load_profile(name)
         assert profile.name == name or name == "paper-7b"
-        assert profile.state_bytes > 1e6 and profile.kv_bytes_per_token > 1e3
+        assert profile.state_bytes > 1e5 and profile.kv_bytes_per_token > 1e3
 
 
 def test_paper_profile_agrees_with_the_printed_formulas() -> None:
@@ -134,3 +139,33 @@ def test_state_bytes_are_what_sglang_allocates(tp: int) -> None:
     params = mamba_utils.Mamba2CacheParams(shape=shape, layers=list(range(24)))
     assert params.dtype.temporal.itemsize == 4 and params.dtype.conv.itemsize == 2
     assert load_profile("nemotron-h-8b", tp=tp).state_bytes == params.mamba_cache_per_req
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_state_bytes_of_the_other_families_are_what_sglang_allocates(tp: int) -> None:
+    utils = pytest.importorskip("sglang.srt.configs.mamba_utils")
+    kimi = utils.KimiLinearStateShape.create(tp_world_size=tp, num_heads=96, head_dim=128, conv_kernel_size=4)
+    lightning = utils.Mamba2StateShape.create(
+        tp_world_size=tp,
+        intermediate_size=0,
+        n_groups=0,
+        num_heads=32,
+        head_dim=128,
+        state_size=128,
+        conv_kernel=1,
+    )
+    short_conv = utils.Mamba2StateShape.create(
+        tp_world_size=tp,
+        intermediate_size=2048,
+        n_groups=1,
+        num_heads=tp,
+        head_dim=2048,
+        state_size=0,
+        conv_kernel=3,
+    )
+    for name, params in {
+        "kimi-k3": utils.KimiLinearCacheParams(shape=kimi, layers=list(range(69))),
+        "ling-2.6-flash": utils.Mamba2CacheParams(shape=lightning, layers=list(range(28))),
+        "lfm2-8b-a1b": utils.Mamba2CacheParams(shape=short_conv, layers=list(range(18))),
+    }.items():
+        assert load_profile(name, tp=tp).state_bytes == params.mamba_cache_per_req, name
