@@ -15,7 +15,9 @@ MAX_CUTS = 3
 """Inside one extend. FLA caches the chunk indices of four batches: a fifth would wait for the device in each layer."""
 
 FORK_TOKENS = 256
-"""An extend's forks may repeat this many tokens before a cut is taken instead: about what a cut's launches cost."""
+"""An extend's forks may repeat this many tokens before a cut is taken instead: about what a cut costs on the CPU
+engine's operators (`bench/cut_or_fork.py`: 303 tokens for Gated DeltaNet, 214 for KDA; no GPU has measured it). A
+prompt's end lies one token before its extend's, so most short extends fork, and long ones run that token as a round."""
 
 
 @dataclass(frozen=True)
