@@ -33,7 +33,7 @@ CONFLICTS = (
     Conflict(
         lambda a: a.mamba_radix_cache_strategy == "no_buffer",
         "needs --mamba-radix-cache-strategy extra_buffer (no_buffer was given, or chosen because overlap "
-        "scheduling is off or the model or platform lacks the other)",
+        "scheduling is off or the model or platform lacks the other; short convolutions have it at --page-size 1)",
     ),
     Conflict(
         lambda a: a.mamba_radix_cache_strategy == "extra_buffer_lazy",

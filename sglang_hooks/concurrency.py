@@ -90,7 +90,7 @@ def _is_ours(configurator: Any) -> bool:
     from sglang.srt.runtime_context import get_memory
 
     from .flags import config_of
-    from .recurrence.registry import FAMILIES
+    from .recurrence.registry import family_named
 
     args = configurator.server_args
     if config_of(args) is None or configurator.mambaish_config is None or configurator.is_draft_worker:
@@ -100,6 +100,5 @@ def _is_ours(configurator: Any) -> bool:
     if not configurator.spec_algorithm.is_none():  # its scratch memory was reckoned with stock's cap
         return False
     model = configurator.model_config.hf_config.architectures[0]
-    return any(
-        model in family.architectures and family.why_refused(model, args) is None for family in FAMILIES
-    )
+    family = family_named(model)
+    return family is not None and model not in family.refused and family.conflict_with(args) is None

@@ -10,9 +10,9 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from marconi_ext.config import ConfigError, MarconiConfig, build_config, flag_name
+from marconi_ext.config import MarconiConfig, build_config, flag_name
 
-from .compat import check_arguments, check_version
+from .compat import check_version
 from .hooks import Hook
 
 ENABLE = "enable_marconi"
@@ -58,16 +58,6 @@ def _from_cli_args(original: Callable[..., Any], cls: type, args: argparse.Names
     except ValueError as error:
         argparse.ArgumentParser(prog="sglang serve").error(str(error))
     return server_args
-
-
-def _resolve_once(_result: None, server_args: Any) -> None:
-    config = config_of(server_args)
-    if config is not None:
-        from sglang.srt.arg_groups.overrides import resolving_view
-
-        check_arguments(resolving_view(server_args))
-        if config.events == "resumable" and not server_args.kv_events_config:
-            raise ConfigError("--marconi-events resumable: needs --kv-events-config, whose stream it changes")
 
 
 def add_engine_arguments() -> None:
@@ -117,12 +107,5 @@ LAUNCHER_HOOKS = (
         _from_cli_args,
         why="validate our flags and attach them to the arguments",
         parameters="args",
-    ),
-    Hook(
-        f"{_SERVER_ARGS}.resolve_once",
-        "after",
-        _resolve_once,
-        why="refuse option combinations, once SGLang has resolved its defaults",
-        parameters="self",
     ),
 )

@@ -11,7 +11,10 @@ def register() -> None:
     """Add the flags and the hook. Idempotent: SGLang loads plugins once a process."""
     from .flags import LAUNCHER_HOOKS, add_engine_arguments
     from .hooks import install
+    from .resolution import RESOLUTION_HOOKS
     from .seams import SCHEDULER_INIT
 
-    install([*LAUNCHER_HOOKS, SCHEDULER_INIT], apply=False)  # SGLang applies them after the last plugin
+    install(
+        [*LAUNCHER_HOOKS, *RESOLUTION_HOOKS, SCHEDULER_INIT], apply=False
+    )  # SGLang applies them after the last plugin
     add_engine_arguments()

@@ -28,11 +28,12 @@ def delta_rule_prefill(
     g: torch.Tensor,
     beta: torch.Tensor,
     state: torch.Tensor,
+    chunk_states: list[torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One sequence, in chunks of 64 tokens that begin at its first.
 
     q, k: fp32[T, HV, K], scaled and normalised; v: fp32[T, HV, V]; g: fp32[T, HV] or [T, HV, K], natural log;
-    beta: fp32[T, HV]; state: fp32[HV, V, K], left as it is.
+    beta: fp32[T, HV]; state: fp32[HV, V, K], left as it is; chunk_states: gets the state before each chunk.
     Returns: outputs fp32[T, HV, V], and the state after the last token.
     """
     tokens = q.shape[0]
@@ -70,6 +71,8 @@ def delta_rule_prefill(
     q_since, k_until, kept = q * since, k * (last - total).exp(), last.exp()
     outputs = torch.empty_like(v)
     for chunk in range(chunks):
+        if chunk_states is not None:
+            chunk_states.append(state)
         update = updates[chunk] - absorbed[chunk] @ state.transpose(1, 2)
         outputs[chunk] = q_since[chunk] @ state.transpose(1, 2) + scores[chunk] @ update
         state = state * kept[chunk] + update.transpose(1, 2) @ k_until[chunk]
@@ -114,11 +117,13 @@ def prefill_batch(
     slots: torch.Tensor,
     cu_seqlens: torch.Tensor,
     scale: float,
+    chunk_states: list[torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """A ragged batch, each sequence from its slot's state, which becomes the state after its last token.
 
     q, k: [T, H, K], not normalised; v: [T, HV, V]; g: [T, HV] or [T, HV, K]; beta: [T, HV];
-    pool: [slots, HV, V, K]; slots: int[S]; cu_seqlens: int[S+1]. Mutates pool. Returns fp32[T, HV, V].
+    pool: [slots, HV, V, K]; slots: int[S]; cu_seqlens: int[S+1]; chunk_states: gets the states before all chunks, one
+    sequence after another. Mutates pool. Returns fp32[T, HV, V].
     """
     heads = v.shape[1]
     q, k = (l2norm(x).repeat_interleave(heads // x.shape[1], dim=1) for x in (q, k))
@@ -129,8 +134,11 @@ def prefill_batch(
     for start, stop, slot in zip(starts[:-1], starts[1:], slots.tolist(), strict=True):
         if stop > start and slot >= 0:
             span = slice(start, stop)
+            before = pool[slot].to(
+                torch.float32, copy=True
+            )  # kept in chunk_states, and the slot is written below
             out[span], state = delta_rule_prefill(
-                q[span], k[span], v[span], g[span], beta[span], pool[slot].float()
+                q[span], k[span], v[span], g[span], beta[span], before, chunk_states
             )
             pool[slot] = state.to(pool.dtype)
     return out
@@ -160,7 +168,7 @@ def chunk_gated_delta_rule(
     inplace_update=True,
 ):
     """q, k: [1, T, H, K]; v: [1, T, HV, V]; g, beta: [1, T, HV]; initial_state: the layer's pool.
-    Returns (outputs [1, T, HV, V], None, None): no states by chunk, which only stock's own tracking reads.
+    Returns outputs [1, T, HV, V], None, and the states before each chunk [1, NT, HV, V, K] in k's dtype.
     Raises: NotImplementedError for what SGLang's GDN backend doesn't ask for."""
     if head_first or not use_qk_l2norm_in_kernel or initial_state_indices is None or cu_seqlens is None:
         raise NotImplementedError(
@@ -168,8 +176,12 @@ def chunk_gated_delta_rule(
         )
     scale = k.shape[-1] ** -0.5 if scale is None else scale
     pool = initial_state if inplace_update else initial_state.clone()
-    out = prefill_batch(q[0], k[0], v[0], g[0], beta[0], pool, initial_state_indices, cu_seqlens, scale)
-    return out.to(v.dtype).unsqueeze(0), None, None
+    states: list[torch.Tensor] = []
+    out = prefill_batch(
+        q[0], k[0], v[0], g[0], beta[0], pool, initial_state_indices, cu_seqlens, scale, states
+    )
+    h = torch.stack(states) if states else pool.new_empty(0, *pool.shape[1:])
+    return out.to(v.dtype).unsqueeze(0), None, h.to(k.dtype).unsqueeze(0)
 
 
 def fused_recurrent_gated_delta_rule_packed_decode(

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from marconi_ext.errors import BadInputError, CheckFailedError
 from marconi_ext.models.attention_model import write_attention_model
-from marconi_ext.models.toy_model import ToyModel, write_model
+from marconi_ext.models.families import FAMILIES, SmallModel, write_small_model
 from marconi_ext.results.provenance import engine_command
 from marconi_ext.servers.arms import Arm, choose_arms
 from marconi_ext.servers.engine_options import ModelFacts, available_memory_gib, has_gpu
@@ -50,13 +51,13 @@ class Setup:
 
 
 @contextmanager
-def prepared(model_path: Path | None, cpu: bool | None, toy: ToyModel | None = None) -> Iterator[Setup]:
+def prepared(model_path: Path | None, cpu: bool | None, small: SmallModel | None = None) -> Iterator[Setup]:
     """The model and where it runs. A SIGTERM meanwhile ends this process as an exit does: servers are stopped.
 
-    model_path: None for the small model, of the sizes in `toy`; cpu: None for what the machine has
+    model_path: None for a small model, `small` or that of Mamba2; cpu: None for what the machine has
     """
     with ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="marconi-model-") as folder:
-        model = model_path or write_model(Path(folder) / "toy-hybrid", toy)
+        model = model_path or write_small_model(Path(folder) / "toy-hybrid", small or small_model())
         on_cpu = cpu if cpu is not None else not (model_path and has_gpu())
         yield Setup(model, ModelFacts(model), on_cpu, Path(folder))
 
@@ -71,12 +72,16 @@ def ended_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def small_model(flags: str, **sizes: object) -> ToyModel:
-    """The small model with other sizes. Raises BadInputError that begins with `flags`, those that set them."""
+def small_model(family: str = "mamba2", flags: str = "", **sizes: Any) -> SmallModel:
+    """A family's small model, with other sizes. Raises BadInputError that begins with `flags`, those that set them."""
+    if family not in FAMILIES:
+        raise BadInputError(f"--family {family}: choose from {', '.join(FAMILIES)}")
     try:
-        return ToyModel(**sizes)
+        return FAMILIES[family](**sizes)
     except ValueError as error:
         raise BadInputError(f"{flags}: {error}") from None
+    except TypeError:
+        raise BadInputError(f"{flags}: the small model of family {family} has no such size") from None
 
 
 def split_flags(text: str) -> tuple[str, ...]:

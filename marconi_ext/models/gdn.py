@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .seeded import Seeded
+from .seeded import Seeded, check_sizes
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,9 @@ class GdnModel:
     vocab: int = 4096
     context: int = 131_072
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
 
     def config(self) -> dict:
         """The Hugging Face config."""

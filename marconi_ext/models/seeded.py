@@ -6,13 +6,26 @@ import json
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
-from marconi_ext.models.tekken import TEKKEN_SPECIAL_TOKENS, write_tekken
+from marconi_ext.models.tekken import MIN_VOCAB, TEKKEN_FULL_VOCAB, TEKKEN_SPECIAL_TOKENS, write_tekken
 
 LOGIT_STD = 4.0  # spread of the next-token logits: peaked enough to differ, flat enough to stay sensitive
+
+
+def check_sizes(model: Any) -> None:
+    """Raises: ValueError that begins with the name of a size that can't be."""
+    sizes = {name: value for name, value in vars(model).items() if isinstance(value, int)}
+    for name, value in sizes.items():
+        if value < (0 if name == "seed" else 1):
+            raise ValueError(f"{name} must be at least {int(name != 'seed')}, got {value}")
+    if "kv_heads" in sizes and sizes["heads"] % sizes["kv_heads"]:
+        raise ValueError(f"heads ({sizes['heads']}) must be a multiple of kv_heads ({sizes['kv_heads']})")
+    if not MIN_VOCAB <= sizes["vocab"] <= TEKKEN_FULL_VOCAB:
+        raise ValueError(f"vocab must lie between {MIN_VOCAB} and {TEKKEN_FULL_VOCAB}, got {sizes['vocab']}")
 
 
 class Seeded:

@@ -10,6 +10,7 @@ Needs numpy, safetensors and mistral-common's data files; never torch.
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -86,6 +87,14 @@ class ToyModel:
     @property
     def mlp_width(self) -> int:
         return self.mlp or 2 * self.hidden
+
+    def config(self) -> dict[str, Any]:
+        """The Hugging Face config."""
+        return config_json(self)
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """All tensors, fp32, under the names of NemotronH checkpoints."""
+        return weights(self)
 
 
 def write_model(path: str | Path, model: ToyModel | None = None, *, force: bool = False) -> Path:

@@ -1,14 +1,15 @@
-"""The operators of the delta rule's models on the CPU: Gated DeltaNet (Qwen3-Next, Qwen3.5).
+"""The operators of the delta rule's models on the CPU: Gated DeltaNet (Qwen3-Next) and KDA (Kimi Linear).
 
 Target: the chunked prefills, packed decodes and gates under `sglang.kernels.ops.attention`, the split of a packed
 projection, the gated norm, and the gate of a shared expert. Why: all are Triton kernels without another form.
-How: the torch twins of `marconi_kernels.torch_twins.delta_rule`, and plain torch here. Remove when: never.
+How: the torch twins of `marconi_kernels.torch_twins` (`delta_rule`, `kda`), and plain torch here. Remove when: never.
 """
 
 import torch
 import torch.nn.functional as F
 
 from marconi_kernels.torch_twins import delta_rule as torch_delta_rule
+from marconi_kernels.torch_twins import kda as torch_kda
 from sglang_hooks.cpu_platform.rebind import rebind
 
 OPS = "sglang.kernels.ops.attention"
@@ -22,6 +23,12 @@ def apply() -> None:
         f"{OPS}.fla.fused_recurrent",
         "fused_recurrent_gated_delta_rule_packed_decode",
         torch_delta_rule.fused_recurrent_gated_delta_rule_packed_decode,
+    )
+    rebind(f"{OPS}.fla.kda", "chunk_kda", torch_kda.chunk_kda)
+    rebind(
+        f"{OPS}.fla.fused_recurrent",
+        "fused_recurrent_kda_packed_decode",
+        torch_kda.fused_recurrent_kda_packed_decode,
     )
     rebind(f"{OPS}.linear.fused_gdn_gating", "fused_gdn_gating", torch_delta_rule.fused_gdn_gating)
     rebind(f"{OPS}.triton_gdn_fused_proj", "fused_qkvzba_split_reshape_cat", fused_qkvzba_split_reshape_cat)

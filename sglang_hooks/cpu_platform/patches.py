@@ -6,7 +6,10 @@ from sglang_hooks.cpu_platform import (
     device_module,
     hierarchical_cache,
     host_memory,
+    latent_attention,
+    lightning_operators,
     mamba_operators,
+    rotary,
     threads,
     triton_interpreter,
 )
@@ -18,10 +21,13 @@ def apply_all(*, fast: bool) -> None:
     threads.apply()
     device_module.apply()
     hierarchical_cache.apply()
+    latent_attention.apply()
+    rotary.apply()
     if fast:
         attention.apply()
         mamba_operators.apply_fast()
         delta_operators.apply()
+        lightning_operators.apply()
     else:
         triton_interpreter.apply()
         mamba_operators.apply_interpreter()

@@ -57,9 +57,10 @@ def seams() -> Iterator[Finding]:
     """Runs before the plugin is loaded, whose patches would show in the signatures."""
     from ..flags import LAUNCHER_HOOKS
     from ..hooks import check_signatures
+    from ..resolution import RESOLUTION_HOOKS
     from ..seams import SCHEDULER_INIT, live_hooks
 
-    for hook in [*LAUNCHER_HOOKS, SCHEDULER_INIT, *live_hooks()]:
+    for hook in [*LAUNCHER_HOOKS, *RESOLUTION_HOOKS, SCHEDULER_INIT, *live_hooks()]:
         name = ".".join(hook.target.split(".")[-2:])
         if problems := check_signatures([hook]):
             yield finding("seam", "broken", problems[0], "install the SGLang release that is supported")

@@ -29,9 +29,9 @@ from ..observe.stats import CacheStats
 from ..observe.tree_dump import TreeDumps
 from ..policy import build_runtime, currency_of
 from ..process_state import Live, go_live
+from ..recurrence import registry
 from ..recurrence.forward import ForwardCheckpoints
 from ..recurrence.interface import SaverContext
-from ..recurrence.registry import family_of
 from .component import MarconiMambaComponent
 from .kv_eviction import MarconiFullComponent
 from .ledger import CheckpointLedger
@@ -304,7 +304,7 @@ def build_cache(
     if cache.page_size == 1:
         pool.mamba_initial_tracking_slots = 0  # any length can be donated: nothing is tracked during decode
     context = SaverContext(len(pool.mamba_map), lambda name, n: ledger.counters.update({name: n}))
-    forward = ForwardCheckpoints(ledger, family_of(linear_backend(ctx)).saver(context), stats)
+    forward = ForwardCheckpoints(ledger, registry.family_of(linear_backend(ctx)).saver(context), stats)
     # with an admin key, nobody else can ask for a dump
     dumps = TreeDumps(expose_tokens=config.expose_tokens or bool(ctx.server_args.admin_api_key))
     go_live(Live(config, ledger, forward, cache, stats, dumps, Twins(cache)))
@@ -326,12 +326,14 @@ def why_stock(ctx: TreeCacheBuildContext) -> str | None:
     model = ctx.model_config.hf_config.architectures[0]
     if not ctx.is_hybrid_ssm:
         return f"{model} has no recurrent state"
-    backend = linear_backend(ctx)
-    family = family_of(backend)
-    if family is None:
-        return f"{model} has recurrent states of a kind that isn't supported ({type(backend).__name__})"
-    refused = family.why_refused(model, ctx.server_args)
-    return None if refused is None else f"{model}: {refused}"
+    reason = registry.why_stock(model)
+    if reason is not None:
+        return f"{model}: {reason}"
+    backend, family = linear_backend(ctx), registry.family_named(model)
+    if family is not registry.family_of(backend):
+        return f"{model} runs on {type(backend).__name__}, whose states aren't known to be exact"
+    conflict = family.conflict_with(ctx.server_args)
+    return None if conflict is None else f"{model}: {conflict}"
 
 
 def linear_backend(ctx: TreeCacheBuildContext) -> object:

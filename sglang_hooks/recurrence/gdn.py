@@ -8,6 +8,8 @@ from .pieces import PIECE_HOOKS, PieceSaver
 
 BYPASSES = "its layers read the state pool themselves and never reach the seam where states are saved"
 
+NO_EXTRA_BUFFER = "SGLang gives it no extra buffer of states"
+
 GDN = Recurrence(
     name="Gated DeltaNet",
     state="convolution window [q+k+v channels, K−1], matrix [value heads, value width, key width]",
@@ -29,7 +31,9 @@ GDN = Recurrence(
         "Qwen4ExpForConditionalGeneration": "a slot has side states (short_conv_pool, ngram_pool) that aren't saved",
         "JetNemotronForCausalLM": BYPASSES,
         "JetVLMForConditionalGeneration": BYPASSES,
+        "InternS2MobiusForConditionalGeneration": NO_EXTRA_BUFFER,
+        "GigaChat35ForCausalLM": NO_EXTRA_BUFFER,
     },
     conflicts=(REPLAYED_DECODE, WHOLE_PREFILL_GRAPHS),
-    tested="CPU engine (Qwen3-Next, a small model of random weights)",
+    tested={"Qwen3NextForCausalLM": "CPU engine"},
 )

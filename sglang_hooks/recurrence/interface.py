@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from marconi_kernels.plan import CheckpointPlan
+
 from ..process_state import live
 
 if TYPE_CHECKING:
@@ -47,6 +49,18 @@ class ArmedCheckpoints:
     def physical_slots(self, pool: Any) -> torch.Tensor:
         """int64[N]: rows of the pool's tensors, on its device. pool: SGLang's HybridReqToTokenPool."""
         return pool.translate_mamba_indices(torch.cat(self.slot)).to(torch.int64)
+
+    def plan(self, pool: Any) -> CheckpointPlan:
+        """The rows on the pool's device, as our kernels take them. Slot ids stay there: reading them would wait for
+        the stream; on a CPU there is nothing to wait for, so they are read once for all layers."""
+        slots = self.physical_slots(pool)
+        on_host = slots.device.type == "cpu"
+        return CheckpointPlan(
+            seq=torch.tensor(self.row, dtype=torch.int32).to(slots.device, non_blocking=True),
+            end=torch.tensor(self.flat_end, dtype=torch.int64).to(slots.device, non_blocking=True),
+            slot=slots,
+            host_rows=tuple(zip(self.row, self.flat_end, slots.tolist(), strict=True)) if on_host else None,
+        )
 
 
 class StateSaver(ABC):
@@ -101,7 +115,9 @@ class Recurrence:
     conflicts: (view of the resolved arguments → whether it is there, what to do) for this family alone
     hooks: names of SGLang that are patched for this family
     saver: makes the one that writes the states
-    tested: what has run, for the table of models
+    untracked: architectures whose states SGLang doesn't track during decode, so that it gives them no extra buffer;
+        at page size 1 ours needs no such tracking
+    tested: architecture → what has run, for the table of models
     """
 
     name: str
@@ -113,17 +129,16 @@ class Recurrence:
     saver: Callable[[SaverContext], StateSaver]
     refused: Mapping[str, str] = field(default_factory=dict)
     conflicts: tuple[tuple[Callable[[Any], bool], str], ...] = ()
-    tested: str = ""
+    untracked: tuple[str, ...] = ()
+    tested: Mapping[str, str] = field(default_factory=dict)
 
     def serves(self, backend: object) -> bool:
         """By exact class: NPU and XPU subclass some of them, and compute with kernels of their own."""
         kind = type(backend)
         return f"{kind.__module__}.{kind.__qualname__}" in self.backends
 
-    def why_refused(self, architecture: str, arguments: Any) -> str | None:
-        """Why this model can't have exact states on this server, or None."""
-        if architecture in self.refused:
-            return self.refused[architecture]
+    def conflict_with(self, arguments: Any) -> str | None:
+        """What in a server's resolved arguments goes against exact states, or None."""
         for applies, message in self.conflicts:
             if applies(arguments):
                 return message

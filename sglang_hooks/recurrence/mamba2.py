@@ -35,18 +35,9 @@ class Mamba2Saver(StateSaver):
         self._armed = armed
 
     def bind(self, backend: Mamba2AttnBackend) -> None:
-        """Put the armed plan on the device. Slot ids stay there: reading them would wait for the stream."""
-        armed = self._armed
-        if armed is None or not len(armed):
-            return
-        slots = armed.physical_slots(backend.req_to_token_pool)
-        on_host = slots.device.type == "cpu"  # nothing to wait for there, so read them once for all layers
-        self._plan = CheckpointPlan(
-            seq=torch.tensor(armed.row, dtype=torch.int32).to(slots.device, non_blocking=True),
-            end=torch.tensor(armed.flat_end, dtype=torch.int64).to(slots.device, non_blocking=True),
-            slot=slots,
-            host_rows=tuple(zip(armed.row, armed.flat_end, slots.tolist(), strict=True)) if on_host else None,
-        )
+        """Put the armed plan on the device."""
+        if self._armed is not None and len(self._armed):
+            self._plan = self._armed.plan(backend.req_to_token_pool)
 
     def run_layer(
         self,
@@ -209,5 +200,8 @@ MAMBA2 = Recurrence(
         ),
     ),
     saver=lambda context: Mamba2Saver(scan_stages(), context.num_layers),
-    tested="CPU engine (NemotronH, Falcon-H1), Triton's interpreter, H100 (NemotronH)",
+    tested={
+        "NemotronHForCausalLM": "CPU engine, Triton's interpreter, H100",
+        "FalconH1ForCausalLM": "CPU engine",
+    },
 )

@@ -1,5 +1,5 @@
-"""The families that are live. A newcomer adds a file to this folder and a line here; another package, an entry point
-in `marconi.recurrences` (docs/extending.md)."""
+"""The families that are live, and what becomes of a model. A newcomer adds a file to this folder and a line here;
+another package, an entry point in `marconi.recurrences` (docs/extending.md)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ from marconi_ext import entry_points
 
 from .gdn import GDN
 from .interface import Recurrence
+from .kda import KDA
+from .lightning import LIGHTNING
 from .mamba2 import MAMBA2
+from .short_conv import SHORT_CONV
 
 FAMILIES: tuple[Recurrence, ...] = (
     MAMBA2,
     GDN,
+    KDA,
+    LIGHTNING,
+    SHORT_CONV,
 )
 
 
@@ -28,6 +34,24 @@ def families() -> tuple[Recurrence, ...]:
 def family_of(backend: object) -> Recurrence | None:
     """The family that serves this linear attention backend of SGLang's, or None."""
     return next((family for family in families() if family.serves(backend)), None)
+
+
+def family_named(architecture: str) -> Recurrence | None:
+    """The family in whose table the architecture stands, live or refused; None: in none."""
+    return next((f for f in families() if architecture in f.architectures or architecture in f.refused), None)
+
+
+def why_stock(architecture: str) -> str | None:
+    """Why a model with recurrent states is served as stock, as the table of models has it, or None."""
+    family = family_named(architecture)
+    if family is None:
+        return "it isn't in the table of models whose states are known to be exact (docs/models.md)"
+    return family.refused.get(architecture)
+
+
+def needs_no_tracking(architecture: str) -> bool:
+    """Whether the extension serves this model although SGLang tracks none of its states during decode."""
+    return any(architecture in family.untracked for family in families())
 
 
 def hooks() -> tuple:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -81,6 +82,16 @@ class LiveServer:
                 return slots
             assert time.monotonic() < deadline, slots
             time.sleep(0.2)
+
+
+def plugin_environment(folder: Path, module: str) -> dict[str, str]:
+    """Variables that make SGLang load tests/engine/MODULE_plugin/MODULE.py. Writes metadata to `folder`."""
+    metadata = folder / f"{module}-0.0.0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 0.0.0\n")
+    (metadata / "entry_points.txt").write_text(f"[sglang.srt.plugins]\n{module} = {module}:register\n")
+    places = [str(folder), str(Path(__file__).parent / f"{module}_plugin"), os.environ.get("PYTHONPATH", "")]
+    return {"PYTHONPATH": os.pathsep.join(places)}
 
 
 @contextmanager

@@ -5,20 +5,15 @@ A plugin of this test's own records each checkpointing call in the scheduler pro
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
-from live_server import running
+from live_server import plugin_environment, running
 
 from marconi_ext.models.toy_model import ToyModel, write_model
 from marconi_kernels.mamba2.ssm_checkpoint import ssm_states_reference
 
 pytestmark = pytest.mark.engine
-
-PLUGIN = Path(__file__).parent / "recorder_plugin"
 
 
 @pytest.fixture(scope="module")
@@ -26,17 +21,11 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
     """Records by request: `first`; `branch`, which leaves it after 30 tokens; `alone`, those 30 tokens and
     one more from an empty cache; `resumed`, which goes on from there."""
     folder = tmp_path_factory.mktemp("recorder")
-    metadata = folder / "checkpoint_recorder-0.0.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: checkpoint-recorder\nVersion: 0.0.0\n")
-    (metadata / "entry_points.txt").write_text(
-        "[sglang.srt.plugins]\nrecorder = checkpoint_recorder:register\n"
-    )
     write_model(folder / "model", ToyModel(chunk_size=16))
     env = {
         "MARCONI_CPU_MODE": "interpreter",
         "CHECKPOINT_RECORDER_FOLDER": str(folder),
-        "PYTHONPATH": os.pathsep.join([str(folder), str(PLUGIN), os.environ.get("PYTHONPATH", "")]),
+        **plugin_environment(folder / "plugin", "checkpoint_recorder"),
     }
     first = [1_000 + 7 * i for i in range(45)]
     branch = first[:30] + [2_000 + 5 * i for i in range(9)]

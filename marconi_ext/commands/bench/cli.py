@@ -119,7 +119,7 @@ def bench(
     reading = Reading(format, tokenizer, strict, seed, sessions_per_s, response_s)
     require_engine()
     extra_flags = split_flags(server_flags)
-    toy = small_model("--hidden, --pattern", hidden=hidden, pattern=pattern)
+    toy = small_model("mamba2", "--hidden, --pattern", hidden=hidden, pattern=pattern)
     with prepared(model_path, cpu, toy) as setup:
         chosen, attention_model = setup.arms(arms)
         fitting, vocabulary = selection.within(setup.facts.context_tokens), setup.facts.vocabulary

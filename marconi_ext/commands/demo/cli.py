@@ -20,6 +20,10 @@ def demo(
     model_path: Annotated[
         Path | None, typer.Option(help="A hybrid model's folder; default: a small seeded one.")
     ] = None,
+    family: Annotated[
+        str | None,
+        typer.Option(help="The small model's recurrence: mamba2 (default), gdn, kda, lightning or lfm2."),
+    ] = None,
     model_chunk: Annotated[
         int | None, typer.Option(help="Chunk of the small model's scan in tokens; default 64.")
     ] = None,
@@ -63,8 +67,11 @@ def demo(
     extra_flags = split_flags(server_flags)
     if model_path and model_chunk:
         raise BadInputError("--model-chunk is for the small model; the model of --model-path has its own")
-    toy = small_model(f"--model-chunk {model_chunk}", chunk_size=model_chunk) if model_chunk else None
-    with prepared(model_path, cpu, toy) as setup:
+    if model_path and family:
+        raise BadInputError("--family is for the small model; the model of --model-path has its own")
+    sizes = {"chunk_size": model_chunk} if model_chunk else {}
+    small = small_model(family or "mamba2", f"--model-chunk {model_chunk}", **sizes)
+    with prepared(model_path, cpu, small) as setup:
         if trace:
             longest = max_prompt_tokens or (4_096 if setup.cpu else setup.facts.context_tokens // 2)
             traffic = trace_workload(trace, setup.facts, requests, longest, format, tokenizer, strict, seed)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import sys
+from pathlib import Path
 
 import pytest
 from made_package import install
+from sglang.srt.arg_groups.overrides import _MAMBA_EXTRA_BUFFER_ARCHS, _MAMBA_RADIX_CACHE_ARCHS
 from sglang.srt.layers.attention.hybrid_linear_attn_backend import Mamba2AttnBackend
 from sglang.srt.layers.attention.linear.gdn_backend import GDNAttnBackend
 from sglang.srt.layers.attention.linear.kda_backend import KDAAttnBackend
@@ -16,9 +18,11 @@ from sglang_hooks.hooks import check_signatures
 from sglang_hooks.recurrence import registry
 from sglang_hooks.recurrence.gdn import GDN
 from sglang_hooks.recurrence.interface import Recurrence
+from sglang_hooks.recurrence.kda import KDA
 from sglang_hooks.recurrence.mamba2 import MAMBA2
 from sglang_hooks.recurrence.options import REPLAYED_DECODE
-from sglang_hooks.recurrence.registry import family_of, hooks
+from sglang_hooks.recurrence.registry import FAMILIES, family_of, hooks, why_stock
+from sglang_hooks.recurrence.table import renewed
 
 
 class Subclass(GDNAttnBackend):
@@ -27,7 +31,7 @@ class Subclass(GDNAttnBackend):
 
 @pytest.mark.parametrize(
     ("kind", "family"),
-    [(Mamba2AttnBackend, MAMBA2), (GDNAttnBackend, GDN), (Subclass, None), (KDAAttnBackend, None)],
+    [(Mamba2AttnBackend, MAMBA2), (GDNAttnBackend, GDN), (Subclass, None), (KDAAttnBackend, KDA)],
 )
 def test_a_backend_is_served_by_its_exact_class(kind: type, family: Recurrence | None) -> None:
     assert family_of(object.__new__(kind)) is family
@@ -42,7 +46,34 @@ def test_no_backend_has_no_family() -> None:
     ["JetNemotronForCausalLM", "JetVLMForConditionalGeneration", "Qwen4ExpForConditionalGeneration"],
 )
 def test_models_whose_states_would_be_wrong_are_refused(architecture: str) -> None:
-    assert GDN.why_refused(architecture, None)
+    assert why_stock(architecture)
+
+
+def test_a_model_that_is_in_no_table_is_served_as_stock() -> None:
+    assert "isn't in the table" in why_stock("TomorrowsForCausalLM")
+    assert why_stock("Qwen3NextForCausalLM") is None
+
+
+def test_no_model_is_in_two_tables() -> None:
+    names = [name for family in FAMILIES for name in (*family.architectures, *family.refused)]
+    assert len(names) == len(set(names))
+    for family in FAMILIES:
+        assert set(family.tested) <= set(family.architectures)
+        assert set(family.untracked) <= set(family.architectures)
+
+
+def test_every_model_is_one_of_sglangs() -> None:
+    """Or, for a family with a prefix cache of its own, listed by SGLang as one."""
+    known = set(_MAMBA_RADIX_CACHE_ARCHS) | set(_MAMBA_EXTRA_BUFFER_ARCHS)
+    served = {name for family in FAMILIES for name in family.architectures}
+    assert served - known <= {"GraniteMoeHybridForCausalLM"}
+    refused = {name for family in FAMILIES for name in family.refused}
+    assert known - served - refused == {"InklingForConditionalGenerationMTP"}
+
+
+def test_the_page_has_the_table_of_the_code() -> None:
+    page = Path(__file__).parents[3] / "docs" / "models.md"
+    assert renewed(page.read_text(encoding="utf-8")) == page.read_text(encoding="utf-8")
 
 
 def test_replayed_decode_is_refused() -> None:

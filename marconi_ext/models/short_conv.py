@@ -1,0 +1,98 @@
+"""A small LFM2: gated short convolutions and attention layers. A layer's whole state is its last inputs.
+
+Such a state forgets at once, so the kernel is longer than LFM2's three taps: a window that is one token off must show.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .seeded import Seeded, check_sizes
+
+CONV, ATTENTION = "conv", "full_attention"
+
+
+@dataclass(frozen=True)
+class ShortConvModel:
+    """Sizes; equal values give files that are equal to the bit. Every `interval`-th layer is attention."""
+
+    hidden: int = 64
+    layers: int = 4
+    interval: int = 2
+    heads: int = 4
+    kv_heads: int = 2
+    conv_kernel: int = 4
+    width: int = 128
+    vocab: int = 4096
+    context: int = 131_072
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
+
+    @property
+    def layer_types(self) -> list[str]:
+        return [ATTENTION if (i + 1) % self.interval == 0 else CONV for i in range(self.layers)]
+
+    def config(self) -> dict:
+        """The Hugging Face config."""
+        return {
+            "architectures": ["Lfm2ForCausalLM"],
+            "model_type": "lfm2",
+            "torch_dtype": "float32",
+            "vocab_size": self.vocab,
+            "hidden_size": self.hidden,
+            "intermediate_size": self.width,
+            "block_auto_adjust_ff_dim": False,
+            "num_hidden_layers": self.layers,
+            "layer_types": self.layer_types,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "conv_L_cache": self.conv_kernel,
+            "conv_bias": False,
+            "norm_eps": 1e-5,
+            "rope_theta": 10_000.0,
+            "tie_word_embeddings": False,
+            "max_position_embeddings": self.context,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "marconi_toy_seed": self.seed,
+        }
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """All tensors, fp32, under the names of LFM2 checkpoints."""
+        seeded = Seeded(self.seed)
+        tensors = seeded.embeddings(self.vocab, self.hidden)
+        tensors["model.embedding_norm.weight"] = np.ones(self.hidden, np.float32)
+        for layer, kind in enumerate(self.layer_types):
+            prefix = f"model.layers.{layer}"
+            for norm in ("operator_norm", "ffn_norm"):
+                tensors[f"{prefix}.{norm}.weight"] = np.ones(self.hidden, np.float32)
+            tensors |= (self._conv if kind == CONV else self._attention)(seeded, prefix)
+            for name in ("w1", "w3"):
+                tensors |= seeded.linear(f"{prefix}.feed_forward.{name}", self.width, self.hidden)
+            tensors |= seeded.linear(f"{prefix}.feed_forward.w2", self.hidden, self.width, 0.5)
+        return tensors
+
+    def _conv(self, seeded: Seeded, layer: str) -> dict[str, np.ndarray]:
+        prefix = f"{layer}.conv"
+        return {
+            **seeded.linear(f"{prefix}.in_proj", 3 * self.hidden, self.hidden),
+            f"{prefix}.conv.weight": seeded.conv(f"{prefix}.conv", self.hidden, self.conv_kernel),
+            **seeded.linear(f"{prefix}.out_proj", self.hidden, self.hidden),
+        }
+
+    def _attention(self, seeded: Seeded, layer: str) -> dict[str, np.ndarray]:
+        prefix, head_dim = f"{layer}.self_attn", self.hidden // self.heads
+        keys = self.kv_heads * head_dim
+        return {
+            **seeded.linear(f"{prefix}.q_proj", self.hidden, self.hidden),
+            **seeded.linear(f"{prefix}.k_proj", keys, self.hidden),
+            **seeded.linear(f"{prefix}.v_proj", keys, self.hidden, 2.0),
+            **seeded.linear(f"{prefix}.out_proj", self.hidden, self.hidden, 2.0),
+            # Sharper than a plain average over the context.
+            f"{prefix}.q_layernorm.weight": np.full(head_dim, 2.0, np.float32),
+            f"{prefix}.k_layernorm.weight": np.ones(head_dim, np.float32),
+        }

@@ -1,0 +1,46 @@
+"""Kimi Delta Attention: Kimi Linear, Kimi K3, Ling 3 and GLM 5, on whichever prefill kernel SGLang chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..hooks import Hook
+from .interface import Recurrence
+from .options import REPLAYED_DECODE, WHOLE_PREFILL_GRAPHS
+from .pieces import PIECE_HOOKS, PieceSaver
+
+_BACKEND = "sglang.srt.layers.attention.linear.kda_backend.KDAAttnBackend"
+
+
+def _no_prefill_graph(_original: Callable[..., bool], _backend: Any) -> bool:
+    """Asked while the server starts, before anything is live: the hook is there only with --enable-marconi."""
+    return False
+
+
+KDA = Recurrence(
+    name="KDA",
+    state="convolution window [K−1, q+k+v channels], matrix [heads, value width, key width]",
+    method="pieces and forks",
+    backends=(_BACKEND,),
+    architectures=(
+        "KimiLinearForCausalLM",
+        "KimiK3ForConditionalGeneration",
+        "BailingMoeV3ForCausalLM",
+        "BailingMoeV3VLForConditionalGeneration",
+        "Glm5NextForConditionalGeneration",
+    ),
+    hooks=(
+        *PIECE_HOOKS,
+        Hook(
+            f"{_BACKEND}.supports_prefill_graph_extend",
+            "around",
+            _no_prefill_graph,
+            why="no Python runs at a layer inside a prefill graph (GLM 5 asks for one)",
+            parameters="self",
+        ),
+    ),
+    saver=PieceSaver,
+    conflicts=(REPLAYED_DECODE, WHOLE_PREFILL_GRAPHS),
+    tested={"KimiLinearForCausalLM": "CPU engine"},
+)

@@ -1,0 +1,65 @@
+"""What has a say while SGLang resolves its arguments: combinations that are refused, and a default that ours needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from marconi_ext.config import ConfigError
+
+from .compat import check_arguments
+from .flags import config_of
+from .hooks import Hook
+
+
+def _resolve_once(_result: None, server_args: Any) -> None:
+    config = config_of(server_args)
+    if config is None:
+        return
+    from sglang.srt.arg_groups.overrides import resolving_view
+
+    view = resolving_view(server_args)
+    if not _served_as_stock(view):
+        check_arguments(view)
+    if config.events == "resumable" and not server_args.kv_events_config:
+        raise ConfigError("--marconi-events resumable: needs --kv-events-config, whose stream it changes")
+
+
+def _served_as_stock(view: Any) -> bool:
+    """Whether the model has recurrent states that aren't known to be exact: then stock's options are its own."""
+    if not view.uses_mamba_radix_cache:
+        return False
+    from sglang.srt.arg_groups.overrides import model_config_of
+
+    from .recurrence.registry import why_stock
+
+    return why_stock(model_config_of(view).hf_config.architectures[0]) is not None
+
+
+def _extra_buffer(original: Callable[..., bool], view: Any, hf_config: Any) -> bool:
+    """Stock asks for models whose states it tracks during decode; ours needs that above page size 1 alone."""
+    if original(view, hf_config):
+        return True
+    if config_of(view) is None or view.page_size not in (None, 1):
+        return False
+    from .recurrence.registry import needs_no_tracking
+
+    return needs_no_tracking(hf_config.architectures[0])
+
+
+RESOLUTION_HOOKS = (
+    Hook(
+        "sglang.srt.server_args.ServerArgs.resolve_once",
+        "after",
+        _resolve_once,
+        why="refuse option combinations, once SGLang has resolved its defaults",
+        parameters="self",
+    ),
+    Hook(
+        "sglang.srt.arg_groups.overrides.supports_mamba_cache_extra_buffer",
+        "around",
+        _extra_buffer,
+        why="short convolutions: states whose tracking SGLang lacks, and we don't need",
+        parameters="view hf_config",
+    ),
+)

@@ -1,0 +1,78 @@
+"""Every family but Mamba2 on the real engine: exact hits, and the answers of an empty cache, over the same requests
+twice; and states that are one token early are seen by the same comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from live_server import Answer, LiveServer, plugin_environment, running
+
+from marconi_ext.models.families import FAMILIES, write_small_model
+from marconi_ext.traces.script import draw_tokens
+
+pytestmark = pytest.mark.engine
+
+TOLERANCE = 1e-4
+ANSWER_TOKENS = 6
+
+
+def requests(vocabulary: int) -> list[list[int]]:
+    """Branches at and off the chunk grid, chained prompts, one-token extends, and prompts of several prefill chunks."""
+    ids = draw_tokens(np.random.default_rng(0), 5_000, vocabulary).tolist()
+    system, long = ids[:150], ids[2_000:2_700]
+    prompts = [ids[:200], [*system, *ids[300:350]], [*system, *ids[400:460]], [*ids[:200], *ids[500:530]]]
+    prompts += [[*system[:97], *ids[i : i + 70 + i % 7]] for i in range(600, 1_200, 100)]
+    prompts += [[*prompts[4], ids[5]], [*prompts[4], ids[5], ids[6]], prompts[4][:-1]]
+    prompts += [
+        long,
+        [*long[:600], *ids[3_000:3_100]],
+        [*long[:300], *ids[3_200:3_500]],
+        [*long, *ids[3_600:3_640]],
+    ]
+    return prompts
+
+
+def differing(answers: list[Answer], expected: list[Answer]) -> list[int]:
+    """Requests whose tokens or logprobs are others."""
+    return [
+        number
+        for number, (one, other) in enumerate(zip(answers, expected, strict=True))
+        if one.output_ids != other.output_ids
+        or not np.allclose(one.logprobs, other.logprobs, atol=TOLERANCE, rtol=0)
+    ]
+
+
+@pytest.fixture(params=[family for family in FAMILIES if family != "mamba2"])
+def live(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LiveServer]:
+    """A server of the family's small model; while `early` lies in the test's folder its states are wrong."""
+    model = FAMILIES[request.param]()
+    folder = write_small_model(tmp_path / "model", model)
+    env = plugin_environment(tmp_path / "plugin", "early_states")
+    env["EARLY_STATES_SIGN"] = str(tmp_path / "early")
+    with running(folder, env=env, marconi_eviction="exact+lru", chunked_prefill_size=256) as server:
+        yield server
+
+
+def test_hits_are_exact_and_outputs_those_of_an_empty_cache(live: LiveServer, tmp_path: Path) -> None:
+    prompts = requests(4_096)
+    asked = [(prompt, ANSWER_TOKENS) for prompt in prompts]
+    alone = []
+    for prompt, tokens in asked:
+        live.server.flush_cache()
+        alone.append(live.generate(prompt, tokens))
+    live.server.flush_cache()
+    first = [live.generate(*one) for one in asked]
+    second = live.generate_all(asked, 8)
+    live.assert_nothing_leaked()
+    assert [answer.cached_tokens for answer in first[:4]] == [0, 0, 150, 199]
+    assert first[-1].cached_tokens == len(prompts[-4]) - 1
+    assert [answer.cached_tokens for answer in second] == [len(prompt) - 1 for prompt in prompts]
+    assert differing(first, alone) == differing(second, alone) == []
+
+    (tmp_path / "early").touch()
+    live.server.flush_cache()
+    wrong = [live.generate(*one) for one in asked] + [live.generate(*one) for one in asked]
+    assert len(differing(wrong, alone + alone)) > len(prompts) // 2
