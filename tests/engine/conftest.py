@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from live_server import Answer, LiveServer, running
+from mixed_workload import VOCABULARY, mixed_workload
 
 from marconi_ext.models.toy_model import ToyModel, write_model
-from marconi_ext.traces.script import Histories, Script, in_order
-from marconi_ext.traces.workloads import AgentSizes, FewShotSizes, ForkSizes, agent, few_shot, fork
+from marconi_ext.traces.script import Histories, in_order
 
-VOCABULARY = 4_096
 CHUNK_TOKENS = 64
 
 Case = tuple[np.ndarray, int, Answer]
@@ -33,16 +32,6 @@ def stock(model: Path) -> Iterator[LiveServer]:
     """Stock SGLang with our plugin installed, for tests to share: flush first, leave nothing running."""
     with running(model, marconi=False, log_level="info", sleep_on_idle=True) as live:
         yield live
-
-
-def mixed_workload() -> list[Script]:
-    """Agent sessions, few-shot questions (1-token ones too) and forks one token apart: 500 requests."""
-    answers = (2, 9)
-    return [
-        *agent(AgentSizes(20, 8, 300, (1, 120), answers), 1, VOCABULARY),
-        *few_shot(FewShotSizes(160, 6, (60, 400), (1, 40), (1, 4)), 2, VOCABULARY),
-        *fork(ForkSizes(20, 4, 5, 1, 130, (1, 90), answers), 3, VOCABULARY),
-    ]
 
 
 @pytest.fixture(scope="session")
