@@ -156,23 +156,24 @@ def _rate(cell: Cell, workload: Workload, policy: str) -> float:
 
 
 def _show(rows: dict[Cell, dict[str, list[float]]], policies: list[str]) -> None:
-    """One line a cell and the means of each part; ± is the half range that orders span, of the last online policy."""
+    """One line a cell: means over the orders, ± half of what these span; and the means of each part."""
     for part in dict.fromkeys((cell.part, cell.counted) for cell in rows):
         inside = {cell: rates for cell, rates in rows.items() if (cell.part, cell.counted) == part}
         title = part[0] + (f", first {part[1]}" if part[1] else "")
         print(f"\n| {title} | " + " | ".join(policies) + " |\n|" + "---|" * (len(policies) + 1))
         for cell, rates in inside.items():
             model = f" {cell.model}" if cell.part == "bytes" else ""
-            means = [statistics.fmean(rates[p]) for p in policies]
-            print(
-                f"| {cell.name} {cell.capacity.label}{model} | "
-                + " | ".join(f"{m:.1f}" for m in means)
-                + " |"
-            )
+            shown = " | ".join(_mean_and_span(rates[policy]) for policy in policies)
+            print(f"| {cell.name} {cell.capacity.label}{model} | {shown} |")
         means = [statistics.fmean(statistics.fmean(r[p]) for r in inside.values()) for p in policies]
         print(
             f"| **mean of {len(inside)}** | " + " | ".join(f"**{m:.2f}**" for m in means) + " |", flush=True
         )
+
+
+def _mean_and_span(rates: list[float]) -> str:
+    span = f" ±{(max(rates) - min(rates)) / 2:.1f}" if len(rates) > 1 else ""
+    return f"{statistics.fmean(rates):.1f}{span}"
 
 
 # --- sources ----------------------------------------------------------------------------------------------

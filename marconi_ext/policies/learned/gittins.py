@@ -1,7 +1,11 @@
 """The learned policy: keep what is expected to save most per slot-step, by what has been reused so far.
 
-A state is worth (index of its class and age + that of the most valuable ghost below it) × what it saves over
-the nearest live state above, per byte. A newcomer worth less than everything held is refused.
+    V(r) = [ w_r·G_c(r)(age_r) + max over ghosts g that r serves of w_g·G_c(g)(age_g) ]
+           · [ F(depth_r) - F(above_r) ] / bytes_r
+
+The state with the lowest V goes, and a newcomer lower than all is refused. `reference.py` has the whole equation and
+computes it plainly. Here are the records, the events and the vectorised scores; G is in `gittins_index.py`, its hazards
+in `hazards.py`, classes in `classes.py`, ghosts in `ghosts.py`, w and LRU's share of the slots in `lru_share.py`.
 """
 
 from __future__ import annotations
