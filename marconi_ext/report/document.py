@@ -15,6 +15,7 @@ from marconi_ext.report.charts import Chart, draw_charts
 from marconi_ext.report.series import read_arms
 from marconi_ext.results.comparison import ArmFigures, Comparison, Difference, compare
 from marconi_ext.results.folder import ResultsFolder, RunInfo, find_results
+from marconi_ext.results.joined import join_replays
 
 HTML_FILE, MARKDOWN_FILE = "report.html", "report.md"
 
@@ -39,8 +40,11 @@ def build_section(folder: ResultsFolder, slug: str) -> Section:
 
 
 def write_report(results: Sequence[Path], out: Path, title: str) -> list[Section]:
-    """Write the report of all results folders (or folders of such) into `out`. Raises BadInputError."""
-    folders = [folder for path in results for folder in find_results(path)]
+    """Write the report of all results folders (or folders of such) into `out`. Raises BadInputError.
+
+    Replays of the same trace are compared with the first of them.
+    """
+    folders = join_replays([folder for path in results for folder in find_results(path)])
     slugs = _slugs([folder.path.resolve().name for folder in folders])
     sections = [build_section(folder, slug) for folder, slug in zip(folders, slugs, strict=True)]
     try:

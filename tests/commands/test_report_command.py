@@ -15,6 +15,8 @@ import pytest
 from command import marconi
 from made_results import write_results
 
+from marconi_ext.results.folder import TraceInfo
+
 CHARTS = ("ttft", "hit-rate-over-time", "hit-rate-by-length", "loss", "cache-contents", "evictions")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
@@ -31,6 +33,25 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert made.returncode == 0, made.stderr
     assert len(json.loads((folder / "figures.json").read_text())["comparisons"]) == 2
     return folder / "report" / "report.html"
+
+
+def test_two_replays_of_one_trace_are_compared(tmp_path: Path) -> None:
+    """Each of one arm, in a folder of its own; one of another trace stays alone."""
+    for folder, arm in (("monday", "stock"), ("tuesday", "marconi")):
+        write_results(tmp_path / folder, repeats=1, names=[arm])
+    other = TraceInfo(source="other", requests=1, sessions=1, prompt_tokens=1, digest="1")
+    write_results(tmp_path / "other", repeats=1, names=["stock"], trace=other)
+    names = [tmp_path / name for name in ("monday", "tuesday", "other")]
+    made = marconi("report", *names, "--out", tmp_path / "page", "--json", tmp_path / "figures.json")
+    assert made.returncode == 0, made.stderr
+    compared, alone = json.loads((tmp_path / "figures.json").read_text())["comparisons"]
+    assert compared["baseline"] == "monday" and [arm["name"] for arm in compared["arms"]] == [
+        "monday",
+        "tuesday",
+    ]
+    (hits,) = (d for d in compared["differences"] if d["arm"] == "tuesday" and d["figure"] == "hit_rate")
+    assert hits["value"] > 0 and len(alone["arms"]) == 1
+    assert "monday and tuesday on synthetic:agent" in (tmp_path / "page" / "report.html").read_text()
 
 
 class Links(HTMLParser):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,17 @@ ARMS = {"stock": 0.75, "stock:max-states=3": 0.8, "marconi": 0.99}
 SESSIONS, TURNS, POOL = 12, 6, 40
 
 
-def write_results(path: Path, *, repeats: int = 2, title: str = "agent, 40 slots", **changes: Any) -> Path:
-    """Write the folder; `changes` replace fields of its RunInfo."""
+def write_results(
+    path: Path,
+    *,
+    repeats: int = 2,
+    title: str = "agent, 40 slots",
+    names: Sequence[str] = tuple(ARMS),
+    **changes: Any,
+) -> Path:
+    """Write the folder, with the named arms; `changes` replace fields of its RunInfo."""
     folder = ResultsFolder(path)
-    arms = [ArmInfo(name=name, folder=name.replace(":", "_"), flags=["--x", name]) for name in ARMS]
+    arms = [ArmInfo(name=name, folder=name.replace(":", "_"), flags=["--x", name]) for name in names]
     for arm in arms:
         for repeat in range(repeats):
             records, snapshots = _replay(arm.name, repeat)
