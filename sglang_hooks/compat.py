@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from marconi_ext.config import ConfigError
+
+from . import deployments
+from .deployments import Conflict
 
 logger = logging.getLogger(__name__)
 
@@ -16,19 +17,8 @@ SUPPORTED_SGLANG = ("0.5.23",)
 """The hooks patch private names, so each release is added here once its seams were checked."""
 
 
-@dataclass(frozen=True)
-class Conflict:
-    """A setting that can't be combined with --enable-marconi.
-
-    applies: view of resolved arguments → whether the conflict is there
-    message: what to do
-    """
-
-    applies: Callable[[Any], bool]
-    message: str
-
-
 CONFLICTS = (
+    *deployments.conflicts(),
     Conflict(lambda a: a.disable_radix_cache, "needs the radix cache: drop --disable-radix-cache"),
     Conflict(
         lambda a: a.mamba_radix_cache_strategy == "no_buffer",
@@ -39,8 +29,6 @@ CONFLICTS = (
         lambda a: a.mamba_radix_cache_strategy == "extra_buffer_lazy",
         "takes no tracking slots, so there is nothing to be lazy about: use --mamba-radix-cache-strategy extra_buffer",
     ),
-    Conflict(lambda a: a.speculative_algorithm is not None, "does not support --speculative-algorithm yet"),
-    Conflict(lambda a: a.disaggregation_mode != "null", "does not support --disaggregation-mode yet"),
     Conflict(
         lambda a: a.enable_int8_mamba_checkpoint, "keeps exact states: drop --enable-int8-mamba-checkpoint"
     ),
@@ -64,9 +52,6 @@ CONFLICTS = (
         lambda a: a.enable_unified_memory and a.radix_eviction_policy.lower() != "lru",
         "orders what leaves a shared buffer itself: drop --enable-unified-memory or --radix-eviction-policy",
     ),
-    Conflict(lambda a: a.dcp_size > 1, "does not support --dcp-size above 1"),
-    Conflict(lambda a: a.pp_size > 1, "does not support --pp-size above 1 yet"),
-    Conflict(lambda a: a.enable_pdmux, "does not support --enable-pdmux (split prefill)"),
     Conflict(
         lambda a: a.enable_linear_replayssm or a.enable_linear_replayssm_spec,
         "needs states that are up to date: drop --enable-linear-replayssm and --enable-linear-replayssm-spec",
@@ -75,12 +60,7 @@ CONFLICTS = (
         lambda a: a.cuda_graph_backend_prefill == "full",
         "can't save states inside a full prefill graph: drop --cuda-graph-backend-prefill full",
     ),
-    Conflict(lambda a: a.enable_two_batch_overlap, "does not support --enable-two-batch-overlap: drop it"),
     Conflict(lambda a: a.enable_mis, "does not support --enable-mis: drop it"),
-    Conflict(
-        lambda a: a.attn_cp_size > 1 or a.enable_prefill_cp,
-        "does not support context parallelism: drop --attn-cp-size and --enable-prefill-cp",
-    ),
 )
 
 

@@ -46,7 +46,13 @@ OPTIONS = (
         "`no_buffer` and `extra_buffer_lazy`: states need `extra_buffer`",
         "no_buffer",
     ),
-    Option("speculative_algorithm", Decision.REFUSED, "not yet", "EAGLE"),
+    Option(
+        "speculative_algorithm",
+        Decision.REFUSED,
+        "all but `NGRAM`, which is tested: [deployments.md](deployments.md)",
+        "DFLASH",
+    ),
+    Option("speculative_adaptive", Decision.REFUSED, "verifies turn into plain decode steps", True),
     Option("disaggregation_mode", Decision.REFUSED, "not yet", "prefill"),
     Option("enable_int8_mamba_checkpoint", Decision.REFUSED, "states are kept exact", True),
     Option("radix_cache_backend", Decision.REFUSED, "the extension brings its own cache", "other"),
@@ -257,72 +263,95 @@ OPTIONS = (
         Decision.STOCK,
         "graphs of batch sizes; a prefill's plan is carried beside them",
     ),
-    Option("speculative_draft_model_path", Decision.STOCK, "of speculative decoding, which is refused"),
-    Option("speculative_draft_model_revision", Decision.STOCK, "of speculative decoding, which is refused"),
-    Option("speculative_draft_load_format", Decision.STOCK, "of speculative decoding, which is refused"),
-    Option("speculative_num_steps", Decision.STOCK, "of speculative decoding, which is refused"),
-    Option("speculative_eagle_topk", Decision.STOCK, "of speculative decoding, which is refused"),
-    Option("speculative_num_draft_tokens", Decision.STOCK, "of speculative decoding, which is refused"),
-    Option("speculative_dflash_block_size", Decision.STOCK, "of speculative decoding, which is refused"),
-    Option("speculative_dspark_block_size", Decision.STOCK, "of speculative decoding, which is refused"),
-    Option("speculative_dspark_sps_table_path", Decision.STOCK, "of speculative decoding, which is refused"),
+    Option("speculative_draft_model_path", Decision.STOCK, "of speculative decoding; not tested together"),
     Option(
-        "speculative_dspark_confidence_sts_path", Decision.STOCK, "of speculative decoding, which is refused"
+        "speculative_draft_model_revision", Decision.STOCK, "of speculative decoding; not tested together"
+    ),
+    Option("speculative_draft_load_format", Decision.STOCK, "of speculative decoding; not tested together"),
+    Option("speculative_num_steps", Decision.STOCK, "of speculative decoding; not tested together"),
+    Option("speculative_eagle_topk", Decision.STOCK, "of speculative decoding; not tested together"),
+    Option("speculative_num_draft_tokens", Decision.SUPPORTED, "of speculative decoding"),
+    Option("speculative_dflash_block_size", Decision.STOCK, "of speculative decoding; not tested together"),
+    Option("speculative_dspark_block_size", Decision.STOCK, "of speculative decoding; not tested together"),
+    Option(
+        "speculative_dspark_sps_table_path", Decision.STOCK, "of speculative decoding; not tested together"
+    ),
+    Option(
+        "speculative_dspark_confidence_sts_path",
+        Decision.STOCK,
+        "of speculative decoding; not tested together",
     ),
     Option(
         "speculative_dspark_align_verify_tokens_to_graph_tier",
         Decision.STOCK,
-        "of speculative decoding, which is refused",
+        "of speculative decoding; not tested together",
     ),
     Option(
-        "speculative_accept_threshold_single", Decision.STOCK, "of speculative decoding, which is refused"
-    ),
-    Option("speculative_accept_threshold_acc", Decision.STOCK, "of speculative decoding, which is refused"),
-    Option("speculative_use_rejection_sampling", Decision.STOCK, "of speculative decoding, which is refused"),
-    Option("speculative_token_map", Decision.STOCK, "of speculative decoding, which is refused"),
-    Option("speculative_attention_mode", Decision.STOCK, "of speculative decoding, which is refused"),
-    Option(
-        "speculative_draft_attention_backend", Decision.STOCK, "of speculative decoding, which is refused"
-    ),
-    Option("speculative_dsa_topk_backend", Decision.STOCK, "of speculative decoding, which is refused"),
-    Option("speculative_draft_kv_cache_dtype", Decision.STOCK, "of speculative decoding, which is refused"),
-    Option("speculative_draft_window_size", Decision.STOCK, "of speculative decoding, which is refused"),
-    Option("speculative_moe_runner_backend", Decision.STOCK, "of speculative decoding, which is refused"),
-    Option("speculative_moe_a2a_backend", Decision.STOCK, "of speculative decoding, which is refused"),
-    Option(
-        "speculative_enable_w4a4_mxfp4_megamoe", Decision.STOCK, "of speculative decoding, which is refused"
+        "speculative_accept_threshold_single", Decision.STOCK, "of speculative decoding; not tested together"
     ),
     Option(
-        "speculative_draft_model_quantization", Decision.STOCK, "of speculative decoding, which is refused"
+        "speculative_accept_threshold_acc", Decision.STOCK, "of speculative decoding; not tested together"
+    ),
+    Option(
+        "speculative_use_rejection_sampling", Decision.STOCK, "of speculative decoding; not tested together"
+    ),
+    Option("speculative_token_map", Decision.STOCK, "of speculative decoding; not tested together"),
+    Option("speculative_attention_mode", Decision.STOCK, "of speculative decoding; not tested together"),
+    Option(
+        "speculative_draft_attention_backend", Decision.STOCK, "of speculative decoding; not tested together"
+    ),
+    Option("speculative_dsa_topk_backend", Decision.STOCK, "of speculative decoding; not tested together"),
+    Option(
+        "speculative_draft_kv_cache_dtype", Decision.STOCK, "of speculative decoding; not tested together"
+    ),
+    Option("speculative_draft_window_size", Decision.STOCK, "of speculative decoding; not tested together"),
+    Option("speculative_moe_runner_backend", Decision.STOCK, "of speculative decoding; not tested together"),
+    Option("speculative_moe_a2a_backend", Decision.STOCK, "of speculative decoding; not tested together"),
+    Option(
+        "speculative_enable_w4a4_mxfp4_megamoe",
+        Decision.STOCK,
+        "of speculative decoding; not tested together",
+    ),
+    Option(
+        "speculative_draft_model_quantization", Decision.STOCK, "of speculative decoding; not tested together"
     ),
     Option(
         "_speculative_draft_quantization_explicitly_set",
         Decision.STOCK,
-        "of speculative decoding, which is refused",
+        "of speculative decoding; not tested together",
     ),
-    Option("enable_multi_layer_eagle", Decision.STOCK, "of speculative decoding, which is refused"),
-    Option("speculative_adaptive", Decision.STOCK, "of speculative decoding, which is refused"),
-    Option("speculative_adaptive_config", Decision.STOCK, "of speculative decoding, which is refused"),
-    Option("decoupled_spec_bind_endpoint", Decision.STOCK, "of speculative decoding, which is refused"),
-    Option("decoupled_spec_connect_endpoints", Decision.STOCK, "of speculative decoding, which is refused"),
-    Option("decoupled_spec_rank", Decision.STOCK, "of speculative decoding, which is refused"),
-    Option("decoupled_spec_role", Decision.STOCK, "of speculative decoding, which is refused"),
-    Option("spec_trace_dir", Decision.STOCK, "of speculative decoding, which is refused"),
-    Option("speculative_ngram_min_bfs_breadth", Decision.STOCK, "of speculative decoding, which is refused"),
-    Option("speculative_ngram_max_bfs_breadth", Decision.STOCK, "of speculative decoding, which is refused"),
-    Option("speculative_ngram_match_type", Decision.STOCK, "of speculative decoding, which is refused"),
-    Option("speculative_ngram_max_trie_depth", Decision.STOCK, "of speculative decoding, which is refused"),
-    Option("speculative_ngram_capacity", Decision.STOCK, "of speculative decoding, which is refused"),
+    Option("enable_multi_layer_eagle", Decision.STOCK, "of speculative decoding; not tested together"),
+    Option("speculative_adaptive_config", Decision.STOCK, "of speculative decoding; not tested together"),
+    Option("decoupled_spec_bind_endpoint", Decision.STOCK, "of speculative decoding; not tested together"),
     Option(
-        "speculative_ngram_external_corpus_path", Decision.STOCK, "of speculative decoding, which is refused"
+        "decoupled_spec_connect_endpoints", Decision.STOCK, "of speculative decoding; not tested together"
+    ),
+    Option("decoupled_spec_rank", Decision.STOCK, "of speculative decoding; not tested together"),
+    Option("decoupled_spec_role", Decision.STOCK, "of speculative decoding; not tested together"),
+    Option("spec_trace_dir", Decision.STOCK, "of speculative decoding; not tested together"),
+    Option(
+        "speculative_ngram_min_bfs_breadth", Decision.STOCK, "of speculative decoding; not tested together"
+    ),
+    Option("speculative_ngram_max_bfs_breadth", Decision.SUPPORTED, "of speculative decoding"),
+    Option("speculative_ngram_match_type", Decision.STOCK, "of speculative decoding; not tested together"),
+    Option(
+        "speculative_ngram_max_trie_depth", Decision.STOCK, "of speculative decoding; not tested together"
+    ),
+    Option("speculative_ngram_capacity", Decision.STOCK, "of speculative decoding; not tested together"),
+    Option(
+        "speculative_ngram_external_corpus_path",
+        Decision.STOCK,
+        "of speculative decoding; not tested together",
     ),
     Option(
-        "speculative_ngram_external_sam_budget", Decision.STOCK, "of speculative decoding, which is refused"
+        "speculative_ngram_external_sam_budget",
+        Decision.STOCK,
+        "of speculative decoding; not tested together",
     ),
     Option(
         "speculative_ngram_external_corpus_max_tokens",
         Decision.STOCK,
-        "of speculative decoding, which is refused",
+        "of speculative decoding; not tested together",
     ),
     Option("hicache_host_memory_mode", Decision.STOCK, "how SGLang's own host tier works"),
     Option("hicache_ratio", Decision.STOCK, "how SGLang's own host tier works"),
@@ -374,7 +403,9 @@ OPTIONS = (
     ),
     Option("disaggregation_enable_kv_checksum", Decision.STOCK, "of disaggregation, which is refused"),
     Option(
-        "speculative_domino_candidate_pool_size", Decision.STOCK, "of speculative decoding, which is refused"
+        "speculative_domino_candidate_pool_size",
+        Decision.STOCK,
+        "of speculative decoding; not tested together",
     ),
     Option(
         "cuda_graph_max_seq_len_prefill",
@@ -386,9 +417,11 @@ OPTIONS = (
         "disaggregation_decode_host_receive_threshold", Decision.STOCK, "of disaggregation, which is refused"
     ),
     Option("disaggregation_decode_allocation_policy", Decision.STOCK, "of disaggregation, which is refused"),
-    Option("speculative_boundary_reduction", Decision.STOCK, "of speculative decoding, which is refused"),
-    Option("speculative_use_block_verification", Decision.STOCK, "of speculative decoding, which is refused"),
-    Option("speculative_draft_sink_size", Decision.STOCK, "of speculative decoding, which is refused"),
+    Option("speculative_boundary_reduction", Decision.STOCK, "of speculative decoding; not tested together"),
+    Option(
+        "speculative_use_block_verification", Decision.STOCK, "of speculative decoding; not tested together"
+    ),
+    Option("speculative_draft_sink_size", Decision.STOCK, "of speculative decoding; not tested together"),
 )
 
 # By SGLang's own groups (arg_groups/fields): names, addresses, kernels, weights, logs and limits, which change neither

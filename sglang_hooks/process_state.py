@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from .radix.ledger import CheckpointLedger
     from .radix.twins import Twins
     from .recurrence.forward import ForwardCheckpoints
+    from .recurrence.speculation import AcceptedRuns
 
 
 @dataclass
 class Live:
     """What the hooks share in a scheduler process.
 
+    runs: None without speculative decoding
     metrics: None where this process exports none (no --enable-metrics, or a rank that SGLang leaves out)
     """
 
@@ -34,6 +36,7 @@ class Live:
     stats: CacheStats
     tree_dumps: TreeDumps
     twins: Twins
+    runs: AcceptedRuns | None = None
     metrics: MetricsPublisher | None = None
 
 

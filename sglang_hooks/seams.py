@@ -62,6 +62,8 @@ def _plan_extend(original: Callable[..., Any], batch: Any, req: Any) -> Any:
         return original(batch, req)
     from sglang.srt.managers.schedule_batch import _MambaRadixCacheV2TrackEntry
 
+    if state.runs is not None:
+        state.runs.begin(req)
     state.cache.mamba.plan_request(req)
     return _MambaRadixCacheV2TrackEntry(False, req.kv.mamba_next_track_idx, -1)
 
@@ -287,5 +289,6 @@ LIVE_HOOKS = (
 def live_hooks() -> tuple[Hook, ...]:
     """What is patched in a scheduler process with the extension: the cache's hooks and the recurrences'."""
     from .recurrence import registry
+    from .recurrence.speculation import SPECULATION_HOOKS
 
-    return (*LIVE_HOOKS, *registry.hooks())
+    return (*LIVE_HOOKS, *registry.hooks(), *SPECULATION_HOOKS)

@@ -70,12 +70,14 @@ def causal_conv1d_update(
     pad_slot_id=PAD_SLOT_ID,
     **unsupported,
 ):
-    """Convolve one new token for each sequence.
+    """Convolve one new token for each sequence; with intermediate_conv_window, a tree of tokens: `verify_windows`.
 
     x: [N, dim] or [N, dim, 1]; conv_state_indices: int[N] slots, `pad_slot_id` skips a row.
     Returns x's shape. Mutates conv_state: the window of each slot moves on by one token.
-    Raises: NotImplementedError for circular buffers, several tokens at once and speculative trees.
+    Raises: NotImplementedError for circular buffers and for several tokens whose windows aren't kept.
     """
+    if unsupported.get("intermediate_conv_window") is not None:
+        return verify_windows(x, conv_state, weight, bias, activation, conv_state_indices, **unsupported)
     extra = [name for name, value in unsupported.items() if value is not None and name != "validate_data"]
     if cache_seqlens is not None or extra or (x.dim() == 3 and x.shape[2] != 1):
         raise NotImplementedError(f"the torch convolution takes one token a step; got {extra or 'more'}")
@@ -98,6 +100,72 @@ def causal_conv1d_update(
         out = out + bias.float()
     out = _activate(out, activation).to(x.dtype)
     return out.unsqueeze(-1) if x.dim() == 3 else out
+
+
+def verify_windows(
+    x,
+    conv_state,
+    weight,
+    bias,
+    activation,
+    conv_state_indices,
+    *,
+    intermediate_conv_window,
+    intermediate_state_indices=None,
+    retrieve_next_token=None,
+    retrieve_next_sibling=None,
+    retrieve_parent_token=None,
+    **_unused,
+):
+    """Convolve N trees of T draft tokens and keep the window after every token.
+
+    x: [N, dim, T]; conv_state_indices: int[N]; intermediate_conv_window: [rows, T, dim, K - 1], written at
+    `intermediate_state_indices` int[N]; retrieve_next_token, retrieve_next_sibling: int[N, T], a node's first child
+    and its next sibling, -1 for none; without them the tokens are a chain. Returns [N, dim, T].
+    Mutates intermediate_conv_window, retrieve_parent_token (int[N, T], 0 at the root) and, as the Triton kernel,
+    conv_state: it holds the last inputs of the row, whatever is accepted, until the accepted window is put back.
+    """
+    count, _, steps = x.shape
+    window = weight.shape[1] - 1
+    slots = conv_state_indices.long()
+    real = slots >= 0
+    states = conv_state[slots.clamp(min=0), :, :window].to(x.dtype)
+    inputs = torch.cat([states, x], dim=2)  # [N, dim, K - 1 + T]
+    if retrieve_next_token is None:
+        parents = torch.arange(-1, steps - 1, device=x.device).clamp_(min=0).expand(count, -1)
+    else:
+        parents = tree_parents(retrieve_next_token, retrieve_next_sibling)
+        retrieve_parent_token.copy_(parents)
+    taps = torch.empty(
+        count, steps, window + 1, dtype=torch.int64, device=x.device
+    )  # inputs that a token reads
+    taps[:, 0] = torch.arange(window, -1, -1, device=x.device)  # itself, its parent, its parent's parent, ...
+    rows = torch.arange(count, device=x.device)
+    for step in range(1, steps):
+        taps[:, step, 0] = window + step
+        taps[:, step, 1:] = taps[rows, parents[:, step], :window]
+    taps = taps.flip(2)  # oldest first
+    read = inputs.gather(2, taps.flatten(1)[:, None].expand(-1, x.shape[1], -1)).unflatten(2, (steps, -1))
+    kept = rows if intermediate_state_indices is None else intermediate_state_indices.long()
+    for step in range(steps):  # one at a time: the windows of a chain may share memory
+        intermediate_conv_window[kept, step] = read[:, :, step, 1:].to(intermediate_conv_window.dtype)
+    conv_state[slots[real], :, :window] = inputs[real][:, :, -window:].to(conv_state.dtype)
+    out = (read.float() * weight.float()[:, None]).sum(dim=3)
+    if bias is not None:
+        out = out + bias.float()[:, None]
+    out = _activate(out, activation).to(x.dtype)
+    return out.transpose(1, 2).contiguous().transpose(1, 2)  # as x lies in memory
+
+
+def tree_parents(next_token, next_sibling):
+    """A node's parent, from first children and next siblings. int[N, T] each; the root's is 0. Parents come first."""
+    parents = torch.zeros_like(next_token, dtype=torch.int64)
+    rows = torch.arange(next_token.shape[0], device=next_token.device)
+    for node in range(next_token.shape[1]):
+        for link, parent in ((next_token[:, node], node), (next_sibling[:, node], parents[:, node])):
+            there = link >= 0
+            parents[rows[there], link[there].long()] = parent if isinstance(parent, int) else parent[there]
+    return parents
 
 
 def _depthwise(padded, weight, bias):

@@ -10,6 +10,7 @@ from sglang_hooks.cpu_platform import (
     lightning_operators,
     mamba_operators,
     rotary,
+    speculation,
     threads,
     triton_interpreter,
 )
@@ -28,6 +29,7 @@ def apply_all(*, fast: bool) -> None:
         mamba_operators.apply_fast()
         delta_operators.apply()
         lightning_operators.apply()
+        speculation.apply()
     else:
         triton_interpreter.apply()
         mamba_operators.apply_interpreter()

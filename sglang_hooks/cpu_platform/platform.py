@@ -4,6 +4,7 @@ from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import PlatformCapabilities, SRTPlatform
 
+from sglang_hooks.cpu_platform import fast_mode
 from sglang_hooks.cpu_platform.allocator import keep_freed_memory
 
 
@@ -24,6 +25,14 @@ class MarconiCpuPlatform(CpuDeviceMixin, SRTPlatform):
 
     def support_mamba_cache_extra_buffer(self) -> bool:
         return True
+
+    def supports_speculative_algorithm(self, algorithm: str) -> bool:
+        return fast_mode()
+
+    def get_speculative_cache_locs_fn(self):
+        from sglang_hooks.cpu_platform.speculation import extend_locations
+
+        return extend_locations
 
     def get_compile_backend(self, mode: str | None = None) -> str:
         return "eager"

@@ -33,7 +33,8 @@ def announce(scheduler: Any) -> None:
 
 def report(state: Live) -> dict[str, Any]:
     """The section `marconi` of /server_info's internal states: plain JSON types."""
-    return {
+    section = {} if state.runs is None else {"speculation": {"ends": dict(state.runs.ends)}}
+    return section | {
         "version": __version__,
         "live": True,
         "config": state.config.model_dump(mode="json") | {"eviction": state.config.policy},

@@ -32,6 +32,7 @@ from ..process_state import Live, go_live
 from ..recurrence import registry
 from ..recurrence.forward import ForwardCheckpoints
 from ..recurrence.interface import SaverContext
+from ..recurrence.speculation import AcceptedRuns
 from .component import MarconiMambaComponent
 from .kv_eviction import MarconiFullComponent
 from .ledger import CheckpointLedger
@@ -307,7 +308,9 @@ def build_cache(
     forward = ForwardCheckpoints(ledger, registry.family_of(linear_backend(ctx)).saver(context), stats)
     # with an admin key, nobody else can ask for a dump
     dumps = TreeDumps(expose_tokens=config.expose_tokens or bool(ctx.server_args.admin_api_key))
-    go_live(Live(config, ledger, forward, cache, stats, dumps, Twins(cache)))
+    runs = AcceptedRuns(pool) if ctx.server_args.speculative_algorithm else None
+    cache.mamba.runs = runs
+    go_live(Live(config, ledger, forward, cache, stats, dumps, Twins(cache), runs))
     return cache
 
 

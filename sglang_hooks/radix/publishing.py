@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
     from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode
 
+    from ..recurrence.speculation import AcceptedRuns
+
 
 class StatePublishing(StateEviction):
     """The inserting part of the Mamba component: `checkpoint_into_tree` calls prepare, inserts, then calls cleanup."""
@@ -35,6 +37,7 @@ class StatePublishing(StateEviction):
     serving: Serving
     publishing: PendingCheckpoint | None = None  # the checkpoint that checkpoint_into_tree inserts just now
     key_begins_at = 0  # tokens of the path that the inserted key leaves out: see `MarconiRadixCache.publish`
+    runs: AcceptedRuns | None = None  # with speculative decoding
     _plans: dict[Req, Plan]
 
     def prepare_for_caching_req(
@@ -49,10 +52,10 @@ class StatePublishing(StateEviction):
             return self.publishing.position_tokens
         if not is_finished or is_probe(req):
             return 0
-        # The running slot has consumed kv_committed_len tokens: under overlap one step more than the finish
-        # saw. It can stand for the key only where the two lengths agree.
         wanted = self.serving.saves_last_token(self._plans.get(req), token_ids_len)
-        aligned = token_ids_len == req.kv.kv_committed_len and token_ids_len % self.cache.page_size == 0
+        aligned = (
+            self._running_state_is_exact(req, token_ids_len) and token_ids_len % self.cache.page_size == 0
+        )
         if wanted and aligned:
             insert_params.mamba_value = req.kv.mamba_pool_idx.unsqueeze(-1).clone()
             return token_ids_len
@@ -65,6 +68,13 @@ class StatePublishing(StateEviction):
         if wanted:
             self.ledger.counters["last_token_misaligned"] += 1
         return token_ids_len
+
+    def _running_state_is_exact(self, req: Req, token_ids_len: int) -> bool:
+        """Whether the running slot stands for the key. Without speculation it has consumed kv_committed_len tokens:
+        under overlap one step more than the finish saw."""
+        if self.runs is not None:
+            return self.runs.is_exact(req, token_ids_len)
+        return token_ids_len == req.kv.kv_committed_len
 
     def commit_insert_component_data(
         self,

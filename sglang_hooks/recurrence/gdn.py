@@ -35,5 +35,6 @@ GDN = Recurrence(
         "GigaChat35ForCausalLM": NO_EXTRA_BUFFER,
     },
     conflicts=(REPLAYED_DECODE, WHOLE_PREFILL_GRAPHS),
+    speculates=True,
     tested={"Qwen3NextForCausalLM": "CPU engine"},
 )

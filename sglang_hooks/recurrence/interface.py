@@ -117,6 +117,7 @@ class Recurrence:
     saver: makes the one that writes the states
     untracked: architectures whose states SGLang doesn't track during decode, so that it gives them no extra buffer;
         at page size 1 ours needs no such tracking
+    speculates: answers with speculative decoding were held against the cache off
     tested: architecture → what has run, for the table of models
     """
 
@@ -130,6 +131,7 @@ class Recurrence:
     refused: Mapping[str, str] = field(default_factory=dict)
     conflicts: tuple[tuple[Callable[[Any], bool], str], ...] = ()
     untracked: tuple[str, ...] = ()
+    speculates: bool = False
     tested: Mapping[str, str] = field(default_factory=dict)
 
     def serves(self, backend: object) -> bool:
@@ -139,6 +141,8 @@ class Recurrence:
 
     def conflict_with(self, arguments: Any) -> str | None:
         """What in a server's resolved arguments goes against exact states, or None."""
+        if getattr(arguments, "speculative_algorithm", None) is not None and not self.speculates:
+            return f"{self.name} was not held against the cache off with --speculative-algorithm: drop it"
         for applies, message in self.conflicts:
             if applies(arguments):
                 return message

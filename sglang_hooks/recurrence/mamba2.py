@@ -200,6 +200,7 @@ MAMBA2 = Recurrence(
         ),
     ),
     saver=lambda context: Mamba2Saver(scan_stages(), context.num_layers),
+    speculates=True,
     tested={
         "NemotronHForCausalLM": "CPU engine, Triton's interpreter, H100",
         "FalconH1ForCausalLM": "CPU engine",

@@ -1,0 +1,139 @@
+"""What exact states cost beside speculative decoding: counted on the real engine, stock beside the extension.
+
+    python bench/speculation_cost.py [--json FILE]
+
+The CPU platform runs NGRAM drafts on a small hybrid. Counted are the states that commits copy and the slots that
+requests hold while they run; both are the scheduler's doing and don't depend on the device.
+
+- copied: bytes of states (convolution windows included) that a request's verify copies to a slot, on average
+- slots: state slots of a running request, beside what the prefix cache holds
+- kept: finished requests whose last token's state is in the cache, in %
+- acceptance: tokens that a verify gives
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine_in_process import Engine, Engines, Job
+from speculative_traffic import CONCURRENCY, Case, record
+
+from marconi_ext.models.toy_model import ToyModel, write_model
+
+NGRAM = {
+    "speculative_algorithm": "NGRAM",
+    "speculative_num_draft_tokens": 6,
+    "speculative_ngram_max_bfs_breadth": 2,
+    "mamba_radix_cache_strategy": "extra_buffer",
+}
+
+
+@dataclass
+class Cost:
+    """verifies: of one request each; copied_bytes, slots, requests: sums over them; loss: % of prompt tokens"""
+
+    verifies: int = 0
+    copied_bytes: int = 0
+    slots: int = 0
+    requests: int = 0
+    finished: int = 0
+    kept: int | None = None
+    acceptance: float = 0.0
+    cached_tokens: list[int] = field(default_factory=list)
+    lost_tokens: dict[str, int] | None = None
+    prompt_tokens: int = 0
+
+    @property
+    def copied_per_verify(self) -> float:
+        return self.copied_bytes / self.verifies
+
+    @property
+    def slots_per_request(self) -> float:
+        return self.slots / self.requests
+
+
+@dataclass(frozen=True)
+class Count:
+    """A task: ask for all cases twice and count on the way."""
+
+    cases: Sequence[Case]
+
+    def __call__(self, engine: Engine) -> Cost:
+        from sglang.kernels.ops.mamba import mamba_state_scatter_triton as scatter
+
+        from sglang_hooks.cpu_platform.rebind import rebind
+
+        cost, scheduler = Cost(), engine.scheduler
+        original, run_batch = scatter.fused_mamba_state_scatter_with_mask, scheduler.run_batch
+
+        def put_back(dst: Any, src: Any, slots: Any, steps: Any, rows: Any = None) -> None:
+            copied = int((steps >= 0).sum())
+            if steps.numel():
+                cost.copied_bytes += copied * dst[:, 0].numel() * dst.element_size()
+            original(dst, src, slots, steps, rows)
+
+        def counting(batch: Any, *args: Any, **kwargs: Any) -> Any:
+            if batch.forward_mode.is_decode():
+                cost.verifies += len(batch.reqs)
+                pool, tree = scheduler.req_to_token_pool, scheduler.tree_cache
+                in_tree = tree.mamba_evictable_size() + tree.mamba_protected_size()
+                cost.slots += pool.mamba_allocator.size - pool.mamba_allocator.available_size() - in_tree
+                cost.requests += len(scheduler.running_batch.reqs)
+            return run_batch(batch, *args, **kwargs)
+
+        for name in ("fused_mamba_state_scatter_with_mask", "fused_conv_window_scatter_with_mask"):
+            rebind(scatter.__name__, name, put_back)
+        scheduler.run_batch = counting
+        asks = [case.ask for case in self.cases]
+        for _ in range(2):
+            answers = engine.ask(asks, CONCURRENCY)
+            cost.cached_tokens.append(sum(answer.cached_tokens for answer in answers))
+            cost.finished += len(answers)
+        cost.acceptance = engine.acceptance()
+        facts = engine.marconi()
+        if facts is not None:
+            counters = facts["counters"]
+            cost.kept = cost.finished - counters.get("last_token_misaligned", 0)
+            cost.lost_tokens, cost.prompt_tokens = (
+                facts["stats"]["lost_tokens"],
+                facts["stats"]["prompt_tokens"],
+            )
+        return cost
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    found: dict[str, Cost] = {}
+    with tempfile.TemporaryDirectory() as folder, Engines() as engines:
+        model = Path(folder) / "model"
+        write_model(model, ToyModel(chunk_size=64))
+        cases = engines.run(Job({"model_path": model, "disable_radix_cache": True}, record))
+        for arm, marconi in (("stock", False), ("marconi", True)):
+            job = Job({"model_path": model, **NGRAM, "enable_marconi": marconi}, Count(cases))
+            found[arm] = engines.run(job)
+    print(f"{'':10}{'copied, B a verify':>20}{'slots a request':>18}{'acceptance':>12}{'cached tokens':>16}")
+    for arm, cost in found.items():
+        print(
+            f"{arm:10}{cost.copied_per_verify:20,.0f}{cost.slots_per_request:18.2f}{cost.acceptance:12.3f}"
+            f"{sum(cost.cached_tokens):16,}"
+        )
+    ours = found["marconi"]
+    print(
+        f"kept: {ours.kept} of {ours.finished} last states; lost {ours.lost_tokens} of {ours.prompt_tokens:,}"
+    )
+    if options.json:
+        options.json.write_text(json.dumps({arm: asdict(cost) for arm, cost in found.items()}, indent=2))
+
+
+if __name__ == "__main__":
+    from speculation_cost import main as main_under_its_name  # so that pickles name the module
+
+    main_under_its_name()

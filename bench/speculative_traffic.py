@@ -1,0 +1,98 @@
+"""Requests for engines that decode speculatively, and the answers of the same model with its prefix cache off."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from engine_in_process import Ask, Engine, Said
+
+from marconi_ext.traces.script import Histories, Script
+from marconi_ext.traces.workloads import AgentSizes, FewShotSizes, ForkSizes, agent, few_shot, fork
+
+VOCABULARY = 4_096
+ATOL = 1e-4
+CONCURRENCY = 8
+
+
+@dataclass(frozen=True)
+class Case:
+    """A request, and its answer with the cache off."""
+
+    ask: Ask
+    alone: Said
+
+
+@dataclass(frozen=True)
+class Pass:
+    """The answers to all requests, and what the engine knew after them. acceptance: tokens a verify, since its start"""
+
+    answers: list[Said]
+    marconi: dict[str, Any] | None
+    acceptance: float
+
+
+def mixed_scripts() -> list[Script]:
+    """148 requests: agent sessions, few-shot questions and forks one token apart."""
+    answers = (4, 24)
+    return [
+        *agent(AgentSizes(9, 8, 200, (1, 60), answers), 1, VOCABULARY),
+        *few_shot(FewShotSizes(40, 4, (60, 200), (1, 40), answers), 2, VOCABULARY),
+        *fork(ForkSizes(4, 3, 6, 1, 100, (1, 60), answers), 3, VOCABULARY),
+    ]
+
+
+def record(engine: Engine) -> list[Case]:
+    """Ask an engine whose cache is off for everybody's next turn, round by round. Every third request is then given a
+    token of its own answer to stop at, some of them the first."""
+    scripts = mixed_scripts()
+    histories, done = Histories(scripts), {script.session_id: 0 for script in scripts}
+    cases: list[Case] = []
+    while speakers := [
+        script
+        for script in scripts
+        if done[script.session_id] < len(script.turns) and histories.ready(script, done[script.session_id])
+    ]:
+        prompts = [histories.prompt(script, done[script.session_id]) for script in speakers]
+        asks = [
+            Ask([int(token) for token in prompt], script.turns[done[script.session_id]].answer_tokens)
+            for script, prompt in zip(speakers, prompts, strict=True)
+        ]
+        answers = engine.ask(asks, CONCURRENCY)
+        for script, prompt, ask, answer in zip(speakers, prompts, asks, answers, strict=True):
+            case = _ending_early(ask, answer, len(cases)) if len(cases) % 3 == 0 else Case(ask, answer)
+            histories.answered(script, prompt, np.asarray(case.alone.output_ids, dtype=np.int32))
+            done[script.session_id] += 1
+            cases.append(case)
+    assert len(cases) == 148
+    return cases
+
+
+def _ending_early(ask: Ask, answer: Said, number: int) -> Case:
+    stop = answer.output_ids[0 if number % 15 == 0 else len(answer.output_ids) // 2]
+    end = answer.output_ids.index(stop) + 1
+    stopping = Ask(ask.prompt, ask.answer_tokens, (stop,))
+    return Case(stopping, Said(answer.output_ids[:end], answer.logprobs[:end], 0))
+
+
+@dataclass(frozen=True)
+class Twice:
+    """A task: ask for all cases twice, eight at a time; the second time drafts made of answers fit."""
+
+    cases: Sequence[Case]
+
+    def __call__(self, engine: Engine) -> list[Pass]:
+        asks = [case.ask for case in self.cases]
+        return [Pass(engine.ask(asks, CONCURRENCY), engine.marconi(), engine.acceptance()) for _ in range(2)]
+
+
+def wrong(cases: Sequence[Case], answers: Sequence[Said]) -> list[int]:
+    """Numbers of the requests whose answer isn't that of an empty cache."""
+    return [
+        number
+        for number, (case, answer) in enumerate(zip(cases, answers, strict=True))
+        if answer.output_ids != case.alone.output_ids
+        or not np.allclose(answer.logprobs, case.alone.logprobs, atol=ATOL, rtol=0)
+    ]

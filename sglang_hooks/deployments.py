@@ -1,0 +1,212 @@
+"""The ways in which SGLang is deployed, and what the extension makes of each: refusals and docs/deployments.md alike.
+
+`compat.py` refuses what a row's conflicts say; `python -m sglang_hooks.deployments` prints the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+PROVEN_ALGORITHMS = ("NGRAM",)
+"""Speculative algorithms whose answers were held against the cache off."""
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """A setting that can't be combined with --enable-marconi.
+
+    applies: view of resolved arguments → whether the conflict is there
+    message: what to do
+    """
+
+    applies: Callable[[Any], bool]
+    message: str
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """One way to serve.
+
+    flags: SGLang's, as they are given beside --enable-marconi
+    tested: what has run; empty: nothing
+    conflicts: what of it is refused; a deployment that isn't `supported` is refused whole
+    """
+
+    name: str
+    flags: str
+    supported: bool
+    tested: str = ""
+    conflicts: tuple[Conflict, ...] = ()
+
+
+def _speculates(arguments: Any) -> bool:
+    return arguments.speculative_algorithm is not None
+
+
+def _uses(*algorithms: str) -> Callable[[Any], bool]:
+    return lambda arguments: arguments.speculative_algorithm in algorithms
+
+
+DEPLOYMENTS = (
+    Deployment("one GPU, overlap scheduling", "none", True, "CPU engine, H100 (Mamba2)"),
+    Deployment(
+        "without overlap scheduling",
+        "`--disable-overlap-schedule --mamba-radix-cache-strategy extra_buffer`",
+        True,
+        "CPU engine",
+    ),
+    Deployment("tensor parallel", "`--tp-size N`", True, "CPU engine, 2 ranks, every decision compared"),
+    Deployment("data parallel", "`--dp-size N`: a tree and a policy a replica", True),
+    Deployment("data-parallel attention", "`--enable-dp-attention`: passes through, not tested", True),
+    Deployment(
+        "pipeline parallel",
+        "`--pp-size N`",
+        False,
+        conflicts=(Conflict(lambda a: a.pp_size > 1, "does not support --pp-size above 1 yet"),),
+    ),
+    Deployment(
+        "decode context parallel",
+        "`--dcp-size N`",
+        False,
+        conflicts=(Conflict(lambda a: a.dcp_size > 1, "does not support --dcp-size above 1"),),
+    ),
+    Deployment(
+        "context parallel",
+        "`--attn-cp-size N`, `--enable-prefill-cp`",
+        False,
+        conflicts=(
+            Conflict(
+                lambda a: a.attn_cp_size > 1 or a.enable_prefill_cp,
+                "does not support context parallelism: drop --attn-cp-size and --enable-prefill-cp",
+            ),
+        ),
+    ),
+    Deployment(
+        "prefill and decode apart",
+        "`--disaggregation-mode prefill` or `decode`",
+        False,
+        conflicts=(
+            Conflict(lambda a: a.disaggregation_mode != "null", "does not support --disaggregation-mode yet"),
+        ),
+    ),
+    Deployment(
+        "prefill and decode multiplexed",
+        "`--enable-pdmux`",
+        False,
+        conflicts=(Conflict(lambda a: a.enable_pdmux, "does not support --enable-pdmux (split prefill)"),),
+    ),
+    Deployment(
+        "two batches overlapped",
+        "`--enable-two-batch-overlap`",
+        False,
+        conflicts=(
+            Conflict(
+                lambda a: a.enable_two_batch_overlap, "does not support --enable-two-batch-overlap: drop it"
+            ),
+        ),
+    ),
+    Deployment(
+        "speculation, n-grams",
+        "`--speculative-algorithm NGRAM --mamba-radix-cache-strategy extra_buffer`, page size 1",
+        True,
+        "CPU engine (Mamba2, Gated DeltaNet): 2 × 148 requests equal the cache off, with overlap and without",
+        conflicts=(
+            Conflict(
+                lambda a: _speculates(a) and (a.page_size or 1) > 1,
+                "supports --speculative-algorithm with --page-size 1 alone",
+            ),
+            Conflict(
+                lambda a: _speculates(a) and a.enable_unified_memory,
+                "does not support --speculative-algorithm with --enable-unified-memory: drop one",
+            ),
+            Conflict(
+                lambda a: _speculates(a) and a.enable_mixed_chunk,
+                "does not support --speculative-algorithm with --enable-mixed-chunk: drop the latter",
+            ),
+            Conflict(
+                lambda a: a.speculative_adaptive,
+                "does not support --speculative-adaptive: drop it",
+            ),
+        ),
+    ),
+    Deployment(
+        "speculation, EAGLE and multi-token prediction",
+        "`--speculative-algorithm EAGLE`, `NEXTN` or `EAGLE3`",
+        False,
+        conflicts=(
+            Conflict(
+                _uses("EAGLE", "EAGLE3"),
+                "does not support --speculative-algorithm EAGLE, NEXTN and EAGLE3 yet: answers with a draft "
+                "model were not held against the cache off",
+            ),
+        ),
+    ),
+    Deployment(
+        "speculation, a draft model of its own",
+        "`--speculative-algorithm STANDALONE`",
+        False,
+        conflicts=(
+            Conflict(
+                _uses("STANDALONE"),
+                "does not support --speculative-algorithm STANDALONE: a draft's recurrent layers would be "
+                "taken for the target's",
+            ),
+        ),
+    ),
+    Deployment(
+        "speculation, DFLASH and DSPARK",
+        "`--speculative-algorithm DFLASH` or `DSPARK`",
+        False,
+        conflicts=(
+            Conflict(
+                _uses("DFLASH", "DSPARK"),
+                "does not support --speculative-algorithm DFLASH and DSPARK: they commit states past the "
+                "place where the extension chooses them",
+            ),
+        ),
+    ),
+    Deployment(
+        "speculation, any other",
+        "`--speculative-algorithm …`",
+        False,
+        conflicts=(
+            Conflict(
+                lambda a: (
+                    _speculates(a)
+                    and a.speculative_algorithm
+                    not in (*PROVEN_ALGORITHMS, "EAGLE", "EAGLE3", "STANDALONE", "DFLASH", "DSPARK")
+                ),
+                f"supports --speculative-algorithm {', '.join(PROVEN_ALGORITHMS)} alone",
+            ),
+        ),
+    ),
+)
+
+
+def conflicts() -> tuple[Conflict, ...]:
+    """What the deployments refuse."""
+    return tuple(conflict for deployment in DEPLOYMENTS for conflict in deployment.conflicts)
+
+
+def page() -> str:
+    """docs/deployments.md."""
+    lines = [
+        "# Deployments",
+        "",
+        "Made by `python -m sglang_hooks.deployments` from the table that refuses; a test compares them. What each",
+        "single option does is in [options.md](options.md).",
+        "",
+        "| deployment | | flags | tested | refused at start |",
+        "|---|---|---|---|---|",
+    ]
+    for row in DEPLOYMENTS:
+        decision = "supported" if row.supported else "refused"
+        refused = "; ".join(conflict.message for conflict in row.conflicts)
+        lines.append(f"| {row.name} | {decision} | {row.flags} | {row.tested or 'no'} | {refused} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(page(), end="")

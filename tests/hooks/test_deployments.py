@@ -1,0 +1,53 @@
+"""The page of deployments is the table that refuses, and each row refuses what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from test_compat import Resolved
+
+from marconi_ext.config import ConfigError
+from sglang_hooks.compat import check_arguments
+from sglang_hooks.deployments import DEPLOYMENTS, PROVEN_ALGORITHMS, page
+
+
+def test_the_page_is_the_table() -> None:
+    assert (Path(__file__).parents[2] / "docs" / "deployments.md").read_text(encoding="utf-8") == page()
+
+
+def test_what_is_refused_says_why() -> None:
+    assert all(row.conflicts for row in DEPLOYMENTS if not row.supported)
+
+
+@pytest.mark.parametrize("algorithm", PROVEN_ALGORITHMS)
+def test_proven_speculation_starts(algorithm: str) -> None:
+    check_arguments(Resolved(speculative_algorithm=algorithm))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"page_size": 16}, "--speculative-algorithm with --page-size 1 alone"),
+        ({"enable_unified_memory": True}, "--speculative-algorithm with --enable-unified-memory"),
+        ({"enable_mixed_chunk": True}, "--speculative-algorithm with --enable-mixed-chunk"),
+    ],
+)
+def test_what_speculation_was_not_proven_with_is_refused(setting: dict[str, object], message: str) -> None:
+    check_arguments(Resolved(**setting))
+    with pytest.raises(ConfigError, match=message):
+        check_arguments(Resolved(speculative_algorithm=PROVEN_ALGORITHMS[0], **setting))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "reason"),
+    [
+        ("EAGLE3", "were not held against the cache off"),
+        ("STANDALONE", "would be taken for the target's"),
+        ("DSPARK", "commit states past the place"),
+        ("UNO", "supports --speculative-algorithm NGRAM"),
+    ],
+)
+def test_unproven_speculation_is_refused_with_its_reason(algorithm: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        check_arguments(Resolved(speculative_algorithm=algorithm))
