@@ -15,7 +15,7 @@ from marconi_ext.servers.http_client import bearer
 SAMPLE = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*(?:\{.*\})?)\s+(\S+)")
 SAME_LABELS = re.compile(r'(?:engine_type|model_name|(?:moe_ep|pp|tp|dp)_rank)="[^"]*",?')
 OTHER_RANK = re.compile(r'tp_rank="[1-9]')
-KEPT_METRICS = ("sglang:", "marconi")
+KEPT_METRICS = ("sglang:", "vllm:", "marconi")
 ASK_S = 10.0
 
 
