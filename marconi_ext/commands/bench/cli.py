@@ -1,5 +1,6 @@
 """`marconi bench`: compare arms on the same traffic, server after server, repeat after repeat."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +34,19 @@ def bench(
             "Default: side by side on the CPU platform where memory allows it.",
         ),
     ] = None,
+    servers: Annotated[
+        int,
+        typer.Option(
+            min=1, help="More than one: so many servers of the first arm, behind each of --router in turn."
+        ),
+    ] = 1,
+    router: Annotated[
+        str,
+        typer.Option(
+            help="With --servers: round-robin, sticky, resumable, sglang:POLICY (sglang-router: random, round_robin, "
+            "cache_aware, power_of_two, manual)."
+        ),
+    ] = "round-robin,sticky,resumable",
     history: Annotated[
         str, typer.Option(help="own: with the server's own answers in prompts; trace: prompts as recorded.")
     ] = "own",
@@ -102,6 +116,9 @@ def bench(
     ] = None,
 ) -> None:
     """Compare servers on the same traffic: hit rate, loss, TTFT, throughput, with intervals."""
+    from marconi_ext.commands.bench.routed import run_routed
+    from marconi_ext.commands.bench.routed_show import show
+    from marconi_ext.commands.bench.routers import check_routers
     from marconi_ext.commands.bench.run import BenchOptions
     from marconi_ext.commands.bench.show import bench_and_print
     from marconi_ext.commands.server_setup import prepared, require_engine, small_model, split_flags
@@ -110,10 +127,12 @@ def bench(
     from marconi_ext.replay.sender import Pacing
     from marconi_ext.replay.traffic import check_history, load_traffics
     from marconi_ext.results.run_folder import free_folder
+    from marconi_ext.servers.arm_server import ServerOptions
     from marconi_ext.traces.source import Reading
 
     check_history(history)
     check_writable(json)
+    routers = check_routers(router)
     pacing = Pacing(concurrency, speed is not None, 1.0 if speed is None else speed, max_rate)
     selection = Selection(sessions, turns, scale, max_prompt_tokens, limit, max_output_tokens)
     reading = Reading(format, tokenizer, strict, seed, sessions_per_s, response_s)
@@ -123,6 +142,24 @@ def bench(
     with prepared(model_path, cpu, toy) as setup:
         chosen, attention_model = setup.arms(arms)
         fitting, vocabulary = selection.within(setup.facts.context_tokens), setup.facts.vocabulary
+        if servers > 1:
+            seeds = [replace(reading, seed=seed + run) for run in range(repeat)]
+            several = [
+                load_traffics(trace, fitting, history=history, vocabulary=vocabulary, reading=one)
+                for one in seeds
+            ]
+            common = ServerOptions(
+                model_path=setup.model,
+                cpu=setup.cpu,
+                state_slots=state_slots,
+                max_total_tokens=max_total_tokens,
+                seed=seed,
+                extra_flags=extra_flags,
+                start_timeout_s=start_timeout,
+            )
+            logs = free_folder(out, "bench")
+            show(run_routed(common, chosen[0], servers, routers, several, logs), servers, json)
+            return
         traffics = load_traffics(trace, fitting, history=history, vocabulary=vocabulary, reading=reading)
         options = BenchOptions(
             model_path=setup.model,
