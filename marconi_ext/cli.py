@@ -17,9 +17,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "dashboard": ("marconi_ext.commands.dashboard", "dashboard"),
     "demo": ("marconi_ext.commands.demo.cli", "demo"),
     "doctor": ("marconi_ext.commands.doctor.cli", "doctor"),
+    "explain": ("marconi_ext.commands.explain", "explain"),
     "kernels": ("marconi_ext.commands.kernels.cli", "app"),
     "model": ("marconi_ext.commands.model", "model"),
     "figures": ("marconi_ext.commands.figures", "figures"),
+    "pin": ("marconi_ext.commands.pin", "pin"),
     "replay": ("marconi_ext.commands.replay.cli", "replay"),
     "report": ("marconi_ext.commands.report", "report"),
     "simulate": ("marconi_ext.commands.simulate.cli", "simulate"),
@@ -28,6 +30,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "trace": ("marconi_ext.commands.trace.cli", "app"),
     "tree": ("marconi_ext.commands.tree", "tree"),
     "verify": ("marconi_ext.commands.verify.cli", "verify"),
+    "warm": ("marconi_ext.commands.warm", "warm"),
+    "watch": ("marconi_ext.commands.watch", "watch"),
 }
 
 HELP = {"help_option_names": ["-h", "--help"]}

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from marconi_ext.errors import BadInputError
+from marconi_ext.policies.quotas import parse_quotas
 from marconi_ext.policies.registry import PolicyName, eviction_names, parse_policy
 
 
@@ -94,6 +95,10 @@ def _parse_eviction(value: object) -> object:
     return value
 
 
+def _parse_quotas(value: object) -> object:
+    return parse_quotas(value) if isinstance(value, str) else value
+
+
 class MarconiConfig(BaseModel):
     """Validated settings; every field is a flag `--marconi-FIELD` of SGLang's command line."""
 
@@ -140,7 +145,7 @@ class MarconiConfig(BaseModel):
 
     expose_tokens: bool = Field(
         False,
-        description="Let 'marconi tree --tokens' read the token ids of cached prompts (true or false). Default: false.",
+        description="Let 'marconi tree --tokens' and 'marconi explain' show token ids (true or false). Default: false.",
     )
     events: Literal["none", "states", "resumable"] = Field(
         "none",
@@ -151,6 +156,25 @@ class MarconiConfig(BaseModel):
         '{"publisher": "zmq", "endpoint": "tcp://*:5757", "topic": "states"}',
         description="Where the events of 'states' go, as JSON like that of --kv-events-config.",
     )
+
+    pin_share: float = Field(
+        0.1,
+        ge=0,
+        le=0.5,
+        description="Share of the state slots, and of the KV pool, that prefixes pinned by 'marconi pin' may hold "
+        "(0 to 0.5).",
+    )
+    quotas: Annotated[dict[str, dict[str, float]], BeforeValidator(_parse_quotas)] = Field(
+        {},
+        description="Shares of the state slots by tenant (extra_key, else cache_salt), as JSON: "
+        '{"chat": {"floor": 0.3}, "batch": {"ceiling": 0.2}, "*": {"ceiling": 0.5}}; * is all others together.',
+    )
+    remember: str | None = Field(
+        None,
+        description="File in which the most valuable inner prefixes are kept, as token ids, for 'marconi warm' after "
+        "the next start. Default: none is.",
+    )
+    remember_states: int = Field(32, ge=1, description="How many prefixes --marconi-remember keeps at most.")
 
     @property
     def policy(self) -> str:

@@ -12,8 +12,11 @@ if TYPE_CHECKING:
     from marconi_ext.config import MarconiConfig
 
     from .observe.metrics import MetricsPublisher
+    from .observe.split_advice import SplitAdvice
     from .observe.stats import CacheStats
     from .observe.tree_dump import TreeDumps
+    from .operator.desk import Desk
+    from .operator.memory import ServerMemory
     from .radix.cache import MarconiRadixCache
     from .radix.ledger import CheckpointLedger
     from .radix.twins import Twins
@@ -27,6 +30,7 @@ class Live:
 
     runs: None without speculative decoding
     metrics: None where this process exports none (no --enable-metrics, or a rank that SGLang leaves out)
+    memory: None where nothing is to be remembered
     """
 
     config: MarconiConfig
@@ -36,8 +40,11 @@ class Live:
     stats: CacheStats
     tree_dumps: TreeDumps
     twins: Twins
+    desk: Desk
+    split: SplitAdvice
     runs: AcceptedRuns | None = None
     metrics: MetricsPublisher | None = None
+    memory: ServerMemory | None = None
 
 
 _live: Live | None = None

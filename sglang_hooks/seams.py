@@ -38,10 +38,12 @@ def _scheduler_init(
     from .messages import headers_for
     from .observe.metrics import start_publishing
     from .observe.status import announce
+    from .operator.memory import remember
 
     state = live()
     if state is not None:
         state.cache.mamba.serving.headers = headers_for(scheduler, config)
+        state.memory = remember(state.cache, config)
     announce(scheduler)
     start_publishing(scheduler)
 
@@ -106,6 +108,10 @@ def _keep_house(_result: Any, _scheduler: Any) -> None:
     state.cache.census.walk_if_due()
     if state.metrics is not None:
         state.metrics.publish_if_due(state)
+    state.cache.mamba.pins.check_if_due()
+    state.split.look_if_due(state)
+    if state.memory is not None:
+        state.memory.write_if_due()
     if state.cache.mamba.events is not None:
         state.cache.mamba.events.flush()
 
@@ -166,18 +172,37 @@ def _internal_state(result: Any, _scheduler: Any, _recv_req: Any) -> None:
     if state is not None:
         from .observe.status import report
 
-        result.internal_state["marconi"] = report(state) | state.tree_dumps.section(state.cache)
+        asked_for = state.tree_dumps.section(state.cache) | state.desk.section()
+        result.internal_state["marconi"] = report(state) | asked_for
 
 
 def _set_internal_state(original: Callable[..., Any], scheduler: Any, recv_req: Any) -> Any:
     from marconi_ext.watch.sealed_tokens import TREE_ARGUMENT
 
     state = live()
-    if state is None or TREE_ARGUMENT not in recv_req.server_args:
+    asked = recv_req.server_args
+    if state is None or not (TREE_ARGUMENT in asked or state.desk.is_for_us(asked)):
         return original(scheduler, recv_req)
     from sglang.srt.managers.io_struct import SetInternalStateReqOutput
 
-    return SetInternalStateReqOutput(updated=state.tree_dumps.ask(recv_req.server_args))
+    taken = state.tree_dumps.ask(asked) if TREE_ARGUMENT in asked else state.desk.take(asked)
+    return SetInternalStateReqOutput(updated=taken)
+
+
+def _to_queue(original: Callable[..., Any], scheduler: Any, req: Any, *args: Any, **kwargs: Any) -> Any:
+    if live() is not None:
+        from .operator.wishes import WishError, wishes_of
+
+        try:
+            req.marconi_wishes = wishes_of(req.sampling_params.custom_params)
+            req.skip_radix_cache_insert |= not req.marconi_wishes.store
+        except WishError as error:
+            req.set_finish_with_abort(str(error))
+    return original(scheduler, req, *args, **kwargs)
+
+
+def _is_request_level(original: Callable[..., bool], streamer: Any, key: str) -> bool:
+    return key == "marconi" or original(streamer, key)
 
 
 SCHEDULER_INIT = Hook(
@@ -280,8 +305,23 @@ LIVE_HOOKS = (
         "sglang.srt.managers.scheduler.Scheduler.set_internal_state",
         "around",
         _set_internal_state,
-        why="ask for a dump of the tree: the one endpoint that carries an argument to the scheduler",
+        why="ask for a dump of the tree, or anything else: the one endpoint that carries an argument to the scheduler",
         parameters="self recv_req",
+    ),
+    Hook(
+        "sglang.srt.managers.scheduler.Scheduler._add_request_to_queue",
+        "around",
+        _to_queue,
+        why="what a request asks of the extension: to be explained, not to be stored",
+        parameters="self req is_retracted",
+    ),
+    Hook(
+        "sglang.srt.managers.scheduler_components.output_streamer.SchedulerOutputStreamer."
+        "is_request_level_customized_info_key",
+        "around",
+        _is_request_level,
+        why="a request's explanation is one a request, not one a token",
+        parameters="self key",
     ),
 )
 

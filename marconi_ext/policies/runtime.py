@@ -19,6 +19,7 @@ from marconi_ext.policies.input_ends import MIN_GAIN
 from marconi_ext.policies.interfaces import Admission, Eviction
 from marconi_ext.policies.messages import InputEnd
 from marconi_ext.policies.table.checkpoints import CheckpointTable, Fate, Kind
+from marconi_ext.policies.table.reserves import Reserves
 from marconi_ext.policies.table.victims import VictimSearch
 
 _CAUSES = {
@@ -40,8 +41,9 @@ class PolicyRuntime:
         self.table = CheckpointTable()
         self.counts: Counter[str] = Counter()
         self.tick = 0
-        self._search = VictimSearch(eviction)
-        self._leaf_search = VictimSearch(eviction.by_kv, leaves=True)
+        self.reserves = Reserves(self.table)
+        self._search = VictimSearch(eviction, self.reserves)
+        self._leaf_search = VictimSearch(eviction.by_kv, self.reserves, leaves=True)
         self.max_fanout = eviction.max_fanout
         self.on_gone: Callable[[int], None] | None = None  # told of rows whose state was refused or evicted
 
@@ -212,6 +214,7 @@ class PolicyRuntime:
     def forget(self, row: int) -> None:
         """The KV of `row` is gone."""
         self.eviction.forgotten(self.table, row)
+        self.reserves.set_reserved(row, False)
         self.table.forget(row)
 
     def forget_all(self) -> None:
@@ -247,6 +250,8 @@ class PolicyRuntime:
 
     def victim(self, rows: np.ndarray, newcomer: int = -1) -> int | None:
         """The row to evict out of `rows`, or `newcomer` where the policy would rather refuse it; None: no row."""
+        if self.reserves.active:
+            rows = self.reserves.those_that_may(rows, newcomer)
         newcomer = newcomer if self.eviction.refuses else -1
         if len(rows) == 0:
             return newcomer if newcomer >= 0 else None
@@ -256,7 +261,11 @@ class PolicyRuntime:
         """As `victim` of all `candidates`, without listing these in a large pool."""
         if not self._search.narrows(self.table):
             return self.victim(self.candidates(), newcomer)
-        return self._search.lowest_of_some(self.table, self.tick, newcomer if self.eviction.refuses else -1)
+        offered = newcomer if self.eviction.refuses else -1
+        found = self._search.lowest_of_some(self.table, self.tick, offered)
+        if found is None and self.reserves.active:
+            return self.victim(self.candidates(), newcomer)
+        return found
 
     def victim_in_bytes(self, newcomer: int = -1) -> int | None:
         """As `victim_of_all` where KV and states share bytes: the paper's rule passes over nodes with several children,
@@ -272,6 +281,10 @@ class PolicyRuntime:
         """
         search, table = self._leaf_search, self.table
         if rows is None and search.narrows(table):
-            return search.lowest_of_some(table, self.tick)
+            found = search.lowest_of_some(table, self.tick)
+            if found is not None or not self.reserves.active:
+                return found
         rows = self.candidates(leaves=True) if rows is None else rows
+        if self.reserves.active:
+            rows = self.reserves.those_that_may(rows)
         return search.lowest(table, rows, self.tick) if len(rows) else None

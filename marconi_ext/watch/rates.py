@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from marconi_ext.watch.server import Poll
@@ -42,6 +42,8 @@ class Standing:
     differences: int
     tuning: dict[str, float]
     parameters: dict[str, float]
+    pins: dict[str, Any] = field(default_factory=dict)
+    tenants: dict[str, int] = field(default_factory=dict)
 
 
 def totals(poll: Poll) -> Counter[tuple[str, ...]]:
@@ -114,6 +116,8 @@ def standing(poll: Poll) -> Standing:
         sum(found),
         first["stats"]["tuning"],
         first["policy"]["parameters"],
+        first.get("pins", {}),
+        first.get("tenants", {}),
     )
 
 

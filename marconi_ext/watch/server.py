@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 import re
 import time
 from dataclasses import dataclass, field
@@ -16,6 +18,8 @@ from marconi_ext.watch.sealed_tokens import KEY_ARGUMENTS, NEXT, OFF, SHAPE, TRE
 
 TIMEOUT_S = 10.0
 DUMP_TIMEOUT_S = 120.0
+PREFILL_TIMEOUT_S = 600.0
+COMMAND_PREFIX = "marconi:"
 GAUGES = {"sglang:num_running_reqs": "running", "sglang:num_queue_reqs": "queued"}
 """SGLang's own metrics that a view shows."""
 
@@ -93,6 +97,61 @@ class WatchedServer:
             return self._all_pages(key)
         finally:
             self._ask_for_tree(OFF)
+
+    def ask(self, command: dict[str, Any]) -> list[dict[str, Any]]:
+        """What each data-parallel rank answers to a command; `refused` in an answer says why there is none.
+
+        Raises NotLiveError, UnreachableError.
+        """
+        ticket = random.SystemRandom().randrange(1, 2**31)
+        text = COMMAND_PREFIX + json.dumps(command)
+        taken = self._json("POST", "/set_internal_state", json={"server_args": {text: ticket}})
+        if not (isinstance(taken, list) and taken and all(taken)):
+            self.poll()  # says so where the extension isn't live
+            raise NotLiveError(
+                f"{self.url} doesn't know {command['do']!r}: its extension is of another version"
+            )
+        info = self._json("GET", "/server_info", timeout=DUMP_TIMEOUT_S)
+        found = [state.get("marconi", {}).get("answers", {}) for state in info.get("internal_states", [])]
+        if not found or not all(str(ticket) in answers for answers in found):
+            raise UnreachableError(f"{self.url} sent no answer; is it very busy? try again")
+        return [answers[str(ticket)] for answers in found]
+
+    def order(self, command: dict[str, Any]) -> list[dict[str, Any]]:
+        """As `ask`, of what must be done. Raises CheckFailedError with the server's reason where every rank refuses; a
+        prefix lies on the data-parallel rank that its request went to."""
+        answers = self.ask(command)
+        done = [answer for answer in answers if "refused" not in answer]
+        if not done:
+            raise CheckFailedError(f"{self.url}: {answers[0]['refused']}")
+        return done
+
+    def prefill(self, prompt: list[int], where: str, **namespace: str) -> int:
+        """Send a prompt for one token of answer. Returns: its tokens that were reused. where: for messages"""
+        body = {
+            "input_ids": prompt,
+            "sampling_params": {"max_new_tokens": 1, "temperature": 0},
+            **namespace,
+        }
+        try:
+            answer = self._http.post("/generate", json=body, timeout=PREFILL_TIMEOUT_S)
+            found = answer.json()
+        except (httpx.HTTPError, OSError, ValueError) as error:
+            raise UnreachableError(f"{self.url}/generate: {error or type(error).__name__}") from None
+        if answer.status_code != 200:
+            said = found.get("error", found) if isinstance(found, dict) else found
+            reason = said.get("message", said) if isinstance(said, dict) else said
+            raise CheckFailedError(f"{where}: the server refused it: {reason}")
+        return int(found["meta_info"]["cached_tokens"])
+
+    def tokens_of(self, body: dict[str, Any]) -> list[int]:
+        """The token ids of a text or of chat messages, by the server's own tokenizer and chat template. body: of
+        SGLang's /tokenize. Raises UnreachableError where it can't: it may run without a tokenizer."""
+        answer = self._json("POST", "/tokenize", json=body, timeout=DUMP_TIMEOUT_S)
+        tokens = answer.get("tokens") if isinstance(answer, dict) else None
+        if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
+            raise UnreachableError(f"{self.url}/tokenize: sent no token ids; give input_ids instead")
+        return tokens
 
     def _all_pages(self, key: Key | None) -> list[dict[str, Any]]:
         """Each rank's pages, joined. A rank that is through goes on sending empty ones."""

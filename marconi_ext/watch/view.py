@@ -160,6 +160,12 @@ def state_table(now: Standing) -> Table:
     for owner, name in (("held", "being saved"), ("unaccounted", "running"), ("free", "free")):
         slots = now.slots.get(owner, 0)
         table.add_row(Text(name, style="dim"), f"{slots:,}", Text(bar(slots / pool), style="dim"))
+    if now.pins.get("pins"):
+        most = now.pins["budget"]["states"]
+        table.add_row(Text("pinned", style="magenta"), f"{now.pins['states']:,}", f"of {most:,} that may be")
+    for tenant, states in now.tenants.items():
+        name = "all other tenants" if tenant == "*" else f"tenant {tenant}"
+        table.add_row(name, f"{states:,}", Text(bar(states / pool), style="magenta"))
     table.add_row(Text("pool", style="dim"), f"{now.slots.get('pool', 0):,}", "")
     if now.differences:
         table.add_row(Text("table and tree differ", style="bold red"), f"{now.differences:,}", "")

@@ -80,6 +80,11 @@ def _info(report: Mapping[str, Any]) -> Samples:
     yield (report["version"], report["policy"]["name"], ",".join(report["config"]["checkpoints"])), 1
 
 
+def _pinned(report: Mapping[str, Any]) -> Samples:
+    yield ("held",), report["pins"]["states"]
+    yield ("budget",), report["pins"]["budget"]["states"]
+
+
 _KINDS = tuple(kind.value for kind in CheckpointKind)
 
 METRICS = (
@@ -156,6 +161,19 @@ METRICS = (
         "marconi_requests_since_tuning",
         "Requests served since the latest tuning took effect, or since the start.",
         _one("stats", "tuning", "requests_since"),
+    ),
+    Metric("marconi_pinned_states", "States that operators have pinned, and may pin.", _pinned, ("what",)),
+    Metric(
+        "marconi_pins_ended_total",
+        "Pins that ended, by reason; evicted: a running request could get no memory else.",
+        _each("pins", "ended"),
+        ("reason",),
+    ),
+    Metric(
+        "marconi_tenant_states",
+        "States by tenant with a quota; *: all others together.",
+        _each("tenants"),
+        ("tenant",),
     ),
     Metric(
         "marconi_parameter",

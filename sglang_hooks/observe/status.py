@@ -44,4 +44,5 @@ def report(state: Live) -> dict[str, Any]:
         "stats": state.stats.snapshot(),
         "kv": state.cache.kv_census(),
         "policy": state.cache.policy_facts(),
+        **state.cache.operator_facts(),
     }

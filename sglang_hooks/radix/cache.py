@@ -25,8 +25,10 @@ from sglang.srt.utils.rank_consensus_checker import rank_consensus
 from marconi_ext import __version__
 from marconi_ext.config import MarconiConfig
 
+from ..observe.split_advice import SplitAdvice
 from ..observe.stats import CacheStats
 from ..observe.tree_dump import TreeDumps
+from ..operator.desk import Desk
 from ..policy import build_runtime, currency_of
 from ..process_state import Live, go_live
 from ..recurrence import registry
@@ -82,6 +84,7 @@ class MarconiRadixCache(UnifiedRadixCache):
                 self.mamba.publishing = None
         if req.finished():
             self.publish(req, up_to, **kwargs)
+        self.mamba.keep_within_ceiling(req.extra_key, req.cache_salt)
 
     def publish(self, req: Req, up_to: int, **kwargs: Any) -> None:
         """Insert the request's first `up_to` tokens: free the KV that the tree already has, point the request's
@@ -261,6 +264,13 @@ class MarconiRadixCache(UnifiedRadixCache):
         }
         return census if self.shared is None else census | {"shared_bytes": self.shared.total_bytes}
 
+    def operator_facts(self) -> dict[str, Any]:
+        """What operators have pinned, and states by tenant with a quota."""
+        return {
+            "pins": self.mamba.pins.report(),
+            "tenants": self.mamba.runtime.reserves.states_by_tenant(),
+        }
+
     def policy_facts(self) -> dict[str, Any]:
         """What decides here, so that a simulator can be set up like it."""
         runtime, config = self.mamba.runtime, self.mamba.config
@@ -310,7 +320,10 @@ def build_cache(
     dumps = TreeDumps(expose_tokens=config.expose_tokens or bool(ctx.server_args.admin_api_key))
     runs = AcceptedRuns(pool) if ctx.server_args.speculative_algorithm else None
     cache.mamba.runs = runs
-    go_live(Live(config, ledger, forward, cache, stats, dumps, Twins(cache), runs))
+    pins = cache.mamba.pins
+    orders = {"pin": pins.pin, "unpin": pins.unpin, "pins": pins.answer}
+    desk = Desk({"explain": cache.mamba.explainer.answer, **orders})
+    go_live(Live(config, ledger, forward, cache, stats, dumps, Twins(cache), desk, SplitAdvice(), runs))
     return cache
 
 

@@ -23,6 +23,7 @@ from marconi_ext.config import MarconiConfig
 from marconi_ext.policies.admission import Offer
 from marconi_ext.policies.paper.background import Tuner
 from marconi_ext.policies.paper.tuner import Marconi
+from marconi_ext.policies.quotas import quotas_in_slots
 from marconi_ext.policies.request_plan import Match, Plan, Serving
 from marconi_ext.policies.runtime import PolicyRuntime
 from marconi_ext.policies.table.checkpoints import Kind
@@ -30,6 +31,9 @@ from marconi_ext.policies.table.tree_rows import TreeRecords
 
 from ..concurrency import slots_set_aside
 from ..observe.stats import CacheStats
+from ..operator.explain import HELD, REASONS, SAVING, Explainer
+from ..operator.pins import Pins
+from ..operator.wishes import NO_WISHES
 from ..policy import kind_name, saved_kinds
 from .held_states import HeldStates, holds_state
 from .ledger import CheckpointLedger, PendingCheckpoint
@@ -57,6 +61,10 @@ class MarconiMambaComponent(StatePublishing):
         self.records = TreeRecords(runtime, lambda node: len(node.key), self._is_alive)
         self.serving = Serving(runtime, self.records, saved_kinds(config), self.cache.page_size)
         self.held = HeldStates(runtime, self.records, self.serving, stats)
+        self.explainer = Explainer(self)
+        self.pins = Pins(self, config.pin_share)
+        slots = self.cache.req_to_token_pool.mamba_allocator.size
+        runtime.reserves.set_quotas(quotas_in_slots(config.quotas, slots))
         self._plans = {}
         stats.states_by_kind = self.held.by_kind
         self.tuner = None
@@ -78,6 +86,7 @@ class MarconiMambaComponent(StatePublishing):
         if self.runtime is None:
             return
         self.stats.flushed()
+        self.pins.flushed()
         self.ledger.clear()
         self._plans.clear()
         self.dead_leaves.clear()
@@ -181,47 +190,57 @@ class MarconiMambaComponent(StatePublishing):
             self.tuner.step(self.runtime.tick)
         if not req.retracted_stain:
             self.stats.served(len(ids), req.prefix_len, max(plan.match.kv_tokens, req.prefix_len), plan.lost)
+        wishes = getattr(req, "marconi_wishes", NO_WISHES)
+        if not wishes.store:
+            plan.offers, plan.last_token_beyond = [], None
+        told = self.explainer.began(req, plan, served)
+        if wishes.explain:
+            req.customized_info = {**(req.customized_info or {}), "marconi": [told]}
         return plan
 
     def _offer(self, req: Req, plan: Plan, offer: Offer) -> None:
+        """Take a slot for one offer, or tell why not."""
+        outcome = self._try_to_save(req, plan, offer)
+        self.explainer.outcome(req, offer.depth_tokens, kind_name(offer.kind), outcome)
+
+    def _try_to_save(self, req: Req, plan: Plan, offer: Offer) -> str:
         row = self.serving.row_for(plan, offer)
         if (node := self.records.node(row)) is not None:
             self.held.locks_changed(node)  # it may have its row only now
         if self.runtime.table.live[row]:
             self.runtime.touch(row)
-            return
+            return HELD
+        self.runtime.table.tenant[row] = self.runtime.reserves.tenant(req.extra_key, req.cache_salt)
         allocator = self.cache.req_to_token_pool.mamba_allocator
         if offer.spare and allocator.schedulable_available_size() == 0:
-            return
+            return "refused: worth a free slot alone, and none was free"
         if not self.runtime.offer(row, offer):
-            return
+            return "displaced by another state of this request"
         pending = PendingCheckpoint(offer.kind, offer.depth_tokens, None, row, plan)
         self.held.reserve(pending)
-        slot = self._take_slot(row)
+        lacks_slots = not self.cache.spares_a_state()
+        slot = None if lacks_slots else self._take_slot(row)
         kind = kind_name(offer.kind)
         if slot is None:
-            self.held.abandon(pending)
+            reason = "no-slot" if lacks_slots else "worth-less"
+            self.ledger.counters["skipped_no_slot" if lacks_slots else "refused"] += 1
+            self.held.abandon(pending, reason)
             self.stats.refused(kind)
-            return
+            return f"refused: {REASONS[reason]}"
         self.held.planned(pending, slot)
         self.ledger.add(req, pending)
         self.ledger.counters[f"planned_{kind}"] += 1
+        return SAVING
 
     def _take_slot(self, row: int) -> torch.Tensor | None:
         """A free slot, or that of a state worth less than the one offered at `row`; None: not worth it, or none."""
-        if not self.cache.spares_a_state():
-            self.ledger.counters["skipped_no_slot"] += 1
-            return None
         allocator = self.cache.req_to_token_pool.mamba_allocator
         # asking for more than there is room for makes a shared buffer move pages
         if allocator.schedulable_available_size():
             slot = allocator.alloc(1)
             if slot is not None:
                 return slot
-        slot = self.take_slot_of_lesser(row)
-        if slot is None:
-            self.ledger.counters["refused"] += 1
-        return slot
+        return self.take_slot_of_lesser(row)
 
     # ---- the tree changes ----
 

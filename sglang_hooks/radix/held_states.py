@@ -13,7 +13,7 @@ doesn't matter in which order requests finish, are retracted or aborted, and sta
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 
@@ -35,6 +35,15 @@ if TYPE_CHECKING:
 _MAMBA = ComponentType.MAMBA
 
 
+class Gone(NamedTuple):
+    """Why a row's state isn't there. born: the row's, so that another row's in the same place isn't taken for it;
+    tick: the request at which it went, or was refused; reason: for operators"""
+
+    born: int
+    tick: int
+    reason: str
+
+
 def holds_state(node: UnifiedTreeNode | None) -> bool:
     """Whether a state is at the node, on the device."""
     return node is not None and node.component_data[_MAMBA].value is not None
@@ -51,6 +60,7 @@ class HeldStates:
     ) -> None:
         self.runtime, self.records, self.serving, self.stats = runtime, records, serving, stats
         self.pending: dict[int, PendingCheckpoint] = {}
+        self._gone: dict[int, Gone] = {}  # by row, so no more than the table has rows
 
     # ---- a checkpoint that a request plans ----
 
@@ -65,7 +75,7 @@ class HeldStates:
         if checkpoint.row >= 0 and not self.runtime.table.live[checkpoint.row]:
             self.runtime.saved(checkpoint.row)
 
-    def abandon(self, checkpoint: PendingCheckpoint) -> None:
+    def abandon(self, checkpoint: PendingCheckpoint, reason: str) -> None:
         """There will be no such state: no slot was to be had, or the request was aborted or retracted.
 
         A state that came to the same node by other means meanwhile stays what it is.
@@ -73,6 +83,7 @@ class HeldStates:
         row = self._settled(checkpoint)
         if row >= 0 and not holds_state(self.records.node(row)):
             self.runtime.refused(row)
+            self._note(row, reason)
 
     # ---- a state in the tree ----
 
@@ -108,6 +119,7 @@ class HeldStates:
         if row < 0:
             return
         self.stats.evicted(kind_name(table.kind.item(row)), reason)
+        self._note(row, reason)
         planned = self.pending.get(row)
         if planned is None or planned.slot is None:  # else a request brings one again
             self.runtime.evicted(row)
@@ -117,6 +129,11 @@ class HeldStates:
         row = row_of(node)
         if row >= 0:
             self._pin(row)
+
+    def why_gone(self, row: int) -> Gone | None:
+        """Why there is no state at this row; None: nothing is known."""
+        gone = self._gone.get(row)
+        return gone if gone is not None and gone.born == self.runtime.table.born.item(row) else None
 
     def node_leaves(self, node: UnifiedTreeNode) -> None:
         """The node is about to leave the tree, and its record with it. A state planned there finds a node later."""
@@ -129,6 +146,7 @@ class HeldStates:
     def clear(self) -> None:
         """The tree was reset, and the pools with it."""
         self.pending.clear()
+        self._gone.clear()
         self.records.clear()
         self.runtime.forget_all()
 
@@ -148,6 +166,9 @@ class HeldStates:
         ]
 
     # -----------------------------------------------------------------------------------------------------
+
+    def _note(self, row: int, reason: str) -> None:
+        self._gone[row] = Gone(self.runtime.table.born.item(row), self.runtime.tick, reason)
 
     def _settled(self, checkpoint: PendingCheckpoint) -> int:
         """The checkpoint isn't pending any more. Returns: its row, which may have gone: -1."""

@@ -15,7 +15,9 @@ from sglang.srt.mem_cache.base_prefix_cache import InsertParams, InsertResult
 from marconi_ext.config import MarconiConfig
 from marconi_ext.policies.request_plan import Plan, Serving
 from marconi_ext.policies.table.checkpoints import Kind
+from marconi_ext.policies.table.tree_rows import row_of
 
+from ..operator.explain import HELD, SAVED, Explainer
 from ..policy import kind_name
 from .ledger import CheckpointLedger, PendingCheckpoint
 from .state_eviction import StateEviction
@@ -35,6 +37,7 @@ class StatePublishing(StateEviction):
     config: MarconiConfig
     ledger: CheckpointLedger
     serving: Serving
+    explainer: Explainer
     publishing: PendingCheckpoint | None = None  # the checkpoint that checkpoint_into_tree inserts just now
     key_begins_at = 0  # tokens of the path that the inserted key leaves out: see `MarconiRadixCache.publish`
     runs: AcceptedRuns | None = None  # with speculative decoding
@@ -102,6 +105,8 @@ class StatePublishing(StateEviction):
             is_new=not result.mamba_exist,
             checkpoint=self.publishing,
         )
+        tenant = self.runtime.reserves.tenant(params.key.extra_key, params.key.cache_salt)
+        self.runtime.table.tenant[row_of(node)] = tenant
         if self.events is not None:
             self.events.sync(node)
 
@@ -119,13 +124,18 @@ class StatePublishing(StateEviction):
             if not inserted:
                 self._free(self.publishing.slot)
             self.ledger.counters[f"published_{kind}" if inserted else "duplicate"] += 1
+            outcome = SAVED if inserted else HELD
+            self.explainer.outcome(req, self.publishing.position_tokens, kind, outcome)
             return
         if not is_finished:
             return
         for pending in self.ledger.take(req):
             self._free(pending.slot)
-            self.held.abandon(pending)
+            self.held.abandon(pending, "ended")
             self.ledger.counters["released_unpublished"] += 1
+            self.explainer.outcome(
+                req, pending.position_tokens, kind_name(pending.kind), "dropped: ended early"
+            )
         self._end_plan(req, insert_result)
         donates_running_slot = (
             insert_params is not None
@@ -140,6 +150,7 @@ class StatePublishing(StateEviction):
         else:
             self.cache.req_to_token_pool.free_mamba_cache(req)
         self.ledger.counters["published_last-token" if inserted else "duplicate"] += 1
+        self.explainer.outcome(req, req.kv.kv_committed_len, "last-token", SAVED if inserted else HELD)
 
     def _free(self, slot: torch.Tensor) -> None:
         self.cache.req_to_token_pool.mamba_allocator.free(slot)

@@ -112,6 +112,23 @@ class StateEviction(MambaComponent):
         self._chosen = -1
         return allocator.alloc(1)
 
+    def keep_within_ceiling(self, extra_key: str | None, cache_salt: str | None) -> None:
+        """A tenant that has just saved states beyond its ceiling loses its own least valuable ones."""
+        reserves = self.runtime.reserves
+        if not reserves.active:
+            return
+        tenant = reserves.tenant(extra_key, cache_salt)
+        for _ in range(reserves.excess(tenant)):
+            row = self.runtime.victim(reserves.of_tenant(self.runtime.candidates(), tenant))
+            if row is None:
+                return
+            if self.cache.simple:
+                self.cache.req_to_token_pool.mamba_allocator.free(self._take_victim(row))
+            else:
+                self._chosen = row
+                self.cache.evict_for_alloc(EvictParams(num_tokens=0, mamba_num=1))
+                self._chosen = -1
+
     def _is_planned(self, node: UnifiedTreeNode) -> bool:
         row = row_of(node)
         return row >= 0 and bool(self.runtime.table.pins[row])

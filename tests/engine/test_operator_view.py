@@ -27,10 +27,15 @@ SAMPLE = re.compile(r"^([a-z_:]+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
-def live(model: Path) -> Iterator[LiveServer]:
+def memory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("memory") / "prefixes.jsonl"
+
+
+@pytest.fixture(scope="module")
+def live(model: Path, memory: Path) -> Iterator[LiveServer]:
     """A server with a tight pool after conversations that share their beginnings: states saved, hit, evicted."""
     options = {"max_mamba_cache_size": SLOTS, "max_running_requests": 4, "enable_metrics": True}
-    options["marconi_expose_tokens"] = "true"
+    options |= {"marconi_expose_tokens": "true", "marconi_remember": str(memory)}
     with running(model, log_level="info", **options) as live:
         ask(live, seed=0)
         yield live
@@ -96,7 +101,7 @@ def test_states_held_are_those_saved_less_those_evicted(live: LiveServer) -> Non
 
 
 def test_every_metric_is_exported(live: LiveServer) -> None:
-    expected = {metric.name for metric in METRICS}
+    expected = {metric.name for metric in METRICS} - {"marconi_tenant_states"}  # none has a quota here
     if not live.marconi()["policy"]["parameters"]:
         expected.remove("marconi_parameter")  # a policy without any
     assert expected <= scrape(live).keys()
@@ -108,6 +113,14 @@ def test_top(live: LiveServer, tmp_path: Path) -> None:
     stats = live.marconi()["stats"]
     assert seen["total"]["hit_percent"] == pytest.approx(100 * stats["hit_tokens"] / stats["prompt_tokens"])
     assert "recurrent states" in text and seen["running"] == 0
+
+
+def test_watch_top_of_a_plain_server(live: LiveServer) -> None:
+    """SGLang's own metrics say the same of hits as ours do."""
+    seen = json.loads(marconi("watch", live.server.url, "--looks", "1", "--json", "-"))
+    stats = live.marconi()["stats"]
+    assert seen["engine"] == "SGLang"
+    assert seen["hit_rate"] == pytest.approx(stats["hit_tokens"] / stats["prompt_tokens"], abs=0.01)
 
 
 def test_tree(live: LiveServer, tmp_path: Path) -> None:
@@ -156,11 +169,119 @@ def test_nothing_else_carries_token_ids_or_keys(live: LiveServer, tmp_path: Path
         assert not any(secret in text for secret in names.values()), name
 
 
+def asked(live: LiveServer, prompt: list[int], rid: str, **wishes: bool) -> dict:
+    sampling = {
+        "temperature": 0,
+        "max_new_tokens": 3,
+        "ignore_eos": True,
+        "custom_params": {"marconi": wishes},
+    }
+    body = {"input_ids": prompt, "rid": rid, "sampling_params": sampling}
+    return live.http.post("/generate", json=body).json()
+
+
+def test_explain(live: LiveServer, tmp_path: Path) -> None:
+    """Of a prompt before it is sent, of the answer itself, and of its id afterwards: the same facts, and true ones."""
+    rng = np.random.default_rng(7)
+    system = draw_tokens(rng, 120, 4_096).tolist()
+    asked(live, [*system, *draw_tokens(rng, 40, 4_096).tolist()], "first")
+    prompt = [*system, *draw_tokens(rng, 40, 4_096).tolist()]
+    (tmp_path / "prompt.jsonl").write_text(json.dumps({"input_ids": prompt}))
+    before = json.loads(
+        marconi("explain", live.server.url, "--prompt", str(tmp_path / "prompt.jsonl"), "--json", "-")
+    )
+    (before,) = before["explanations"]
+    meta = asked(live, prompt, "second", explain=True)["meta_info"]
+    (told,) = meta["marconi"]
+    assert told["hit_tokens"] == meta["cached_tokens"] and told["kv_tokens"] == 120
+    assert told["divergence"] == {"at_token": 120, "other_ways": 1} == before["divergence"]
+    assert told["tokens"]["sent"][0] == prompt[120] and told["tokens"]["held"] == before["tokens"]["held"]
+    for name in (
+        "prompt_tokens",
+        "hit_tokens",
+        "kv_tokens",
+        "nearest_state",
+        "lost",
+        "lost_tokens",
+        "lost_flops",
+    ):
+        assert told[name] == before[name], name
+    assert told["lost_tokens"] == 120 - told["hit_tokens"] > 0 and told["lost_flops"] > 0
+    outcomes = {place["depth_tokens"]: place["outcome"] for place in told["wanted"]}
+    assert outcomes[120] == "saved" and 159 in outcomes
+    assert all(what == "saved" or what.startswith("refused: worth less") for what in outcomes.values())
+    again = asked(live, [*prompt[:120], *prompt[125:]], "third", explain=True)["meta_info"]
+    assert (
+        again["marconi"][0]["nearest_state"] == {"depth_tokens": 120, "kind": "branch"}
+        and again["cached_tokens"] == 120
+    )
+    text = marconi("explain", live.server.url, "--request", "second")
+    assert "Token 120 is the first new one" in text and "no request had parted there before" in text
+
+
+def test_a_request_that_is_not_stored_leaves_nothing(live: LiveServer) -> None:
+    prompt = draw_tokens(np.random.default_rng(8), 150, 4_096).tolist()
+    asked(live, prompt, "not-stored", store=False)
+    live.assert_nothing_leaked()
+    assert asked(live, prompt, "still-new", store=False)["meta_info"]["cached_tokens"] == 0
+    asked(live, prompt, "stored")
+    assert asked(live, prompt, "reuses", store=False)["meta_info"]["cached_tokens"] == 149
+    refused = live.http.post(
+        "/generate",
+        json={"input_ids": prompt, "sampling_params": {"custom_params": {"marconi": {"stor": True}}}},
+    )
+    assert refused.status_code == 400 and "custom_params.marconi.stor" in refused.text
+    live.assert_nothing_leaked()
+
+
 def test_a_key_that_is_not_ours_is_still_sglangs(live: LiveServer) -> None:
     asked = {"server_args": {"marconi_tree": 9}}
     assert live.http.post("/set_internal_state", json=asked).json() == [False]
     asked = {"server_args": {"pp_max_micro_batch_size": 2}}
     assert live.http.post("/set_internal_state", json=asked).json() == [True]
+
+
+def test_a_pinned_prefix_stays(live: LiveServer, tmp_path: Path) -> None:
+    """It is warmed, pinned, seen by whoever looks, and reused to the token after more traffic than the pool holds."""
+    prefix = draw_tokens(np.random.default_rng(9), 150, 4_096).tolist()
+    (tmp_path / "system.jsonl").write_text(json.dumps({"input_ids": prefix, "name": "system"}))
+    warmed = json.loads(
+        marconi("warm", str(tmp_path / "system.jsonl"), "--url", live.server.url, "--json", "-")
+    )
+    assert warmed["prefixes"] == [
+        {"name": "system", "tokens": 150, "reused_tokens": 0, "prefilled_tokens": 151}
+    ]
+    done = json.loads(
+        marconi("pin", live.server.url, str(tmp_path / "system.jsonl"), "--expire", "600", "--json", "-")
+    )
+    (rank,) = done["ranks"]
+    assert rank["budget"]["states"] == 2 and rank["pins"][0]["name"] == "system" and rank["states"] == 1
+    ask(live, seed=10)
+    found = asked(live, [*prefix, 1, 2, 3], "later", store=False)["meta_info"]["cached_tokens"]
+    assert found == 150
+    assert "pinned" in marconi("top", live.server.url, "--once")
+    metrics = scrape(live)["marconi_pinned_states"]
+    assert sorted(metrics.values()) == [1, 2]
+    assert (
+        json.loads(marconi("pin", live.server.url, "--remove", "all", "--json", "-"))["ranks"][0]["pins"]
+        == []
+    )
+
+
+def test_after_a_flush_memory_warms_to_the_token(live: LiveServer, memory: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not memory.exists():
+        assert time.monotonic() < deadline, "nothing was remembered"
+        live.marconi()
+        time.sleep(1)
+    live.server.flush_cache()
+    learned = [json.loads(line)["input_ids"] for line in memory.read_text().splitlines()]
+    assert learned and memory.stat().st_mode & 0o077 == 0
+    text = marconi("warm", str(memory), "--url", live.server.url)
+    assert f"{len(learned)} prefixes" in text
+    for prefix in learned:
+        found = asked(live, [*prefix, 4_095, 7, 4_094], "after", store=False)["meta_info"]["cached_tokens"]
+        assert found == len(prefix)
 
 
 def test_a_flush_is_counted(live: LiveServer) -> None:

@@ -56,6 +56,8 @@ _COLUMNS = {
     "pins": np.int32,
     "prompt_tokens": np.int64,
     "prompt_class": np.int32,
+    "reserved": bool,
+    "tenant": np.int32,
 }
 
 FEW_ROWS = 16  # that cost less one by one than a vectorised pass
@@ -84,6 +86,8 @@ class CheckpointTable:
     pins: np.ndarray
     prompt_tokens: np.ndarray  # of the last prompt that ends here, or less than a page below; 0: none does
     prompt_class: np.ndarray  # its class: see `input_ends.py`
+    reserved: np.ndarray  # an operator keeps it: see `reserves.py`
+    tenant: np.ndarray  # whose requests saved it: see `reserves.py`
 
     def __init__(self, rows: int = 256) -> None:
         self.size = 0
@@ -113,7 +117,8 @@ class CheckpointTable:
         self.above[row] = self.depth[above] if above >= 0 else 0
         self.born[row] = self.last_use[row] = self.last_path[row] = tick
         self.passed[row] = self.uses[row] = self.fanout[row] = self.leaf_tokens[row] = self.pins[row] = 0
-        self.prompt_tokens[row] = self.prompt_class[row] = 0
+        self.prompt_tokens[row] = self.prompt_class[row] = self.tenant[row] = 0
+        self.reserved[row] = False
         self.children[row] = []
         self.branches[row] = 0
         strangers = [

@@ -14,6 +14,7 @@ import numpy as np
 
 from marconi_ext.policies.interfaces import Scores, WindowedScores
 from marconi_ext.policies.table.checkpoints import CheckpointTable
+from marconi_ext.policies.table.reserves import Reserves
 
 EXACT_STATES = 1024
 WINDOW = 128
@@ -25,7 +26,8 @@ FEW = 8  # states that cost less to score one by one than all in a pass
 class VictimSearch:
     """A search for one policy. Deterministic."""
 
-    def __init__(self, eviction: Scores, *, leaves: bool = False) -> None:
+    def __init__(self, eviction: Scores, reserves: Reserves | None = None, *, leaves: bool = False) -> None:
+        self._reserves = reserves
         self._eviction = cast(WindowedScores, eviction)  # as such it is asked only where it says so
         self._leaves = leaves
         self._windowed = eviction.windowed
@@ -53,10 +55,10 @@ class VictimSearch:
         """
         self._left = self._left - 1 if tick == self._tick else 0
         if self._left > 0:
-            there = self._may_go(table, self._rows)
+            there = self._may_go(table, self._rows, newcomer)
             self._rows, self._bounds = self._rows[there], self._bounds[there]
         if self._left <= 0 or not len(self._rows):
-            self._rows = self._some(table)
+            self._rows = self._some(table, newcomer)
             if not len(self._rows):
                 return newcomer if newcomer >= 0 else None
             self._bounds = self._eviction.floors(table, self._rows, tick)
@@ -70,7 +72,7 @@ class VictimSearch:
         lower = newcomer >= 0 and self._eviction.score(table, newcomer, tick) < bounds[at]
         return newcomer if lower else rows.item(at)
 
-    def _some(self, table: CheckpointTable) -> np.ndarray:
+    def _some(self, table: CheckpointTable, newcomer: int) -> np.ndarray:
         """The next window's rows that may go, with those known to be low or to have changed; none where there are
         none at all. A row may come twice."""
         start, held = self._next, table.held[: table.num_live]
@@ -79,18 +81,20 @@ class VictimSearch:
             start = start if start < len(held) else 0
             rows = np.concatenate((*others, held[start : start + WINDOW]))
             start += WINDOW
-            rows = rows[self._may_go(table, rows)]
+            rows = rows[self._may_go(table, rows, newcomer)]
             if len(rows):
                 break
             others = []
         self._next = start
         return rows
 
-    def _may_go(self, table: CheckpointTable, rows: np.ndarray) -> np.ndarray:
+    def _may_go(self, table: CheckpointTable, rows: np.ndarray, newcomer: int) -> np.ndarray:
         wanted = table.pins.take(rows) == 0
         wanted &= table.live.take(rows)
         if self._leaves:
             wanted &= table.leaf_tokens.take(rows) > 0
+        if self._reserves is not None and self._reserves.active:
+            wanted &= self._reserves.may_go(rows, newcomer)
         return wanted
 
     def _known_low(self) -> np.ndarray:

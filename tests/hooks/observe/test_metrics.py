@@ -25,6 +25,7 @@ class OneServer:
         self.registry = CollectorRegistry()
         self.census = {"pool": 10, "free": 6, "cached": 2, "held": 1, "unaccounted": 1}
         self.differences = 0
+        self.pins = {"budget": {"states": 2}, "states": 1, "ended": {"expired": 0}}
         self.state: Any = SimpleNamespace(
             config=MarconiConfig(),
             ledger=SimpleNamespace(counters={}),
@@ -32,6 +33,7 @@ class OneServer:
                 slot_census=lambda: dict(self.census),
                 kv_census=dict,
                 policy_facts=self.policy,
+                operator_facts=lambda: {"pins": self.pins, "tenants": {}},
                 census=SimpleNamespace(totals=lambda: {"differences": self.differences}),
             ),
             stats=CacheStats(),
@@ -55,7 +57,11 @@ def test_every_metric_is_there_before_the_first_request_but_for_parameters() -> 
     server = OneServer()
     server.publish()
     found = {sample.name for family in server.registry.collect() for sample in family.samples}
-    assert {metric.name for metric in METRICS} - found == {"marconi_parameter"}
+    assert {metric.name for metric in METRICS} - found == {
+        "marconi_parameter",
+        "marconi_tenant_states",
+    }
+    assert server.value("marconi_pinned_states", what="budget") == 2
     assert server.value("marconi_lost_tokens_total", cause="evicted") == 0
     assert server.value("marconi_evicted_states_total", kind="branch", reason="pool-full") == 0
 

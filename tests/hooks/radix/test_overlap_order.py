@@ -222,7 +222,7 @@ def test_table_and_tree_agree_in_every_order() -> None:
     run(150)
 
 
-def _refuses_whatever_came(held: HeldStates, checkpoint) -> None:
+def _refuses_whatever_came(held: HeldStates, checkpoint, _reason: str) -> None:
     """An abandoned plan says that there is no state, though another request has brought one."""
     row = held._settled(checkpoint)
     if row >= 0:

@@ -1,0 +1,225 @@
+"""Why a request reused what it did: kept for the last requests, worked out anew for any prompt.
+
+An explanation is plain JSON (docs/explain.md has its fields). It names positions, kinds and reasons; token ids are in
+it only where `--marconi-expose-tokens` allows them.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sglang.srt.mem_cache.radix_cache import RadixKey
+
+from marconi_ext.policies.request_plan import Plan
+from marconi_ext.policies.table.checkpoints import Fate
+from marconi_ext.policies.table.tree_rows import row_of
+
+from ..policy import kind_name
+from ..radix.held_states import holds_state
+from .desk import RefusedError
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req
+    from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode
+
+    from ..radix.component import MarconiMambaComponent
+
+KEPT_REQUESTS = 1_000
+SHOWN_PLACES = 16  # places without a state, the deepest
+SHOWN_TOKENS = 8
+SAVED, HELD, SAVING = "saved", "held already", "being saved"  # outcomes of a state that was wanted
+SHOWN_WAYS = 4
+
+Path = list[tuple[int, "UnifiedTreeNode"]]
+REASONS = {
+    "no-slot": "running requests need every slot",
+    "worth-less": "worth less than every state that is held",
+    "pool-full": "a more valuable state took its slot",
+    "kv-evicted": "its KV was evicted",
+    "ended": "its request ended first",
+    "host": "it was moved to the host",
+}
+_FATES = {
+    Fate.EVICTED: "evicted",
+    Fate.REFUSED: "refused",
+    Fate.DISPLACED: "displaced",
+    Fate.NEVER: "never saved",
+    Fate.LIVE: SAVING,
+}
+
+
+class Explainer:
+    """The explanations of one cache. Single-threaded."""
+
+    def __init__(self, mamba: MarconiMambaComponent) -> None:
+        self._mamba = mamba
+        self._recent: OrderedDict[str, dict[str, Any]] = OrderedDict()
+
+    # ---- requests as they come ----
+
+    def began(self, req: Req, plan: Plan, served: UnifiedTreeNode | None) -> dict[str, Any]:
+        """A request is about to be prefilled. Returns its explanation, which grows with what becomes of its states."""
+        told = self._recent.get(req.rid)
+        if told is not None and req.retracted_stain:
+            return told  # it begins a second time; what counts is what it found first
+        path, hit, kv = plan.match.path, req.prefix_len, max(plan.match.kv_tokens, req.prefix_len)
+        ways = 0
+        if path:
+            ways = len(path[-1][1].children) - (plan.match.ahead is not None)
+        told = {
+            "request": req.rid,
+            **self._reuse(plan.match.prompt_tokens, path, served, plan.lost, hit, kv, ways),
+        }
+        told["wanted"] = [
+            {"depth_tokens": offer.depth_tokens, "kind": kind_name(offer.kind), "outcome": "not reached"}
+            for offer in plan.offers
+        ]
+        tokens = req.full_untruncated_fill_ids
+        if self._mamba.config.expose_tokens:
+            told["tokens"] = self._tokens(tokens, told["kv_tokens"], path)
+        self._recent[req.rid] = told
+        if len(self._recent) > KEPT_REQUESTS:
+            self._recent.popitem(last=False)
+        return told
+
+    def outcome(self, req: Req, depth_tokens: int, kind: str, outcome: str) -> None:
+        """What became of a state that the request wanted."""
+        told = self._recent.get(req.rid)
+        if told is None:
+            return
+        for place in told["wanted"]:
+            if place["depth_tokens"] == depth_tokens:
+                place["outcome"] = outcome
+                return
+        told["wanted"].append({"depth_tokens": depth_tokens, "kind": kind, "outcome": outcome})
+
+    # ---- what is asked ----
+
+    def answer(self, command: Mapping[str, Any]) -> dict[str, Any]:
+        """`{"do": "explain", "request": id}`, or `"prompt": [ids]` with `extra_key` and `cache_salt`."""
+        if "request" in command:
+            told = self._recent.get(str(command["request"]))
+            if told is None:
+                raise RefusedError(
+                    f"request {command['request']!r} isn't among the last {KEPT_REQUESTS:,} of this rank; "
+                    "ask for a prompt instead"
+                )
+            return told
+        prompt = command.get("prompt")
+        if not isinstance(prompt, list) or not prompt or not all(isinstance(t, int) for t in prompt):
+            raise RefusedError("prompt: want a list of at least one token id")
+        return self.of_prompt(prompt, command.get("extra_key"), command.get("cache_salt"))
+
+    def of_prompt(
+        self, prompt: Sequence[int], extra_key: str | None = None, cache_salt: str | None = None
+    ) -> dict[str, Any]:
+        """What the prompt would reuse now. Changes nothing: no edge is split, nothing counts as used."""
+        path, partial = walk(self._mamba, prompt[:-1], extra_key, cache_salt)
+        known = [place for place in path if place[1] is not partial]
+        rows = [row_of(node) for _, node in known if row_of(node) >= 0]
+        hit, served = next((place for place in reversed(known) if holds_state(place[1])), (0, None))
+        kv = path[-1][0] if path else 0
+        lost = self._mamba.runtime.causes(rows, hit_tokens=hit, kv_tokens=kv, first_seen=partial is not None)
+        ways = 1 if partial is not None else len(path[-1][1].children) if path else 0
+        told = {"request": None, **self._reuse(len(prompt), known, served, lost, hit, kv, ways)}
+        if self._mamba.config.expose_tokens:
+            told["tokens"] = self._tokens(array("q", prompt), kv, path, partial)
+        return told
+
+    # -----------------------------------------------------------------------------------------------------
+
+    def _reuse(
+        self,
+        prompt_tokens: int,
+        path: Path,
+        served: UnifiedTreeNode | None,
+        lost: Mapping[str, int],
+        hit: int,
+        kv: int,
+        ways: int,
+    ) -> dict[str, Any]:
+        runtime, page = self._mamba.runtime, self._mamba.cache.page_size
+        whole = kv >= (prompt_tokens - 1) // page * page
+        nearest = None
+        if served is not None:
+            row = row_of(served)
+            kind = kind_name(runtime.table.kind.item(row)) if row >= 0 else "unknown"
+            nearest = {"depth_tokens": hit, "kind": kind}
+        in_flops = runtime.currency.linear != 1.0
+        lost_tokens = sum(lost.values())
+        return {
+            "prompt_tokens": prompt_tokens,
+            "hit_tokens": hit,
+            "kv_tokens": kv,
+            "divergence": None if whole else {"at_token": kv, "other_ways": ways},
+            "nearest_state": nearest,
+            "lost_tokens": lost_tokens,
+            "lost_flops": float(runtime.currency.worth(hit + lost_tokens, hit)) if in_flops else None,
+            "lost": dict(lost),
+            "without_state": self._without_state(path, hit),
+            "wanted": [],
+        }
+
+    def _without_state(self, path: Path, hit: int) -> list[dict[str, Any]]:
+        """Places between the hit and the KV's end where a state was once wanted, and why none is there."""
+        table, held, found = self._mamba.runtime.table, self._mamba.held, []
+        for depth, node in path:
+            row = row_of(node)
+            if depth <= hit or row < 0 or holds_state(node):
+                continue
+            gone = held.why_gone(row)
+            found.append(
+                {
+                    "depth_tokens": depth,
+                    "kind": kind_name(table.kind.item(row)),
+                    "what": _FATES[Fate(table.fate.item(row))],
+                    "why": None if gone is None else REASONS.get(gone.reason, gone.reason),
+                    "requests_ago": None if gone is None else self._mamba.runtime.tick - gone.tick,
+                }
+            )
+        return found[-SHOWN_PLACES:]
+
+    def _tokens(
+        self, tokens: Sequence[int], kv_tokens: int, path: Path, partial: UnifiedTreeNode | None = None
+    ) -> dict[str, Any]:
+        """A few tokens on either side of the divergence, and what the cache holds there instead."""
+        ways = []
+        if partial is not None:
+            edge_begins_at = path[-2][0] if len(path) > 1 else 0
+            edge = partial.key.raw_token_ids()[kv_tokens - edge_begins_at :]
+            ways = [list(edge[:SHOWN_TOKENS])]
+        elif path:
+            children = list(path[-1][1].children.values())[:SHOWN_WAYS]
+            ways = [list(child.key.raw_token_ids()[:SHOWN_TOKENS]) for child in children]
+        return {
+            "before": list(tokens[max(0, kv_tokens - SHOWN_TOKENS) : kv_tokens]),
+            "sent": list(tokens[kv_tokens : kv_tokens + SHOWN_TOKENS]),
+            "held": ways,
+        }
+
+
+def walk(
+    mamba: MarconiMambaComponent, tokens: Sequence[int], extra_key: str | None, cache_salt: str | None
+) -> tuple[Path, UnifiedTreeNode | None]:
+    """The nodes that hold a prompt's KV, each with the depth up to which it does; and the last of them, where only a
+    part of its edge matches. The tree stays as it is."""
+    core, page = mamba.tree_core, mamba.cache.page_size
+    key = RadixKey(array("q", tokens), extra_key, cache_salt=cache_salt)
+    end = len(key) // page * page
+    node, depth, path = core.root_node, 0, []
+    while depth < end:
+        child = node.children.get(key.child_key_at(depth, page))
+        if child is None:
+            break
+        matched = child.key.match_at(key, depth, page_size=page)
+        if matched <= 0:
+            break
+        depth += matched
+        path.append((depth, child))
+        if matched < len(child.key):
+            return path, child
+        node = child
+    return path, None
