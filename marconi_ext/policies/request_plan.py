@@ -95,7 +95,7 @@ class Serving:
         rows = [row for _, node in path if (row := getattr(node, "record", None)) is not None]
         served = -1 if match.served is None else row_of(match.served)
         children = len(path[-1][1].children) if path else 0
-        parted = _parted(match, runtime.table)
+        parted = parted_tokens(match, runtime.table)
         lost = runtime.causes(
             rows, hit_tokens=match.hit_tokens, kv_tokens=match.kv_tokens, parted_tokens=parted
         )
@@ -230,7 +230,7 @@ class Serving:
         return max(above)[1] if above else -1
 
 
-def _parted(match: Match, table: CheckpointTable) -> int:
+def parted_tokens(match: Match, table: CheckpointTable) -> int:
     """The deepest place on a match's path where an earlier request has parted or ended, down to its state; 0: none.
 
     A node with one way on is no such place, unless its row is of a prompt's or an answer's end or of a branch: it is

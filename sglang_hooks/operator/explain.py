@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
-from marconi_ext.policies.request_plan import Plan
+from marconi_ext.policies.request_plan import Match, Plan, parted_tokens
 from marconi_ext.policies.table.checkpoints import Fate
 from marconi_ext.policies.table.tree_rows import row_of
 
@@ -65,13 +65,14 @@ class Explainer:
         told = self._recent.get(req.rid)
         if told is not None and req.retracted_stain:
             return told  # it begins a second time; what counts is what it found first
+        now = self._mamba.runtime.tick
         path, hit, kv = plan.match.path, req.prefix_len, max(plan.match.kv_tokens, req.prefix_len)
         ways = 0
         if path:
             ways = len(path[-1][1].children) - (plan.match.ahead is not None)
         told = {
             "request": req.rid,
-            **self._reuse(plan.match.prompt_tokens, path, served, plan.lost, hit, kv, ways),
+            **self._reuse(plan.match.prompt_tokens, path, served, plan.lost, hit, kv, ways, now),
         }
         told["wanted"] = [
             {"depth_tokens": offer.depth_tokens, "kind": kind_name(offer.kind), "outcome": "not reached"}
@@ -122,9 +123,14 @@ class Explainer:
         rows = [row_of(node) for _, node in known if row_of(node) >= 0]
         hit, served = next((place for place in reversed(known) if holds_state(place[1])), (0, None))
         kv = path[-1][0] if path else 0
-        lost = self._mamba.runtime.causes(rows, hit_tokens=hit, kv_tokens=kv, first_seen=partial is not None)
+        runtime = self._mamba.runtime
+        parted = parted_tokens(Match(known, served, len(prompt), hit), runtime.table)
+        lost = runtime.causes(rows, hit_tokens=hit, kv_tokens=kv, parted_tokens=parted)
         ways = 1 if partial is not None else len(path[-1][1].children) if path else 0
-        told = {"request": None, **self._reuse(len(prompt), known, served, lost, hit, kv, ways)}
+        told = {
+            "request": None,
+            **self._reuse(len(prompt), known, served, lost, hit, kv, ways, runtime.tick + 1),
+        }
         if self._mamba.config.expose_tokens:
             told["tokens"] = self._tokens(array("q", prompt), kv, path, partial)
         return told
@@ -140,6 +146,7 @@ class Explainer:
         hit: int,
         kv: int,
         ways: int,
+        now: int,
     ) -> dict[str, Any]:
         runtime, page = self._mamba.runtime, self._mamba.cache.page_size
         whole = kv >= (prompt_tokens - 1) // page * page
@@ -159,12 +166,13 @@ class Explainer:
             "lost_tokens": lost_tokens,
             "lost_flops": float(runtime.currency.worth(hit + lost_tokens, hit)) if in_flops else None,
             "lost": dict(lost),
-            "without_state": self._without_state(path, hit),
+            "without_state": self._without_state(path, hit, now),
             "wanted": [],
         }
 
-    def _without_state(self, path: Path, hit: int) -> list[dict[str, Any]]:
-        """Places between the hit and the KV's end where a state was once wanted, and why none is there."""
+    def _without_state(self, path: Path, hit: int, now: int) -> list[dict[str, Any]]:
+        """Places between the hit and the KV's end where a state was once wanted, and why none is there. now: the
+        request's number"""
         table, held, found = self._mamba.runtime.table, self._mamba.held, []
         for depth, node in path:
             row = row_of(node)
@@ -177,7 +185,7 @@ class Explainer:
                     "kind": kind_name(table.kind.item(row)),
                     "what": _FATES[Fate(table.fate.item(row))],
                     "why": None if gone is None else REASONS.get(gone.reason, gone.reason),
-                    "requests_ago": None if gone is None else self._mamba.runtime.tick - gone.tick,
+                    "requests_ago": None if gone is None else now - gone.tick,
                 }
             )
         return found[-SHOWN_PLACES:]
