@@ -1,0 +1,124 @@
+"""Routing rules against each other on agents that pause, where slots are scarce: several shapes of traffic and seeds.
+
+    python bench/fleet_routing.py [--seeds 5] [--json FILE]
+
+By simulation. Hits in % of prompt tokens, the balance of work, and what `resumable` gains over each rule, seed by seed,
+with the 95 % interval of its mean. The last row of a shape is one server with all slots together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from marconi_ext.commands.bench.routed_show import interval
+from marconi_ext.policies.registry import parse_policy
+from marconi_ext.profiles import load_profile
+from marconi_ext.simulator.capacity import Capacity
+from marconi_ext.simulator.cell import Options
+from marconi_ext.simulator.fleet import ROUTINGS, run_fleet
+from marconi_ext.simulator.workload import Workload, load_workload
+from marconi_ext.traces import Request
+
+TOKENS = 2_000_000  # of KV a server: states are what is scarce
+
+
+@dataclass(frozen=True)
+class Shape:
+    """servers of `slots` each; sessions begin behind one of `systems` prompts of about `system_tokens`"""
+
+    name: str
+    servers: int
+    slots: int
+    systems: int
+    system_tokens: int
+
+
+SHAPES = (
+    Shape("three systems", 2, 24, 3, 500),
+    Shape("three systems", 4, 12, 3, 500),
+    Shape("three systems", 8, 8, 3, 500),
+    Shape("one system", 2, 24, 1, 1_500),
+    Shape("twelve systems", 4, 20, 12, 800),
+)
+
+
+def agents(shape: Shape, seed: int, sessions: int = 40) -> Workload:
+    """Sessions arrive over 20 s, speak 2 to 14 times, and pause 20 s on average, some of them eight times as long."""
+    rng = np.random.default_rng(seed)
+    draw = lambda tokens: rng.integers(0, 50_000, int(tokens)).astype(np.int32)  # noqa: E731
+    systems = [draw(shape.system_tokens * rng.uniform(0.5, 1.5)) for _ in range(shape.systems)]
+    found = []
+    for session in range(sessions):
+        now_s, history = rng.uniform(0, sessions / 2), systems[rng.integers(shape.systems)]
+        for turn in range(int(rng.integers(2, 15))):
+            prompt = np.concatenate([history, draw(rng.integers(20, 400))])
+            answer = draw(rng.integers(10, 150))
+            found.append(Request(str(session), turn, float(now_s), prompt, answer))
+            history = np.concatenate([prompt, answer])
+            now_s += rng.exponential(20.0) * (8 if rng.random() < 0.15 else 1)
+    return load_workload(shape.name, seed, sorted(found, key=lambda request: request.arrival_s))
+
+
+def measure(shape: Shape, seeds: int) -> list[dict[str, Any]]:
+    """A row a rule, and one for a single server."""
+    policy, profile = (
+        parse_policy("gittins"),
+        load_profile("nemotron-h-8b", ssm_dtype=None, kv_dtype="bfloat16", tp=1),
+    )
+    rules = [(name, shape.servers, shape.slots) for name in ROUTINGS] + [
+        ("one server", 1, shape.servers * shape.slots)
+    ]
+    cells: dict[str, list[dict[str, Any]]] = {name: [] for name, *_ in rules}
+    for seed in range(seeds):
+        workload = agents(shape, seed)
+        for name, servers, slots in rules:
+            routing, room = (name if servers > 1 else "sticky"), Capacity(slots=slots, tokens=TOKENS)
+            cells[name].append(run_fleet(workload, servers, routing, policy, room, profile, Options()))
+    ours = [cell["token_hit_rate"] for cell in cells["resumable"]]
+    rows = []
+    for name, found in cells.items():
+        hits = [cell["token_hit_rate"] for cell in found]
+        gain, around = interval([100 * (mine - other) for mine, other in zip(ours, hits, strict=True)])
+        rows.append(
+            {
+                "shape": shape.name,
+                "servers": shape.servers,
+                "slots": shape.slots,
+                "routing": name,
+                "hit": round(100 * float(np.mean(hits)), 2),
+                "ideal": round(100 * float(np.mean([cell["ideal_hit_rate"] for cell in found])), 2),
+                "busiest_over_mean": round(float(np.mean([cell["busiest_over_mean"] for cell in found])), 2),
+                "resumable_gains": round(gain, 2),
+                "interval": None if around is None else round(around, 2),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    rows = []
+    for shape in SHAPES:
+        for row in measure(shape, given.seeds):
+            rows.append(row)
+            print(
+                f"{row['shape']}, {row['servers']} × {row['slots']} slots, {row['routing']}: hit {row['hit']} of "
+                f"{row['ideal']}, balance {row['busiest_over_mean']}, resumable gains {row['resumable_gains']:+} ± "
+                f"{row['interval']}",
+                flush=True,
+            )
+    if given.json is not None:
+        given.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
