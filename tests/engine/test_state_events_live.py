@@ -14,14 +14,15 @@ from marconi_ext.routing.advisor import Advisor
 from marconi_ext.routing.block_hashes import block_hashes
 from marconi_ext.routing.follower import StateFollower
 from marconi_ext.servers.server import free_port
+from marconi_ext.watch.server import WatchedServer
 
 pytestmark = pytest.mark.engine
 
 
 def states_in_tree(live: LiveServer) -> dict[int, int]:
     """Depth by hash of the block at which each state lies, from the server's own tree."""
-    live.http.post("/set_internal_state", json={"server_args": {"marconi_tree": 2}}).raise_for_status()
-    nodes = live.marconi()["tree"]["nodes"]
+    (tree,) = WatchedServer(live.server.url).tree(with_tokens=True)
+    nodes = tree["nodes"]
     tokens: dict[int, list[int]] = {}
     found = {}
     for node in nodes:
