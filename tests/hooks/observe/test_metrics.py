@@ -38,6 +38,7 @@ class OneServer:
             ),
             stats=CacheStats(),
             tree_dumps=TreeDumps(),
+            runs=None,
         )
         self.publisher = MetricsPublisher(
             LABELS, partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)
