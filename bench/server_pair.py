@@ -34,7 +34,7 @@ COMMON = {
 CHECKS = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1"}
 LOG_ERRORS = ("Scheduler hit an exception", "memory leak", "checkpoints dropped", "sums are wrong")
 KEYS = ("rid", "extra_key", "cache_salt")  # of a request, which change no answer
-SETTLE_S = 20.0
+SETTLE_S = 60.0
 
 
 @dataclass(frozen=True)

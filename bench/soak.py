@@ -41,6 +41,7 @@ CHECKS = {
 FLUSH_EVERY = 2_000
 SETTLE_SHARE = 0.3  # of the run, after which memory must not grow by more than GROWTH
 GROWTH = 1.10
+WALK_S = 20.0
 
 
 class Traffic:
@@ -156,9 +157,9 @@ async def soak(
 
 
 def settled(live: Server) -> dict:
-    """The extension's report once nothing runs and the whole tree was walked since. Raises CheckFailedError if a slot
-    is missing then, the policy's table says other than the tree, or a request's sums were wrong."""
-    deadline, walks = time.monotonic() + 30, None
+    """The extension's report once nothing runs, and once the whole tree was walked since where that takes no longer
+    than `WALK_S`. Raises CheckFailedError: a slot is missing, table and tree differ, or a request's sums were wrong."""
+    deadline, rest_s, walks = time.monotonic() + 30, None, 0
     while True:
         live.require_alive()
         section = live.info()["internal_states"][0]["marconi"]
@@ -166,9 +167,13 @@ def settled(live: Server) -> dict:
         if table["differences"] or section["stats"]["wrong_sums"]:
             raise CheckFailedError(f"table and tree differ, or sums are wrong: {table}, {section['stats']}")
         if slots["unaccounted"] == slots["held"] == 0:
-            walks = table["walks"] if walks is None else walks
-            if table["walks"] >= walks + 2:  # the first of them may have begun earlier
+            if rest_s is None:
+                rest_s, walks = time.monotonic(), table["walks"]
+            # the first of two walks may have begun earlier
+            if table["walks"] >= walks + 2 or time.monotonic() > rest_s + WALK_S:
                 return section
+            time.sleep(0.2)
+            continue
         if time.monotonic() > deadline:
             raise CheckFailedError(f"slots are missing while nothing runs: {slots}")
         time.sleep(0.2)

@@ -157,7 +157,7 @@ def test_nothing_else_carries_token_ids_or_keys(live: LiveServer, tmp_path: Path
     trace.write_text(json.dumps(line))
     marconi("replay", "--url", live.server.url, "--trace", str(trace), "--out", str(folder))
     marconi("tree", live.server.url, "--json", str(folder / "tree.json"))
-    said = {path.name: path.read_text() for path in folder.rglob("*") if path.suffix not in (".png", ".svg")}
+    said = {path.name: path.read_text() for path in folder.rglob("*") if path.is_file()}
     said["metrics"] = live.http.get("/metrics", follow_redirects=True).text
     said["server_info"] = json.dumps(live.marconi())
     said["log"] = live.server.log_text()
