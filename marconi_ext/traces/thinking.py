@@ -25,27 +25,29 @@ class ThinkingSizes:
     client: a name of `CLIENTS`, what becomes of answers before they are part of later prompts
     """
 
-    sessions: int = 24
-    turns: int = 6
-    at_once: int = 24
+    sessions: int = 20
+    turns: int = 5
+    at_once: int = 20
     template: str = "qwen3.5"
     client: str = "whole"
     system_tokens: int = 300
     user_tokens: tuple[int, int] = (50, 300)
-    thought_tokens: tuple[int, int] = (30, 150)
-    answer_tokens: tuple[int, int] = (30, 120)
+    thought_tokens: tuple[int, int] = (20, 80)
+    answer_tokens: tuple[int, int] = (20, 60)
 
 
 @dataclass(frozen=True)
 class ToolLoopSizes:
-    """Agents: a task of the user's, many calls of tools, an answer, and the next task. Sessions take turns.
+    """Agents: a task of the user's, many calls of tools, an answer, and the next task; between tasks they are idle.
 
     tasks, calls: a session's, and a task's, from and to
+    at_once: tasks under way at a time, in the mean
     """
 
     sessions: int = 4
     tasks: tuple[int, int] = (2, 3)
     calls: tuple[int, int] = (5, 60)
+    at_once: int = 2
     template: str = "qwen3.5"
     client: str = "whole"
     system_tokens: int = 300
@@ -67,8 +69,8 @@ class SamplesSizes:
     template: str = "qwen3.5"
     system_tokens: int = 200
     user_tokens: tuple[int, int] = (100, 900)
-    thought_tokens: tuple[int, int] = (20, 100)
-    answer_tokens: tuple[int, int] = (10, 40)
+    thought_tokens: tuple[int, int] = (10, 30)
+    answer_tokens: tuple[int, int] = (10, 30)
 
 
 def thinking(sizes: ThinkingSizes, seed: int, vocabulary: int) -> list[Request]:
@@ -90,19 +92,27 @@ def thinking(sizes: ThinkingSizes, seed: int, vocabulary: int) -> list[Request]:
 def tool_loops(sizes: ToolLoopSizes, seed: int, vocabulary: int) -> list[Request]:
     """Agents whose loops of calls end with an answer, which the user's next task follows."""
     writer = _Writer(sizes, seed, 42, vocabulary)
-    conversations = []
+    conversations, asked = [], []
     for _ in range(sizes.sessions):
-        messages = [writer.system]
+        messages, tasks = [writer.system], []
         for _ in range(between(writer.rng, sizes.tasks)):
             messages.append(writer.user())
-            for _ in range(between(writer.rng, sizes.calls)):
+            calls = between(writer.rng, sizes.calls)
+            for _ in range(calls):
                 messages += [writer.answer(calls=True), writer.said("tool", sizes.result_tokens)]
             messages.append(writer.answer())
+            tasks.append(calls + 1)
         conversations.append(messages)
+        asked.append(tasks)
+    end_s = sum(map(sum, asked)) / sizes.at_once  # a call takes a second
     found: list[Request] = []
     for session, messages in enumerate(conversations):
-        asked = sum(message["role"] == "assistant" for message in messages)
-        times = np.sort(writer.rng.uniform(0, len(conversations), asked)).tolist()
+        times: list[float] = []
+        for begin_s, calls in zip(
+            np.sort(writer.rng.uniform(0, end_s, len(asked[session]))), asked[session], strict=True
+        ):
+            begin_s = max(float(begin_s), times[-1] + 1 if times else 0.0)
+            times += (begin_s + np.arange(calls)).tolist()
         found += writer.requests(f"tool-loops/{session}", messages, times)
     return _in_order(found)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import engineless_cache
 import pytest
 import thinking_matrix
 from thinking_matrix import Cell, cell, headers
 
+from marconi_ext.policies.messages import from_tokenizer
 from marconi_ext.traces.chat_template import TEMPLATES
 
 KNOWN, PAGES = ("auto", "tokens", "none"), (1, 16)
@@ -69,3 +72,14 @@ def test_what_auto_finds_in_the_template() -> None:
     found = headers(TEMPLATES["qwen3.5"], "auto")
     assert {ending.dropped for ending in found.endings} == {2, 6}  # the opening; an empty block
     assert not headers(TEMPLATES["qwen3.5"], "none").headers
+
+
+@pytest.mark.parametrize("file", sorted({template.file for template in TEMPLATES.values()}))
+def test_a_tokenizer_with_the_template_tells_the_same(file: str, tmp_path: Path) -> None:
+    """What a server asks, by way of transformers."""
+    from id_tokenizer import write_tokenizer
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(write_tokenizer(tmp_path, file, thinking_matrix.VOCABULARY))
+    template = next(template for template in TEMPLATES.values() if template.file == file)
+    assert from_tokenizer(tokenizer) == headers(template, "auto")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-DEFAULT_WORKLOADS = "agent,few-shot,fork"
+DEFAULT_WORKLOADS = "agent,few-shot,fork,thinking,samples"
 DEFAULT_ARMS = "stock,stock-track,marconi"
 
 
