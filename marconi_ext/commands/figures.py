@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -55,11 +56,12 @@ def figures(
     with stderr_console().status("figures") as status:
         scope = data.synthetic_scope(seeds, workers, None if trace else sessions, status.update, own)
         if trace:
-            sizes = [c.bytes for c in parse_capacities(capacity or "10GB,20GB,40GB")]
-            if None in sizes:
+            capacities = parse_capacities(capacity or "10GB,20GB,40GB")
+            sizes = [c.bytes for c in capacities if c.bytes is not None]
+            if len(sizes) < len(capacities):
                 raise BadInputError("--capacity: figures want sizes in bytes")
 
-            def loader(path: str):
+            def loader(path: str) -> Callable[[int], Any]:
                 return lambda seed: load_workload(
                     Path(path).name, seed, open_source(path, seed=seed, limit=limit)
                 )

@@ -1,13 +1,13 @@
 """Options that `marconi replay` and `marconi bench` share: what is sent, how it is cut to size, and when."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 TRAFFIC, TIMING = "What to send", "When"
 
 
-def _option(help: str, **settings):
+def _option(help: str, **settings: Any) -> Any:
     return typer.Option(help=help, rich_help_panel=TRAFFIC, **settings)
 
 

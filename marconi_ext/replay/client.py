@@ -6,7 +6,7 @@ ids. The endpoints that take text are in openai_client.py.
 
 import time
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, Self
 
 import aiohttp
 import numpy as np
@@ -89,7 +89,7 @@ class StreamingClient:
         self._headers = {"Content-Type": "application/json", **bearer(api_key)}
         self._session: aiohttp.ClientSession | None = None
 
-    async def __aenter__(self):
+    async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=self._connections, keepalive_timeout=KEEP_ALIVE_S),
             timeout=aiohttp.ClientTimeout(total=self._timeout_s, sock_connect=CONNECT_S),
@@ -97,7 +97,8 @@ class StreamingClient:
         )
         return self
 
-    async def __aexit__(self, *exc) -> None:
+    async def __aexit__(self, *exc: object) -> None:
+        assert self._session is not None, "left before it was entered"
         await self._session.close()
 
     def body(self, input_ids: np.ndarray, answer_tokens: int) -> bytes:
@@ -112,6 +113,7 @@ class StreamingClient:
 
     async def send(self, body: bytes, answer_tokens: int) -> Answer:
         """Send a prepared body; never raises for what the server or the network does."""
+        assert self._session is not None, "use it as `async with`"
         stream = self.stream(answer_tokens)
         seen: dict = {}
         sent_s = time.perf_counter()
@@ -164,8 +166,8 @@ async def _read(response: aiohttp.ClientResponse, stream: Stream) -> None:
 def _seconds(header: str | None) -> float | None:
     """A Retry-After in seconds; dates are ignored."""
     try:
-        return max(0.0, float(header))
-    except (TypeError, ValueError):
+        return None if header is None else max(0.0, float(header))
+    except ValueError:
         return None
 
 

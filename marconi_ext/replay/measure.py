@@ -47,12 +47,13 @@ def measure(runs: list[Run], page_size: int = 1) -> Figures:
     """Figures of runs, each of which began with an empty cache."""
     answered = [(record, reusable) for run in runs for record, reusable in yardstick(run, page_size)]
     prompt = sum(len(record.prompt) for record, _ in answered)
-    cached = sum(record.answer.cached_tokens for record, _ in answered)
+    cached = sum(record.answer.cached_tokens or 0 for record, _ in answered)
     ideal = sum(reusable.ideal_tokens for _, reusable in answered)
-    losses = [split_loss(reusable, record.answer.cached_tokens) for record, reusable in answered]
+    losses = [split_loss(reusable, record.answer.cached_tokens or 0) for record, reusable in answered]
     first = sum(loss.first_divergence_tokens for loss in losses)
     avoidable = sum(loss.avoidable_tokens for loss in losses)
-    ttft_ms = [1e3 * record.answer.ttft_s for record, _ in answered]
+    ttft_s = (record.answer.ttft_s for record, _ in answered)
+    ttft_ms = [1e3 * seconds for seconds in ttft_s if seconds is not None]
     p50, p95 = np.percentile(ttft_ms, [50, 95]) if ttft_ms else (0.0, 0.0)
     return Figures(
         requests=len(answered),

@@ -4,6 +4,8 @@ The text is the trace's token ids, decoded with the trace's tokenizer. The serve
 (and wraps messages in its own template), so token counts are exact only where both tokenizers are the same.
 """
 
+from typing import Any
+
 import numpy as np
 import orjson
 
@@ -23,7 +25,7 @@ class _OpenAIClient(StreamingClient):
     """What /v1/completions and /v1/chat/completions share."""
 
     def __init__(
-        self, url: str, *, model: str, text: PromptText, exact_length: bool = True, **connection
+        self, url: str, *, model: str, text: PromptText, exact_length: bool = True, **connection: Any
     ) -> None:
         """exact_length: ask for `ignore_eos`, which SGLang and vLLM know, and count shorter answers as cut."""
         super().__init__(url, **connection)

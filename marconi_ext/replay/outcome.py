@@ -4,6 +4,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -22,7 +23,7 @@ GAUGES = re.compile(r"^slots\.|(^|\.)(states|parameters)\.")  # they say what is
 DIGITS = 6  # of seconds: microseconds
 
 
-def timing(pacing: Pacing, history: str) -> Timing:
+def timing(pacing: Pacing, history: Literal["trace", "own"]) -> Timing:
     """How requests were paced, as results keep it."""
     return Timing(
         loop="open" if pacing.timed else "closed",
@@ -98,8 +99,10 @@ def summarise(
     output = sum(r.output_tokens for r in answered)
     said = [r for r in answered if r.cached_tokens is not None]
     known = bool(said) and len(said) == len(answered)
-    cached = sum(r.cached_tokens for r in said)
-    losses = [split_loss(Reusable(r.ideal_tokens or 0, r.state_tokens or 0), r.cached_tokens) for r in said]
+    cached = sum(r.cached_tokens or 0 for r in said)
+    losses = [
+        split_loss(Reusable(r.ideal_tokens or 0, r.state_tokens or 0), r.cached_tokens or 0) for r in said
+    ]
     first = sum(loss.first_divergence_tokens for loss in losses)
     avoidable = sum(loss.avoidable_tokens for loss in losses)
     ends = [r.end_s for r in sent if r.end_s is not None]
@@ -127,7 +130,9 @@ def summarise(
         token_counts_differ=sum(r.server_prompt_tokens not in (None, r.prompt_tokens) for r in answered),
         ttft_s=percentiles(r.ttft_s for r in answered),
         itl_s=percentiles(gap for r in answered for gap in r.itl_s),
-        request_s=percentiles(r.end_s - r.sent_s for r in answered),
+        request_s=percentiles(
+            r.end_s - r.sent_s for r in answered if r.end_s is not None and r.sent_s is not None
+        ),
         held_s=percentiles(r.held_s for r in sent),
         late_s=percentiles(r.late_s for r in sent),
         loop_lag_s=percentiles(run.loop_lag_s),
@@ -184,13 +189,13 @@ def server_figures(snapshots: Sequence[ServerSnapshot]) -> dict:
         return {p.rsplit(".", 1)[-1]: v for p, v in values.items() if f".{name}." in f".{p}"}
 
     by_kind = under("states", last)
-    held = last.get("slots.cached", sum(by_kind.values()) if by_kind else None)
+    cached = last.get("slots.cached", sum(by_kind.values()) if by_kind else None)
     evicted = {name: count for name, count in under("evictions", rose).items() if "flush" not in name}
     return {
         "server_counters": rose,
         "server_loss_tokens": {cause: int(v) for cause, v in under("lost_tokens", rose).items()},
         "evictions": int(sum(evicted.values())) if under("evictions", last) else None,
-        "states_held": None if held is None else int(held),
+        "states_held": None if cached is None else int(cached),
     }
 
 

@@ -5,7 +5,7 @@ import contextlib
 import gc
 import resource
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -94,7 +94,9 @@ async def _play(
 
 
 @contextlib.asynccontextmanager
-async def _journal(folder: RepeatFolder, lines: list, ended: list[Record], replay: Replay):
+async def _journal(
+    folder: RepeatFolder, lines: list, ended: list[Record], replay: Replay
+) -> AsyncIterator[None]:
     """Writes lines now and then while the run goes on, a few at a time, so that no request is late for it."""
 
     async def now_and_then() -> None:

@@ -3,9 +3,10 @@
 import statistics
 import time
 from collections import deque
+from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from marconi_ext.output import stderr_console
 from marconi_ext.replay.client import OK
@@ -33,16 +34,16 @@ class ReplayProgress:
         self._progress = Progress(
             *columns, console=console, refresh_per_second=REFRESHES_PER_S, disable=self._lines
         )
-        self._task = None
+        self._task: TaskID | None = None
         self._failures = 0
         self._all = self._ended = 0
         self._first_s: float | None = None
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 
-    def __exit__(self, *exc) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close_bar()
         self._progress.stop()
 
@@ -92,6 +93,7 @@ class ReplayProgress:
         if self._lines and (self._done == self._total or time.monotonic() - self._said_s >= SAID_S):
             self._said_s = time.monotonic()
             self.say(f"  {self.line(in_flight)}")
+        assert self._task is not None, "no bar is open"
         self._progress.update(self._task, advance=1, live=_Live(self, in_flight))
 
     def line(self, in_flight: int | None = None) -> str:
@@ -112,8 +114,8 @@ class ReplayProgress:
         """Stop the current bar's clock."""
         if self._task is not None:
             task = self._progress.tasks[self._task]
-            ended = {"total": task.completed or 1, "completed": task.completed or 1}
-            self._progress.update(self._task, live=str(task.fields["live"]), **ended)
+            ended = task.completed or 1
+            self._progress.update(self._task, total=ended, completed=ended, live=str(task.fields["live"]))
             self._progress.stop_task(self._task)
             self._task = None
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from marconi_ext.traces.text import FolderTokenizer, TextTokenizer, load_tokenizer
+from marconi_ext.traces.text import FolderTokenizer, Tekken, TextTokenizer, load_tokenizer
 
 
 class PromptText:
@@ -37,10 +37,11 @@ class PromptText:
 
 def decoder(tokenizer: TextTokenizer) -> Callable[[Sequence[int]], str]:
     """The way from token ids back to text, which drops ids that the tokenizer doesn't have."""
-    model = tokenizer._model
     if isinstance(tokenizer, FolderTokenizer):
-        size = model.get_vocab_size()
-        return lambda ids: model.decode([i for i in ids if i < size], skip_special_tokens=True)
+        folder, entries = tokenizer.model, tokenizer.model.get_vocab_size()
+        return lambda ids: folder.decode([i for i in ids if i < entries], skip_special_tokens=True)
+    assert isinstance(tokenizer, Tekken)
+    model = tokenizer.model
     from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
 
     size = model.n_words

@@ -62,7 +62,7 @@ def look_at(url: str, api_key: str | None = None) -> Target:
     if not any(page.status_code == 200 and _is_json_object(page) for page in pages.values()):
         told = ", ".join(f"HTTP {page.status_code} for {path}" for path, page in pages.items())
         raise CheckFailedError(f"--url {url}: neither an SGLang nor an OpenAI server answers there ({told})")
-    served = models.data[0] if models.data else _Served()
+    served = models.data[0] if models.data else _Served(id=None, max_model_len=None)
     facts = _facts(info.model_path)
     return Target(
         url=url,

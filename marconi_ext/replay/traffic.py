@@ -1,10 +1,10 @@
 """The traffic of a replay: a trace or synthetic conversations, cut to size, as a fresh plan for each run."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from marconi_ext.errors import BadInputError
 from marconi_ext.replay.schedule import Plan, RecordedPlan, ScriptPlan, with_own_history
@@ -20,10 +20,11 @@ from marconi_ext.traces.synthetic import scripts
 History = Literal["trace", "own"]
 
 
-def check_history(text: str) -> None:
-    """Raise BadInputError unless it is a History."""
+def check_history(text: str) -> History:
+    """The same as a History. Raises BadInputError for another text."""
     if text not in get_args(History):
         raise BadInputError(f"--history {text}: choose trace or own")
+    return cast(History, text)
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def _shorter(script: Script, max_output_tokens: int) -> Script:
     return replace(script, turns=tuple(turns))
 
 
-def _told(stream, on_request: Callable[[Request], None]):
+def _told(stream: Iterable[Request], on_request: Callable[[Request], None]) -> Iterator[Request]:
     for request in stream:
         on_request(request)
         yield request

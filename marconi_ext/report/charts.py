@@ -125,7 +125,7 @@ def draw_charts(arms: Sequence[ArmSeries], figures: Sequence[ArmFigures]) -> lis
 
 def _render(draw: Callable[[Figure], bool], kind: str) -> bytes | None:
     """The file's bytes; None where there is nothing to draw. PNGs are on white, for Markdown and mail."""
-    style: dict[str, Any] = dict(STYLE)
+    style: Any = dict(STYLE)
     if kind == "png":
         style |= {"figure.facecolor": "white", "savefig.facecolor": "white"}
     with matplotlib.rc_context(style):

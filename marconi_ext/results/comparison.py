@@ -216,7 +216,7 @@ def _verdict(found: Difference, repeats: int) -> str:
     same = 0.0 if found.kind == "difference" else 1.0
     if found.figure.startswith(TIMED) and repeats < 2:
         return "one-repeat"
-    if found.low <= same <= found.high or math.isnan(found.value):
+    if found.low is None or found.high is None or found.low <= same <= found.high or math.isnan(found.value):
         return "none"
     effect = abs(found.value)
     if found.kind == "ratio":
@@ -274,8 +274,8 @@ def _figures(
 
     spread = {
         "hit_rate": of_repeats(lambda s: s.hit_rate),
-        "ttft_p50_s": of_repeats(lambda s: s.ttft_s and s.ttft_s.p50),
-        "ttft_p95_s": of_repeats(lambda s: s.ttft_s and s.ttft_s.p95),
+        "ttft_p50_s": of_repeats(lambda s: s.ttft_s.p50 if s.ttft_s else None),
+        "ttft_p95_s": of_repeats(lambda s: s.ttft_s.p95 if s.ttft_s else None),
         "requests_per_s": of_repeats(lambda s: s.requests_per_s),
     }
     causes: dict[str, int] = {}

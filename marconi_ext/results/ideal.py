@@ -129,7 +129,7 @@ def reusable_in_run(served: list[Served], page_size: int = 1) -> list[Reusable]:
     A prompt counts as seen from its request's first token on, an answer from its end on.
     """
     cache = IdealCache(page_size)
-    found: list[Reusable | None] = [None] * len(served)
+    found: dict[int, Reusable] = {}
     # At equal times endings come before first tokens, and those before new requests.
     events = [(s.end_s, 0, i) for i, s in enumerate(served)]
     events += [(s.first_token_s, 1, i) for i, s in enumerate(served)]
@@ -138,13 +138,13 @@ def reusable_in_run(served: list[Served], page_size: int = 1) -> list[Reusable]:
         one = served[index]
         if kind == 2:
             found[index] = cache.lookup(one.prompt)
-        elif found[index] is None:
+        elif index not in found:
             raise ValueError(f"served[{index}]: its first token came before it was sent")
         elif kind == 1:
             cache.add_prompt(one.prompt, found[index].ideal_tokens)
         else:
             cache.add_answer(one.prompt, one.answer)
-    return found
+    return [found[index] for index in range(len(served))]
 
 
 def explained_in_run(served: list[Served]) -> list[Callable[[], int]]:

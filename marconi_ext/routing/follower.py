@@ -25,7 +25,7 @@ class StateFollower:
         import zmq
 
         self._zmq, self._decode = zmq, msgspec.msgpack.decode
-        self._context = zmq.Context.instance()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self._socket = self._context.socket(zmq.SUB)
         self._socket.setsockopt(zmq.SUBSCRIBE, topic.encode())
         self._socket.setsockopt(zmq.RCVHWM, 100_000)

@@ -59,7 +59,7 @@ class Server:
     def __enter__(self) -> "Server":
         return self
 
-    def __exit__(self, *exc) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.stop()
 
     @property
@@ -70,6 +70,7 @@ class Server:
     @property
     def group(self) -> int:
         """The process group of the server and its children."""
+        assert self._process is not None, "it wasn't started"
         return self._process.pid
 
     def start(self, timeout_s: float = 300.0, on_wait: Callable[[float], None] | None = None) -> None:

@@ -49,7 +49,7 @@ class ServerWatch:
             self._task = asyncio.ensure_future(self._loop())
         return self
 
-    async def __aexit__(self, *exc) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         if self._task:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):

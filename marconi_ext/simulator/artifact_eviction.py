@@ -26,8 +26,9 @@ class LruLeaves:
         heapq.heapify(heap)
         freed = 0
         while heap and freed < wanted_bytes:
-            leaf, parent = heapq.heappop(heap), None
+            leaf = heapq.heappop(heap)
             parent = leaf.parent
+            assert parent is not None, "the root is no leaf"
             freed += paper.STATE_BYTES + len(leaf.tokens) * paper.KV_BYTES_PER_TOKEN
             tree.remove_leaf(leaf)
             if parent is not tree.root and not parent.children:

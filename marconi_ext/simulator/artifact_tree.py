@@ -22,7 +22,7 @@ class ArtifactNode:
 
     def __init__(self, tokens: np.ndarray, parent: ArtifactNode | None, total: int, stamp: int) -> None:
         self.tokens = tokens  # int32[own]
-        self.parent = parent
+        self.parent: ArtifactNode = parent  # type: ignore[assignment]  # None: the root, and what was removed
         self.total = total  # tokens from the root to the node's end
         self.stamp = stamp
         self.children: dict[int, ArtifactNode] = {}
@@ -127,7 +127,7 @@ class ArtifactTree:
         self.evictions += 1
         if node.parent is not self.root:
             self.evictor.changed(node.parent)
-        node.parent = None
+        node.parent = None  # type: ignore[assignment]
 
     def merge_into_child(self, node: ArtifactNode) -> ArtifactNode:
         """Drop an inner node's state; its KV joins its only child, which takes its place and the later stamp."""
@@ -136,7 +136,7 @@ class ArtifactTree:
         child.stamp = max(child.stamp, node.stamp)
         child.parent = node.parent
         node.parent.children[int(child.tokens[0])] = child
-        node.parent = None
+        node.parent = None  # type: ignore[assignment]
         self.num_nodes -= 1
         self.evictions += 1
         self.evictor.changed(child)

@@ -32,7 +32,8 @@ class TunedArtifact:
     """The tree and its tuner. `alpha` is the one in force; `tuning_seconds` what the replays took."""
 
     def __init__(self, capacity_bytes: int) -> None:
-        self.tree = ArtifactTree(capacity_bytes, _NoticesFirst(self))
+        self._evictor = _NoticesFirst(self)
+        self.tree = ArtifactTree(capacity_bytes, self._evictor)
         self.window_requests: int | None = None
         self.alpha = 0.0
         self.tuned = False
@@ -60,7 +61,7 @@ class TunedArtifact:
             hits = [tree.serve(*request) for request in self._requests]
             saved.append(flops_saved(hits[-SCORED_REQUESTS:]))
         self.alpha = ALPHAS[int(np.argmax(saved))]
-        self.tree.evictor.alpha = self.alpha
+        self._evictor.alpha = self.alpha
         self.tuned = True
         self._requests.clear()
         self.tuning_seconds = time.perf_counter() - started

@@ -164,6 +164,7 @@ class VllmTree:
         while heap and freed < wanted_bytes:
             leaf = heapq.heappop(heap)
             parent = leaf.parent
+            assert parent is not None, "the root is no leaf"
             freed += paper.STATE_BYTES + len(leaf.tokens) * paper.KV_BYTES_PER_TOKEN
             parent.remove(leaf)
             self.num_nodes -= 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -101,7 +102,9 @@ def simulator_of(
     return Simulator(capacity, admission, eviction, counted, options.concurrency)
 
 
-def _corrected(workload, policy, capacity, profile, options) -> tuple[list[int], dict]:
+def _corrected(
+    workload: Workload, policy: PolicyName, capacity: Capacity, profile: ModelProfile, options: Options
+) -> tuple[list[int], dict]:
     return _drive(workload, simulator_of(workload, policy, capacity, profile, options))
 
 
@@ -122,7 +125,9 @@ def compare_cell(
 
 
 def _drive(workload: Workload, simulator: Simulator) -> tuple[list[int], dict]:
-    hits, held, lost = [], 0, {}
+    hits: list[int] = []
+    lost: dict[str, int] = {}
+    held = 0
     for request in workload.requests:
         served = simulator.serve(request)
         hits.append(served.hit_tokens)
@@ -153,9 +158,12 @@ def _held_bytes(simulator: Simulator) -> dict[str, float]:
     return held
 
 
-def _best_static(workload, policy, capacity, profile, options) -> tuple[list[int], dict]:
+def _best_static(
+    workload: Workload, policy: PolicyName, capacity: Capacity, profile: ModelProfile, options: Options
+) -> tuple[list[int], dict]:
     """The α that saved most FLOPs on this very trace: what perfect tuning of the paper's rule could reach."""
-    best, tried = None, {}
+    best: tuple[float, list[int], dict] | None = None
+    tried: dict[str, float] = {}
     for alpha in STATIC_ALPHAS:
         static = PolicyName("", "online", policy.admission, policy.admission_parameter, "flop-aware", alpha)
         hits, report = _corrected(workload, static, capacity, profile, options)
@@ -163,13 +171,18 @@ def _best_static(workload, policy, capacity, profile, options) -> tuple[list[int
         tried[f"{alpha:.1f}"] = sum(hits) / int(workload.prompt_tokens.sum())
         if best is None or saved > best[0]:
             best = (saved, hits, report)
+    assert best is not None, "no α was tried"
     best[2]["parameters"]["token_hit_rate_by_alpha"] = tried
     return best[1], best[2]
 
 
-def _artifact(workload, policy, capacity, profile) -> tuple[list[int], dict]:
+def _artifact(
+    workload: Workload, policy: PolicyName, capacity: Capacity, profile: ModelProfile
+) -> tuple[list[int], dict]:
     if capacity.bytes is None or profile.name != "paper-7b":
         raise BadInputError(f"--policy {policy.text}: wants --model paper-7b and a --capacity in bytes")
+    server: VllmTree | TunedArtifact | ArtifactTree
+    tree: VllmTree | ArtifactTree
     if policy.eviction == "artifact-vllm":
         tree = server = VllmTree(capacity.bytes)
     elif policy.eviction == "artifact-marconi":
@@ -177,7 +190,7 @@ def _artifact(workload, policy, capacity, profile) -> tuple[list[int], dict]:
         tree = server.tree
     else:
         static = policy.eviction == "artifact-static"
-        evictor = ArtifactFlopAware(policy.eviction_parameter) if static else LruLeaves()
+        evictor = ArtifactFlopAware(policy.eviction_parameter or 0.0) if static else LruLeaves()
         tree = server = ArtifactTree(capacity.bytes, evictor)
     hits = []
     for request in workload.requests:
@@ -185,10 +198,10 @@ def _artifact(workload, policy, capacity, profile) -> tuple[list[int], dict]:
         hits.append(server.serve(sequence[: len(request.input_ids)], sequence))
     tree.check()
     total = int(workload.prompt_tokens.sum())
-    report = {
+    report: dict[str, Any] = {
         "flops_saved": flops_saved(hits),
         "state_limited_loss": None
-        if policy.eviction == "artifact-vllm"
+        if isinstance(tree, VllmTree)
         else (tree.matched_tokens - sum(hits)) / total,
         "causes": {},
         "held_bytes": {
@@ -198,7 +211,7 @@ def _artifact(workload, policy, capacity, profile) -> tuple[list[int], dict]:
         "evictions": {"nodes": tree.evictions},
         "parameters": {},
     }
-    if policy.eviction == "artifact-marconi":
+    if isinstance(server, TunedArtifact):
         report["parameters"] = {
             "alpha": server.alpha,
             "window_requests": server.window_requests,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,7 @@ MODEL_REQUESTS = 300  # of figures 12a and 12b: vLLM+ offers a state every 32 to
 BINS = (0, 1_000, 2_000, 4_000, 8_000, 16_000, 10**9)
 
 # From the paper's text (arXiv 2411.19379v3, sections 5.2 to 5.4), looked up there.
-PAPER = {
+PAPER: dict[str, Any] = {
     "7": {"lmsys": 4.5, "sharegpt": 7.3, "swe-agent": 34.4},  # mean hit rate over vLLM+'s
     "8": {"lmsys": 45.6, "sharegpt": 19.0, "swe-agent": 219.7},  # P95 gain over SGLang+ (%)
     "10": {"below_7k": -3.0, "above_7k": 25.5},  # at worst and at best, against SGLang+

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from marconi_ext.simulator.figures_data import PAPER
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Style = tuple[str, str, str, str]
 """Grey level, hatch, marker, line."""
@@ -192,7 +197,7 @@ def figure_13(rows: list[dict], out: Path, note: str = "") -> None:
     _save(figure, panels[-1], out, "figure_13")
 
 
-def _lines(axes, rows: list[dict], label: str) -> None:
+def _lines(axes: Axes, rows: list[dict], label: str) -> None:
     for policy, (_, _, marker, line) in styles(rows).items():
         mine = sorted((r[label], 100 * r["token_hit_rate"]) for r in rows if r["policy"] == policy)
         shade = "0.45" if policy in PAPERS else "0.0"
@@ -220,7 +225,7 @@ def _unique(rows: list[dict], key: str) -> list:
     return list(dict.fromkeys(row[key] for row in rows))
 
 
-def _canvas(ylabel: str, title: str):
+def _canvas(ylabel: str, title: str) -> tuple[Figure, Axes]:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -232,7 +237,7 @@ def _canvas(ylabel: str, title: str):
     return figure, axes
 
 
-def _save(figure, axes, out: Path, name: str) -> None:
+def _save(figure: Figure, axes: Axes, out: Path, name: str) -> None:
     """The legend stands beside the last axes, and nothing is cut off at the edges."""
     from matplotlib import pyplot
 

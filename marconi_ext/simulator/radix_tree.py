@@ -57,7 +57,7 @@ class Node:
     ) -> None:
         self.serial = serial  # order of creation: a deterministic name
         self.tokens = tokens  # int32[edge]
-        self.parent = parent
+        self.parent: Node = parent  # type: ignore[assignment]  # None: the root, and what was removed
         self.depth_tokens = depth_tokens
         self.children: dict[int, Node] = {}
         self.state: Any = None
@@ -201,9 +201,10 @@ class RadixTree:
 
     def touch(self, node: Node, tick: int, *, whole_path: bool = False) -> None:
         """Stamp a node, or all nodes from it to the root, as used at `tick`."""
-        while node is not None:
+        node.last_tick = tick
+        while whole_path and node is not self.root:
+            node = node.parent
             node.last_tick = tick
-            node = node.parent if whole_path else None
 
     def remove_leaf(self, node: Node) -> int:
         """Delete an unpinned leaf with its KV and state; returns the KV tokens freed."""
@@ -212,7 +213,7 @@ class RadixTree:
         if node.state is not None:
             self.drop_state(node)
         del node.parent.children[int(node.tokens[0])]
-        node.parent = None
+        node.parent = None  # type: ignore[assignment]
         self.num_nodes -= 1
         self.num_tokens -= len(node.tokens)
         return len(node.tokens)
@@ -227,7 +228,7 @@ class RadixTree:
         child.tokens = np.concatenate([node.tokens, child.tokens])
         child.parent = node.parent
         node.parent.children[int(child.tokens[0])] = child
-        node.parent = None
+        node.parent = None  # type: ignore[assignment]
         self.num_nodes -= 1
         return child
 

@@ -15,6 +15,7 @@ from operator import attrgetter
 
 import numpy as np
 
+from marconi_ext.policies.admission import Offer
 from marconi_ext.policies.currency import Currency
 from marconi_ext.policies.interfaces import Admission, Eviction
 from marconi_ext.policies.messages import TAIL_TOKENS
@@ -182,7 +183,7 @@ class Simulator:
 
     # --- states ------------------------------------------------------------------------------------------
 
-    def _offer(self, path: list[Node], offer) -> None:
+    def _offer(self, path: list[Node], offer: Offer) -> None:
         """path: the nodes of the whole sequence; edges may have been split since"""
         if offer.depth_tokens > path[-1].depth_tokens or offer.depth_tokens <= 0:
             return
@@ -218,10 +219,9 @@ class Simulator:
         if cap.bytes is not None:
             used = (tree.num_states + states) * self.currency.state_bytes
             return used + (tree.num_tokens + tokens) * self.currency.kv_bytes_per_token > cap.bytes
-        over_slots = states and cap.slots is not None and tree.num_states + states > cap.slots
-        return bool(over_slots) or (
-            tokens and cap.tokens is not None and tree.num_tokens + tokens > cap.tokens
-        )
+        over_slots = states > 0 and cap.slots is not None and tree.num_states + states > cap.slots
+        over_tokens = tokens > 0 and cap.tokens is not None and tree.num_tokens + tokens > cap.tokens
+        return over_slots or over_tokens
 
     def _make_room(self, states: int, tokens: int, newcomer: int = -1) -> bool:
         """Evict until so many states and KV tokens fit; False: refused, or all else is pinned."""

@@ -109,7 +109,7 @@ class Results:
 
     def finish(self) -> None:
         """Write all of it, with no cell as well."""
-        if to_stdout(self._path):
+        if self._path is not None and to_stdout(self._path):
             write_json(self._path, self._document())
         else:
             self._replace()
@@ -133,6 +133,7 @@ _function: Callable[[Any], dict] | None = None  # inherited by forked workers wi
 
 
 def _call(job: Any) -> dict:
+    assert _function is not None, "called outside run_jobs"
     return _function(job)
 
 
@@ -165,7 +166,9 @@ def run_cells(
     done: Callable[[dict], None],
 ) -> None:
     """Run all jobs of one workload; see `run_jobs`."""
-    run_jobs(lambda job: run_cell(workload, *job, profile, options), jobs, processes=processes, done=done)
+    run_jobs(
+        lambda job: run_cell(workload, job[0], job[1], profile, options), jobs, processes=processes, done=done
+    )
 
 
 def default_processes() -> int:

@@ -40,9 +40,10 @@ def read_openhands(path: Path, problems: Problems, tokenizer: TextTokenizer) -> 
         events = [event for item in fields.listing(record, "history") for event in _flat(item)]
         seen = [(event, message) for event in events if (message := event_message(event)) is not None]
         messages = [message for _, message in seen]
-        times_s = [time_s(event) for event, message in seen if message.role == "assistant"]
+        answered = [time_s(event) for event, message in seen if message.role == "assistant"]
+        times_s = [time for time in answered if time is not None]
         name = record_name(record, f"{path.stem}/{number}")
-        return linear_session(name, messages, tokenizer, None if None in times_s else times_s)
+        return linear_session(name, messages, tokenizer, times_s if len(times_s) == len(answered) else None)
 
     return sessions_of(path, problems, build)
 
@@ -92,9 +93,9 @@ def _action_message(event: dict) -> Message:
             else "assistant"
         )
         return Message(role, content_text(args.get("content")))
-    thought = args.get("thought") if isinstance(args.get("thought"), str) else ""
+    thought = args.get("thought")
     call = {"name": event["action"], "arguments": {k: v for k, v in args.items() if k != "thought"}}
-    return Message("assistant", thought + compact(call))
+    return Message("assistant", (thought if isinstance(thought, str) else "") + compact(call))
 
 
 def time_s(event: dict) -> float | None:

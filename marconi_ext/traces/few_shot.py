@@ -1,6 +1,7 @@
 """BIG-Bench-Hard as few-shot traffic: every question behind its task's chain-of-thought prefix."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,14 +42,16 @@ def read(paths: list[Path], problems: Problems, tokenizer: TextTokenizer, seed: 
             questions.append((f"{path.stem}/{number}", prefix, asked, target))
     for index in np.random.default_rng([seed, 3]).permutation(len(questions)):
         name, prefix, asked, target = questions[index]
-        yield Session(name, 1, lambda p=prefix, a=asked, t=target: [_call(tokenizer, p, a, t)])
+        yield Session(name, 1, partial(_calls, tokenizer, prefix, asked, target))
 
 
-def _call(tokenizer: TextTokenizer, prefix: str, asked: str, target: str) -> Call:
+def _calls(tokenizer: TextTokenizer, prefix: str, asked: str, target: str) -> list[Call]:
     shots = tokenizer.start + tokenizer.encode(prefix)
     question = tokenizer.encode(f"\n\nQ: {asked}\nA: Let's think step by step.\n")
     answer = tokenizer.encode(f"So the answer is {target}.") + tokenizer.frames["assistant"][1]
-    return Call(token_array(shots + question), token_array(answer), (len(shots), len(shots) + len(question)))
+    return [
+        Call(token_array(shots + question), token_array(answer), (len(shots), len(shots) + len(question)))
+    ]
 
 
 def _prefix(path: Path, problems: Problems) -> str | None:

@@ -5,7 +5,7 @@ import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from marconi_ext.traces.problems import Problems
 
@@ -14,7 +14,7 @@ READ_ERRORS = (OSError, EOFError, zlib.error)
 BLOCK_BYTES = 2**20
 
 
-def open_binary(path: Path):
+def open_binary(path: Path) -> BinaryIO | gzip.GzipFile:
     """Open a file for reading bytes, through gzip where its first two bytes say so."""
     with path.open("rb") as file:
         packed = file.read(2) == GZIP_MAGIC

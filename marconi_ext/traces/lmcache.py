@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from marconi_ext.traces import fields
@@ -40,9 +41,9 @@ def read(paths: list[Path], problems: Problems, tokenizer: TextTokenizer) -> Ite
         messages = user_side_messages(own)
         times_s = [line.time_s for line in own]
         if messages:
-            yield Session(name, len(own), lambda m=messages, n=name: calls_of(n, m, tokenizer), times_s)
+            yield Session(name, len(own), partial(calls_of, name, messages, tokenizer), times_s)
         else:
-            yield Session(name, len(own), lambda o=own: [_flat_call(line, tokenizer) for line in o], times_s)
+            yield Session(name, len(own), partial(_flat_calls, own, tokenizer), times_s)
 
 
 def user_side_messages(lines: list[Line]) -> list[Message] | None:
@@ -62,6 +63,10 @@ def user_side_messages(lines: list[Line]) -> list[Message] | None:
         messages += [Message("user", added), Message("assistant", line.answer)]
         before = line.asked
     return messages if len(lines) > 1 else None
+
+
+def _flat_calls(lines: list[Line], tokenizer: TextTokenizer) -> list[Call]:
+    return [_flat_call(line, tokenizer) for line in lines]
 
 
 def _flat_call(line: Line, tokenizer: TextTokenizer) -> Call:

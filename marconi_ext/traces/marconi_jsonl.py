@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from marconi_ext.traces import fields
 from marconi_ext.traces.files import json_records
@@ -50,7 +51,7 @@ def write(requests: Iterable[Request], path: Path) -> int:
 
 
 @contextmanager
-def _text_writer(path: Path):
+def _text_writer(path: Path) -> Iterator[BinaryIO | gzip.GzipFile]:
     """A binary file whose bytes depend on its content alone: no time stamp in the gzip header."""
     with path.open("wb") as raw:
         if path.suffix != ".gz":

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from typing import Any
 
 from marconi_ext import entry_points
 from marconi_ext.traces import agents, few_shot, lmcache, marconi_jsonl, mooncake, sessions, toolbench
@@ -114,7 +115,7 @@ def read_trace(
     return _never_empty(islice(stream, limit), path, problems)
 
 
-def _read_standard_input(**options) -> Iterator[Request]:
+def _read_standard_input(**options: Any) -> Iterator[Request]:
     """Sessions are sorted and tokenised late, so what comes in is kept in a file meanwhile."""
     with NamedTemporaryFile(suffix=".jsonl") as kept:
         shutil.copyfileobj(sys.stdin.buffer, kept)
@@ -135,7 +136,8 @@ def _stream(
     other = None if format in SIGNS else _other(format)
     if other and other.requests:
         return chain.from_iterable(other.requests(file, problems) for file in files)
-    text = load_tokenizer(tokenizer)
+    text: TextTokenizer = load_tokenizer(tokenizer)
+    found: Iterator[Session]
     if template:
         text = Templated(text, find_template(template), arrivals.seed)
     if other and other.sessions:
@@ -149,7 +151,7 @@ def _stream(
     else:
         found = chain.from_iterable(PER_FILE[format](file, problems, text) for file in files)
 
-    def no_times(session) -> None:
+    def no_times(session: Session) -> None:
         problems.add(
             str(files[0]), 0, f"session {session.session_id}: an answer has no time; its times are drawn"
         )

@@ -96,9 +96,8 @@ def messages_session(record: dict, name: str, tokenizer: TextTokenizer) -> Sessi
 def call_times_s(raw: list[dict]) -> list[float] | None:
     """Times of the assistant messages from their `call.created` (Unix s); None where one lacks it."""
     calls = [value.get("call") for value in raw if value.get("role") == "assistant"]
-    if not calls or not all(isinstance(call, dict) and "created" in call for call in calls):
-        return None
-    return [fields.number(call, "created") for call in calls]
+    timed = [call for call in calls if isinstance(call, dict) and "created" in call]
+    return [fields.number(call, "created") for call in timed] if calls and len(timed) == len(calls) else None
 
 
 def linear_session(

@@ -1,10 +1,13 @@
 """A trace named on the command line: a file, a folder or `synthetic:NAME`, with progress shown."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from marconi_ext.errors import BadInputError
 from marconi_ext.output import stderr_console
@@ -12,6 +15,9 @@ from marconi_ext.traces.problems import Problem
 from marconi_ext.traces.read import STANDARD_INPUT, read_trace
 from marconi_ext.traces.request import Request
 from marconi_ext.traces.timeline import Arrivals
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 SYNTHETIC = "synthetic:"
 SHOWN_PROBLEMS = 10
@@ -49,7 +55,8 @@ def open_source(
 
         from marconi_ext.traces.synthetic import WRITTEN, synthetic
 
-        name, sizes = trace.removeprefix(SYNTHETIC), {}
+        name = trace.removeprefix(SYNTHETIC)
+        sizes: dict[str, Any] = {}
         if template:
             if name not in WRITTEN:
                 raise BadInputError(f"--template: of synthetic traffic for {', '.join(WRITTEN)} alone")
@@ -84,7 +91,7 @@ def check_source(trace: str, sessions_per_s: float = 1.0, response_s: float = 5.
 class Reporter:
     """Counts requests on a progress line and prints the first broken records."""
 
-    def __init__(self, progress, task) -> None:
+    def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress, self._task = progress, task
         self.problems = 0
 

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
+from typing import Any
 
 from marconi_ext.errors import BadInputError
 from marconi_ext.traces import chat_traffic, thinking, workloads
@@ -44,7 +45,7 @@ SYNTHETIC_NAMES = tuple(GENERATORS)
 
 
 def scripts(
-    name: str, *, seed: int = 0, sessions: int | None = None, vocabulary: int = VOCABULARY, **sizes
+    name: str, *, seed: int = 0, sessions: int | None = None, vocabulary: int = VOCABULARY, **sizes: Any
 ) -> list[Script]:
     """The conversations of a named kind of traffic, unanswered.
 
@@ -59,7 +60,7 @@ def _sizes(name: str, seed: int, sessions: int | None, sizes: dict) -> object:
     check_name(name)
     if seed < 0:
         raise BadInputError(f"--seed {seed}: must be at least 0")
-    default = GENERATORS[name][0]
+    default: Any = GENERATORS[name][0]
     known = {field.name for field in fields(default)}
     if unknown := sorted(set(sizes) - known):
         raise BadInputError(f"synthetic:{name} has no size {unknown[0]!r}, but {', '.join(sorted(known))}")
@@ -67,7 +68,7 @@ def _sizes(name: str, seed: int, sessions: int | None, sizes: dict) -> object:
         sizes["sessions"] = sessions
     for key, value in sizes.items():
         check_size(name, key, value)
-    return replace(default, **sizes)  # type: ignore[type-var]
+    return replace(default, **sizes)
 
 
 def check_name(name: str) -> None:
@@ -76,7 +77,7 @@ def check_name(name: str) -> None:
         raise BadInputError(f"synthetic:{name}: not one of {', '.join(SYNTHETIC_NAMES)}")
 
 
-def synthetic(name: str, *, seed: int = 0, sessions: int | None = None, **sizes) -> Iterator[Request]:
+def synthetic(name: str, *, seed: int = 0, sessions: int | None = None, **sizes: Any) -> Iterator[Request]:
     """Yield the requests of a named kind of traffic, with drawn answers. Arguments as for `scripts`."""
     vocabulary = sizes.pop("vocabulary", VOCABULARY)
     if name in WRITTEN:
@@ -84,13 +85,13 @@ def synthetic(name: str, *, seed: int = 0, sessions: int | None = None, **sizes)
     return play(scripts(name, seed=seed, sessions=sessions, vocabulary=vocabulary, **sizes), seed, vocabulary)
 
 
-def check_size(name: str, key: str, value) -> None:
+def check_size(name: str, key: str, value: Any) -> None:
     """Raise BadInputError for a size that makes no traffic."""
     if key in ("template", "client"):
         (find_template if key == "template" else thinking.find_client)(value)
         return
     low, high = value if isinstance(value, tuple) and len(value) == 2 else (value, value)
-    least = 0 if key in ("system_tokens", "forks", "backtrack", "response_s", "step_s") else 1
+    least: float = 0 if key in ("system_tokens", "forks", "backtrack", "response_s", "step_s") else 1
     if key.endswith("_sigma") or key == "sessions_per_s":
         least = 1e-9
     if not (isinstance(low, int | float) and isinstance(high, int | float) and least <= low <= high):

@@ -14,8 +14,13 @@ CACHED_CHARS = 20_000  # longer texts hardly ever come twice
 class TextTokenizer(Protocol):
     """What the chat readers need of a tokenizer."""
 
-    start: list[int]  # put before every prompt
-    frames: dict[str, tuple[list[int], list[int]]]  # role -> tokens before and after a message's text
+    @property
+    def start(self) -> list[int]:
+        """Put before every prompt."""
+
+    @property
+    def frames(self) -> dict[str, tuple[list[int], list[int]]]:
+        """Role → tokens before and after a message's text."""
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -38,20 +43,20 @@ class Tekken:
             raise BadInputError(
                 f"--tokenizer tekken: mistral_common has no {TEKKEN_FILE}; use version 1.9 or later"
             )
-        self._model = Tekkenizer.from_file(path)
+        self.model = Tekkenizer.from_file(path)
         self._encode = lru_cache(maxsize=4_096)(self._encode_now)
         # The older name serves mistral_common before 1.10.
-        control = getattr(self._model, "get_special_token", None) or self._model.get_control_token
-        self.start = [self._model.bos_id]
+        control = getattr(self.model, "get_special_token", None) or self.model.get_control_token
+        self.start = [self.model.bos_id]
         self.frames = {
             "system": ([control("[SYSTEM_PROMPT]")], [control("[/SYSTEM_PROMPT]")]),
             "user": ([control("[INST]")], [control("[/INST]")]),
-            "assistant": ([], [self._model.eos_id]),
+            "assistant": ([], [self.model.eos_id]),
             "tool": ([control("[TOOL_RESULTS]")], [control("[/TOOL_RESULTS]")]),
         }
 
     def _encode_now(self, text: str) -> list[int]:
-        return self._model.encode(text, bos=False, eos=False)
+        return self.model.encode(text, bos=False, eos=False)
 
     def encode(self, text: str) -> list[int]:
         return self._encode(text) if len(text) <= CACHED_CHARS else self._encode_now(text)
@@ -69,11 +74,11 @@ class FolderTokenizer:
         except ImportError:
             raise BadInputError("--tokenizer FOLDER needs the package: pip install tokenizers") from None
         try:
-            self._model = Tokenizer.from_file(str(path))
+            self.model = Tokenizer.from_file(str(path))
         except Exception as error:  # the Rust library raises bare Exception
             raise BadInputError(f"--tokenizer {folder}: tokenizer.json can't be read: {error}") from None
         self._encode = lru_cache(maxsize=4_096)(self._encode_now)
-        self.start = []
+        self.start: list[int] = []
         end = self._encode_now("\n")
         self.frames = {role: (self._encode_now(f"<|{role}|>\n"), end) for role in ROLES}
 
@@ -81,7 +86,7 @@ class FolderTokenizer:
         whole = text.encode(
             "utf-8", "replace"
         ).decode()  # half a surrogate pair, which JSON may hold, would raise
-        return self._model.encode(whole, add_special_tokens=False).ids
+        return self.model.encode(whole, add_special_tokens=False).ids
 
     def encode(self, text: str) -> list[int]:
         return self._encode(text) if len(text) <= CACHED_CHARS else self._encode_now(text)

@@ -1,6 +1,7 @@
 """ToolBench's depth-first tool searches: the prompts of every query, rebuilt from the search tree."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from marconi_ext.traces import fields
@@ -29,7 +30,7 @@ def read(paths: list[Path], problems: Problems, tokenizer: TextTokenizer) -> Ite
             problems.add(str(path), 0, str(error))
             continue
         name = "/".join(path.parts[-2:]).split("_ChatGPT")[0]
-        yield Session(name, len(queries), lambda q=queries: [_call(m, a, tokenizer) for m, a in q])
+        yield Session(name, len(queries), partial(_calls, queries, tokenizer))
 
 
 def queries_of(document: dict) -> list[tuple[list[Message], str]]:
@@ -48,7 +49,9 @@ def queries_of(document: dict) -> list[tuple[list[Message], str]]:
     opening = _opening(made)
     numbered: list[tuple[int, list[Message], str]] = []
     # (node, messages before the query under way, that query's parts so far)
-    stack = [(child, with_hint(opening, tree["tree"], i), []) for i, child in _children(tree["tree"])]
+    stack: list[tuple[dict, list[Message], list[str]]] = [
+        (child, with_hint(opening, tree["tree"], i), []) for i, child in _children(tree["tree"])
+    ]
     while stack:
         node, messages, parts = stack.pop()
         if len(messages) > 2 * MAX_DEPTH:
@@ -100,5 +103,5 @@ def _children(node: dict) -> list[tuple[int, dict]]:
     return list(enumerate(found))
 
 
-def _call(messages: list[Message], answer: str, tokenizer: TextTokenizer) -> Call:
-    return single_call(messages, answer, tokenizer)
+def _calls(queries: list[tuple[list[Message], str]], tokenizer: TextTokenizer) -> list[Call]:
+    return [single_call(messages, answer, tokenizer) for messages, answer in queries]

@@ -1,6 +1,7 @@
 """The demo's three workloads: agent sessions, few-shot questions, forked conversations."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -101,7 +102,7 @@ def drawn_places(rng: np.random.Generator, sessions: int, turns: int) -> np.ndar
     return np.argsort(drawn, kind="stable").reshape(sessions, turns)
 
 
-def _turns(rng: np.random.Generator, sizes, due: np.ndarray, vocabulary: int) -> tuple[Turn, ...]:
+def _turns(rng: np.random.Generator, sizes: Any, due: np.ndarray, vocabulary: int) -> tuple[Turn, ...]:
     """Turns of drawn lengths at the times `due`, float64[turns]."""
     return tuple(
         Turn(

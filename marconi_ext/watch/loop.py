@@ -7,7 +7,7 @@ import sys
 import time
 from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -95,7 +95,8 @@ class JsonLines:
     """A file of one JSON object a poll; None: no file, -: stdout. A context manager."""
 
     def __init__(self, path: Path | None) -> None:
-        self._path, self._stream = path, None
+        self._path = path
+        self._stream: TextIO | None = None
 
     def __enter__(self) -> Self:
         if self._path is not None:
@@ -106,7 +107,7 @@ class JsonLines:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._stream not in (None, sys.stdout):
+        if self._stream is not None and self._stream is not sys.stdout:
             self._stream.close()
 
     def add(self, value: object) -> None:

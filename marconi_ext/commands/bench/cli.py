@@ -130,7 +130,7 @@ def bench(
     from marconi_ext.servers.arm_server import ServerOptions
     from marconi_ext.traces.source import Reading
 
-    check_history(history)
+    sent = check_history(history)
     check_writable(json)
     routers = check_routers(router)
     pacing = Pacing(concurrency, speed is not None, 1.0 if speed is None else speed, max_rate)
@@ -145,7 +145,7 @@ def bench(
         if servers > 1:
             seeds = [replace(reading, seed=seed + run) for run in range(repeat)]
             several = [
-                load_traffics(trace, fitting, history=history, vocabulary=vocabulary, reading=one)
+                load_traffics(trace, fitting, history=sent, vocabulary=vocabulary, reading=one)
                 for one in seeds
             ]
             common = ServerOptions(
@@ -160,7 +160,7 @@ def bench(
             logs = free_folder(out, "bench")
             show(run_routed(common, chosen[0], servers, routers, several, logs), servers, json)
             return
-        traffics = load_traffics(trace, fitting, history=history, vocabulary=vocabulary, reading=reading)
+        traffics = load_traffics(trace, fitting, history=sent, vocabulary=vocabulary, reading=reading)
         options = BenchOptions(
             model_path=setup.model,
             cpu=setup.cpu,
@@ -175,7 +175,7 @@ def bench(
             traffics=traffics,
             pacing=pacing,
             folder=free_folder(out, "bench"),
-            history=history,
+            history=sent,
             repeats=repeat,
             side_by_side=setup.room_for(len(chosen)) if side_by_side is None else side_by_side,
             watch_s=watch,

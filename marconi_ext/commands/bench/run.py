@@ -11,7 +11,7 @@ from marconi_ext.replay.outcome import INTERRUPTED, timing
 from marconi_ext.replay.player import play
 from marconi_ext.replay.progress import ReplayProgress
 from marconi_ext.replay.sender import Pacing
-from marconi_ext.replay.traffic import Traffic
+from marconi_ext.replay.traffic import History, Traffic
 from marconi_ext.replay.warm_up import warm_up
 from marconi_ext.results.folder import ArmInfo, ResultsFolder, RunInfo, arm_folder
 from marconi_ext.results.provenance import provenance, without_keys
@@ -41,7 +41,7 @@ class BenchOptions(ServerOptions):
     traffics: list[Traffic]
     pacing: Pacing
     folder: Path
-    history: str = "own"
+    history: History = "own"
     repeats: int = 1
     side_by_side: bool = False
     watch_s: float = 1.0

@@ -106,7 +106,7 @@ def replay(
     from marconi_ext.results.run_folder import free_folder
     from marconi_ext.traces.source import Reading, check_source
 
-    check_history(history)
+    sent = check_history(history)
     check_endpoint(endpoint)
     check_source(trace, sessions_per_s, response_s)
     check_writable(json)
@@ -125,7 +125,7 @@ def replay(
         endpoint=endpoint,
         model=model,
         api_key=api_key,
-        history=history,
+        history=sent,
         pacing=pacing,
         selection=Selection(sessions, turns, scale, max_prompt_tokens, limit, max_output_tokens),
         reading=Reading(format, tokenizer, strict, seed, sessions_per_s, response_s),

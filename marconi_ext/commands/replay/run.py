@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from marconi_ext.commands.replay.show import WIDTH, print_summary
 from marconi_ext.output import tables, write_json
@@ -98,7 +99,7 @@ def replay_and_print(options: ReplayOptions, json: Path | None = None) -> Summar
 
 def client_of(options: ReplayOptions, target: Target, endpoint: str) -> StreamingClient:
     """The client for an endpoint. Raises BadInputError for a tokenizer that isn't there."""
-    connection = {"timeout_s": options.timeout_s, "api_key": options.api_key}
+    connection: Any = {"timeout_s": options.timeout_s, "api_key": options.api_key}
     if endpoint == "generate":
         return GenerateClient(target.url, **connection)
     return (ChatClient if endpoint == "chat" else CompletionsClient)(

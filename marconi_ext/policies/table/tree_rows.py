@@ -40,7 +40,7 @@ class TreeRecords:
         self.alive = alive
         self._nodes: dict[int, Any] = {}
 
-    def node(self, row: int) -> Any | None:
+    def node(self, row: int) -> Any:
         """The row's node, or None."""
         return self._nodes.get(row)
 
