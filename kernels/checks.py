@@ -100,7 +100,7 @@ def check_conv_arguments(
         raise ValueError(
             "cache_indices: has_initial_state and cache_indices are given together or not at all"
         )
-    if cache_indices is not None:
+    if cache_indices is not None and has_initial_state is not None:
         if cache_indices.shape != (num_seqs,) or cache_indices.dtype not in (torch.int32, torch.int64):
             got = f"{cache_indices.dtype}{list(cache_indices.shape)}"
             raise ValueError(f"cache_indices: expected int[{num_seqs}], got {got}")
@@ -121,7 +121,7 @@ def check_conv_arguments(
         cu = cu_seqlens.tolist()
         plan.validate(cu, pool.shape[0])
         check_tokens(cu, x.shape[1])
-        if cache_indices is not None:
+        if cache_indices is not None and has_initial_state is not None:
             check_cached_slots(plan, cache_indices.tolist(), has_initial_state.tolist(), pool.shape[0])
 
 

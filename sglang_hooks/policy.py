@@ -33,7 +33,7 @@ _NAMES = {
 
 def kind_name(kind: int) -> str:
     """What operators call a kind of checkpoint."""
-    name = _NAMES.get(kind)
+    name = _NAMES.get(Kind(kind))
     return Kind(kind).name.lower() if name is None else name
 
 

@@ -31,4 +31,4 @@ def show_flags_in_help(argv: Sequence[str]) -> None:
             add_flags(parser)
         return original(parser)
 
-    argparse.ArgumentParser.format_help = format_help  # type: ignore[method-assign]
+    argparse.ArgumentParser.format_help = format_help  # type: ignore[method-assign, assignment]

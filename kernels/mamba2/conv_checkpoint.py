@@ -40,7 +40,7 @@ def save_conv_checkpoints_torch(
         fresh = min(end - cu[seq], width)  # columns that this extend provides
         window = pool[slot]
         if fresh < width:
-            if has_initial_state is not None and bool(has_initial_state[seq]):
+            if has_initial_state is not None and cache_indices is not None and has_initial_state[seq]:
                 window[:, : width - fresh] = pool[int(cache_indices[seq]), :, fresh:]
             else:
                 window[:, : width - fresh] = 0

@@ -121,7 +121,9 @@ def compile_resources(kernel: Any, arguments: dict[str, Any], target_name: str) 
 
 
 def _field(text: str, pattern: str) -> int:
-    return int(re.search(pattern, text).group(1))
+    found = re.search(pattern, text)
+    assert found is not None, f"no {pattern} in the compiler's output"
+    return int(found[1])
 
 
 def _cubin_usage(cubin: bytes) -> tuple[int, int]:

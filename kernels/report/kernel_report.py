@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -71,7 +72,8 @@ def launches() -> Iterator[Launch]:
             shape.name,
             conv_checkpoint,
             "_conv_checkpoint_kernel",
-            lambda shape=shape: conv_checkpoint.save_conv_checkpoints_triton(
+            partial(
+                conv_checkpoint.save_conv_checkpoints_triton,
                 meta(TOKENS, shape.conv_dim).t(),
                 cu_seqlens,
                 plan,
@@ -86,7 +88,7 @@ def launches() -> Iterator[Launch]:
                 shape.name,
                 ssm_checkpoint,
                 "_ssm_checkpoint_kernel",
-                lambda shape=shape: run_ssm(shape, cu_seqlens, plan),
+                partial(run_ssm, shape, cu_seqlens, plan),
             )
     shape = QWEN3_NEXT_80B
     keys, values = meta(TOKENS, shape.ngroups, shape.dstate), meta(TOKENS, shape.nheads, shape.headdim)
@@ -110,9 +112,7 @@ def launches() -> Iterator[Launch]:
             name,
             delta_state_pass,
             "_delta_state_pass_kernel",
-            lambda key_heads=key_heads, decays=decays, delta_rule=delta_rule: run_delta(
-                key_heads, decays, cu_seqlens, grouped, delta_rule=delta_rule
-            ),
+            partial(run_delta, key_heads, decays, cu_seqlens, grouped, delta_rule=delta_rule),
         )
 
 

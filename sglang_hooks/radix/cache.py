@@ -130,7 +130,8 @@ class MarconiRadixCache(UnifiedRadixCache):
                 core.insert_from = (start, held)
                 return self.insert(params)
             leaf = core.add_leaf(start, params)
-            result, actions = InsertResult(prefix_len=held, last_device_node=leaf.id), []
+            result = InsertResult(prefix_len=held, last_device_node=leaf.id)
+            actions: list[Any] = []
             self.mamba.commit_insert_component_data(leaf, True, params, result, actions)
             if actions:
                 self._apply_cache_actions(actions)
@@ -182,6 +183,7 @@ class MarconiRadixCache(UnifiedRadixCache):
     def _evict_bytes(self, params: EvictParams) -> EvictResult:
         """Whatever is worth least goes, until the shared buffer has room for what `params` lacks."""
         shared, freed = self.shared, EvictResult()
+        assert shared is not None
         tokens, states = shared.available()
         tokens, states = tokens + params.num_tokens, states + params.mamba_num
         more = True
@@ -212,6 +214,7 @@ class MarconiRadixCache(UnifiedRadixCache):
 
     def free_dead_leaves(self) -> bool:
         """Free KV that no state makes reusable until a state fits into the shared buffer. False: it doesn't yet."""
+        assert self.shared is not None
         while missing := self.shared.missing_bytes(0, 1):
             with self._freeing(EvictResult()) as (kv, _slots):
                 freed_bytes = self.mamba.take_dead_leaves(missing, kv)
@@ -315,7 +318,9 @@ def build_cache(
     if cache.page_size == 1:
         pool.mamba_initial_tracking_slots = 0  # any length can be donated: nothing is tracked during decode
     context = SaverContext(len(pool.mamba_map), lambda name, n: ledger.counters.update({name: n}))
-    forward = ForwardCheckpoints(ledger, registry.family_of(linear_backend(ctx)).saver(context), stats)
+    family = registry.family_of(linear_backend(ctx))
+    assert family is not None, "why_stock has looked"
+    forward = ForwardCheckpoints(ledger, family.saver(context), stats)
     # with an admin key, nobody else can ask for a dump
     dumps = TreeDumps(expose_tokens=config.expose_tokens or bool(ctx.server_args.admin_api_key))
     runs = AcceptedRuns(pool) if ctx.server_args.speculative_algorithm else None

@@ -48,9 +48,8 @@ if TYPE_CHECKING:
 class MarconiMambaComponent(StatePublishing):
     """Exact checkpoints, slots with one owner at a time, the least valuable state evicted first."""
 
-    runtime: PolicyRuntime | None = (
-        None  # set by `adopt`, before any request; the constructor resets the tree earlier
-    )
+    # None until `adopt` sets it, before any request; the constructor resets the tree earlier
+    runtime: PolicyRuntime = None  # type: ignore[assignment]
     keeps_stock_order = False
 
     def adopt(

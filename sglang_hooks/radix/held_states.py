@@ -101,6 +101,7 @@ class HeldStates:
         if checkpoint is not None:
             planned_at = self._settled(checkpoint)
             if planned_at >= 0:
+                assert checkpoint.plan is not None, "a planned row has its plan"
                 row = self.serving.settle(checkpoint.plan, planned_at, node)
         if row < 0:
             row = self.records.record(node, depth_tokens, kind)

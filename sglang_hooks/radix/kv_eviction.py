@@ -83,7 +83,7 @@ class MarconiFullComponent(FullComponent):
             super()._evict_device_start(request_cnt)
             return
         self._evict_device_request_cnt = request_cnt
-        self._evict_device_heap = []
+        self._evict_device_heap: list[Any] = []
         self._evict_device_last_node = None
 
     def _evict_device_next_node(self, tracker: dict[Any, int], *args: Any, **kwargs: Any) -> Any:

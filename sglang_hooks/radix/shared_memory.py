@@ -92,6 +92,7 @@ class SharedPrefillBudget(PrefillBudget):
 
     def _available_and_evictable(self) -> int:
         shared = self.tree_cache.shared
+        assert shared is not None
         in_states = self.tree_cache.mamba_evictable_size() * shared.state_bytes // shared.kv_bytes
         return super()._available_and_evictable() + in_states
 

@@ -77,6 +77,7 @@ class StateEviction(MambaComponent):
         Returns: False where nothing more may go.
         """
         shared, freed = self.cache.shared, 0
+        assert shared is not None
         while freed < wanted:
             leaf = self.dead_leaves.pop(self.tree_core)
             if leaf is None and (row := self._least_valuable()) is not None:
@@ -92,9 +93,10 @@ class StateEviction(MambaComponent):
     def take_dead_leaves(self, wanted: int, kv: list[torch.Tensor]) -> int:
         """Leaves without a state leave the tree, oldest first, until `wanted` bytes are free; those stay where a
         state is planned. Returns: bytes."""
-        freed = 0
+        shared, freed = self.cache.shared, 0
+        assert shared is not None
         while freed < wanted and (leaf := self.dead_leaves.pop(self.tree_core, self._is_planned)) is not None:
-            freed += self._take_leaf(leaf, kv, []) * self.cache.shared.kv_bytes
+            freed += self._take_leaf(leaf, kv, []) * shared.kv_bytes
         return freed
 
     def take_slot_of_lesser(self, newcomer: int) -> torch.Tensor | None:
@@ -253,8 +255,9 @@ class StateEviction(MambaComponent):
                 return
 
     def _victim(self) -> UnifiedTreeNode | None:
-        row, self._chosen = self._chosen, -1
-        if row < 0:
+        chosen, self._chosen = self._chosen, -1
+        row: int | None = chosen
+        if chosen < 0:
             rows = self._candidates()
             if self._passed_over:
                 rows = rows[[row not in self._passed_over for row in rows.tolist()]]

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 class Mamba2Saver(StateSaver):
     """Saves in the mixer's two stages; every layer must pass both."""
 
+    _armed: ArmedCheckpoints | None
+    _plan: CheckpointPlan | None
+    _layer_cache: Any
+
     def __init__(self, stages: ScanStages, num_layers: int) -> None:
         self._stages = stages
         self._num_layers = num_layers
@@ -93,9 +97,9 @@ class Mamba2Saver(StateSaver):
         )
 
     def reset(self) -> None:
-        self._armed: ArmedCheckpoints | None = None
-        self._plan: CheckpointPlan | None = None
-        self._layer_cache: Any = None
+        self._armed = None
+        self._plan = None
+        self._layer_cache = None
         self._ssm_layers = self._conv_layers = 0
 
 

@@ -79,6 +79,10 @@ class Prepared:
 class PieceSaver(StateSaver):
     """Cuts and forks; every recurrent layer must pass `run_layer`."""
 
+    _armed: ArmedCheckpoints | None
+    _batch: Any
+    _plan: PiecePlan | None
+
     def __init__(self, context: SaverContext) -> None:
         self._num_layers = context.num_layers
         self._count = context.count
@@ -109,6 +113,7 @@ class PieceSaver(StateSaver):
         backend = hybrid.linear_attn_backend
         if self._plan is None:
             self._prepare(backend, forward_batch)
+        assert self._plan is not None
         self._layers += 1
         last = self._layers == self._num_layers
         if self._plan.plain:
@@ -126,9 +131,9 @@ class PieceSaver(StateSaver):
         return f"{self._layers} prefills of {self._num_layers} recurrent layers"
 
     def reset(self) -> None:
-        self._armed: ArmedCheckpoints | None = None
-        self._batch: Any = None
-        self._plan: PiecePlan | None = None
+        self._armed = None
+        self._batch = None
+        self._plan = None
         self._rounds: list[Prepared] = []
         self._at_end: Copies | None = None
         self._layers = 0
@@ -138,6 +143,7 @@ class PieceSaver(StateSaver):
         batch = forward_batch if self._batch is None else self._batch
         lengths = [int(n) for n in batch.extend_seq_lens_cpu]
         armed = self._armed
+        assert armed is not None
         plan = plan_pieces(lengths, armed.row, armed.offset)
         running = backend.forward_metadata.mamba_cache_indices.to(torch.int64)
         slots = armed.physical_slots(backend.req_to_token_pool)
