@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import platform
-import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 
 import torch
 import triton
+
+from marconi_ext.results.provenance import git_revision
 
 
 @dataclass(frozen=True)
@@ -66,18 +67,9 @@ def record(
             "torch": torch.__version__,
             "triton": triton.__version__,
         },
-        git_revision=git_revision(),
+        git_revision=git_revision() or "unknown",
         machine=machine(),
     )
-
-
-def git_revision() -> str:
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def machine() -> str:

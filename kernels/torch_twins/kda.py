@@ -67,6 +67,7 @@ def chunk_kda(
     )
     if track_state is not None:
         first = 0
+        assert states is not None
         for row, (length, chunk) in enumerate(
             zip(cu_seqlens.diff().tolist(), track_chunk_idx.tolist(), strict=True)
         ):

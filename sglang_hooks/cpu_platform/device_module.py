@@ -23,5 +23,5 @@ def apply() -> None:
     def get_device_module(device: torch.device | str | None = None) -> ModuleType:
         return torch.cpu if device is None else original(device)
 
-    get_device_module.is_marconi = True  # type: ignore[attr-defined]
+    get_device_module.is_marconi = True
     torch.get_device_module = get_device_module

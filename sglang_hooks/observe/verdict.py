@@ -25,4 +25,5 @@ def would_serve(model_config: Any) -> tuple[bool, str]:
     refused = why_stock(model)
     if refused is not None:
         return False, f"{model}: {refused}"
+    assert family is not None, "else it is served as stock"
     return True, f"{model}, recurrent states of kind {family.name}"

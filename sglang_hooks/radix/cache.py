@@ -351,7 +351,7 @@ def why_stock(ctx: TreeCacheBuildContext) -> str | None:
     if reason is not None:
         return f"{model}: {reason}"
     backend, family = linear_backend(ctx), registry.family_named(model)
-    if family is not registry.family_of(backend):
+    if family is None or family is not registry.family_of(backend):
         return f"{model} runs on {type(backend).__name__}, whose states aren't known to be exact"
     conflict = family.conflict_with(ctx.server_args)
     return None if conflict is None else f"{model}: {conflict}"

@@ -21,6 +21,9 @@ from .interface import ArmedCheckpoints, Recurrence, SaverContext, StateSaver, l
 class ShortConvSaver(StateSaver):
     """Saves windows; every recurrent layer must pass one of the prefill convolutions."""
 
+    _armed: ArmedCheckpoints | None
+    _plan: CheckpointPlan | None
+
     def __init__(self, context: SaverContext) -> None:
         self._num_layers = context.num_layers
         self.reset()
@@ -56,8 +59,8 @@ class ShortConvSaver(StateSaver):
         return f"{self._layers} prefill convolutions of {self._num_layers} recurrent layers"
 
     def reset(self) -> None:
-        self._armed: ArmedCheckpoints | None = None
-        self._plan: CheckpointPlan | None = None
+        self._armed = None
+        self._plan = None
         self._layers = 0
 
 

@@ -129,6 +129,7 @@ class AcceptedRuns:
         accept_index: int[N, depth], the accepted path in the batch's flattened trees, -1 behind its end
         """
         told, drafts = self._told, self._drafts
+        assert told is not None and drafts is not None, "no run was told"
         number = torch.arange(len(drafts), device=drafts.device)
         path = accept_index.long() - (number * drafts.shape[1])[:, None]
         tokens = drafts.gather(1, path.clamp(min=0))
