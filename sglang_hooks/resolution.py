@@ -19,21 +19,41 @@ def _resolve_once(_result: None, server_args: Any) -> None:
     from sglang.srt.arg_groups.overrides import resolving_view
 
     view = resolving_view(server_args)
-    if not _served_as_stock(view):
+    architecture = _architecture(view)
+    if architecture is None or not _served_as_stock(architecture):
         check_arguments(view)
+    if architecture is not None:
+        _check_page(architecture, view.page_size)
     if config.events == "resumable" and not server_args.kv_events_config:
         raise ConfigError("--marconi-events resumable: needs --kv-events-config, whose stream it changes")
 
 
-def _served_as_stock(view: Any) -> bool:
-    """Whether the model has recurrent states that aren't known to be exact: then stock's options are its own."""
+def _architecture(view: Any) -> str | None:
+    """Of a model with recurrent states and a prefix cache; else None."""
     if not view.uses_mamba_radix_cache:
-        return False
+        return None
     from sglang.srt.arg_groups.overrides import model_config_of
 
+    return model_config_of(view).hf_config.architectures[0]
+
+
+def _served_as_stock(architecture: str) -> bool:
+    """Whether the model's states aren't known to be exact: then stock's options are its own."""
     from .recurrence.registry import why_stock
 
-    return why_stock(model_config_of(view).hf_config.architectures[0]) is not None
+    return why_stock(architecture) is not None
+
+
+def _check_page(architecture: str, page_size: int | None) -> None:
+    """Above page size 1 a request's last state is one that SGLang tracked during decode. Raises: ConfigError where
+    it tracks none."""
+    from .recurrence.registry import needs_no_tracking
+
+    if needs_no_tracking(architecture) and (page_size or 1) > 1:
+        raise ConfigError(
+            f"--enable-marconi serves {architecture} at page size 1 alone: drop --page-size {page_size}, or choose "
+            "an attention backend that allows it"
+        )
 
 
 def _extra_buffer(original: Callable[..., bool], view: Any, hf_config: Any) -> bool:
