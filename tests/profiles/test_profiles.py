@@ -141,9 +141,11 @@ def test_state_bytes_are_what_sglang_allocates(tp: int) -> None:
     assert load_profile("nemotron-h-8b", tp=tp).state_bytes == params.mamba_cache_per_req
 
 
+@pytest.mark.sglang
 @pytest.mark.parametrize("tp", [1, 2])
 def test_state_bytes_of_the_other_families_are_what_sglang_allocates(tp: int) -> None:
-    utils = pytest.importorskip("sglang.srt.configs.mamba_utils")
+    import sglang.srt.configs.mamba_utils as utils
+
     kimi = utils.KimiLinearStateShape.create(tp_world_size=tp, num_heads=96, head_dim=128, conv_kernel_size=4)
     lightning = utils.Mamba2StateShape.create(
         tp_world_size=tp,
