@@ -60,8 +60,8 @@ def _extra_buffer(original: Callable[..., bool], view: Any, hf_config: Any) -> b
     """Stock asks for models whose states it tracks during decode; ours needs that above page size 1 alone."""
     if original(view, hf_config):
         return True
-    if config_of(view) is None or view.page_size not in (None, 1):
-        return False
+    if config_of(view) is None or view.page_size not in (None, 1) or view.speculative_algorithm is not None:
+        return False  # where ours won't be live, stock's cache must not believe that it tracks states
     from .recurrence.registry import needs_no_tracking
 
     return needs_no_tracking(hf_config.architectures[0])

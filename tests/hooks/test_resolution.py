@@ -13,16 +13,22 @@ LFM2, ZAYA, MOBIUS = "Lfm2ForCausalLM", "ZayaForCausalLM", "InternS2MobiusForCon
 
 
 def answer(
-    architecture: str, *, stock: bool = False, enabled: bool = True, page_size: int | None = None
+    architecture: str,
+    *,
+    stock: bool = False,
+    enabled: bool = True,
+    page_size: int | None = None,
+    draft: str | None = None,
 ) -> bool:
     settings = {"_marconi_config": MarconiConfig().model_dump_json()} if enabled else {}
-    view = SimpleNamespace(page_size=page_size, **settings)
+    view = SimpleNamespace(page_size=page_size, speculative_algorithm=draft, **settings)
     return _extra_buffer(lambda view, config: stock, view, SimpleNamespace(architectures=[architecture]))
 
 
 def test_the_extra_buffer_is_given_where_nothing_has_to_be_tracked() -> None:
     assert answer(LFM2) and answer(ZAYA, page_size=1)
     assert not answer(LFM2, page_size=16)
+    assert not answer(LFM2, draft="NGRAM")
     assert not answer(MOBIUS)
     assert answer(MOBIUS, stock=True)
 
