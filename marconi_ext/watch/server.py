@@ -130,7 +130,11 @@ class WatchedServer:
         """Send a prompt for one token of answer. Returns: its tokens that were reused. where: for messages"""
         body = {
             "input_ids": prompt,
-            "sampling_params": {"max_new_tokens": 1, "temperature": 0},
+            "sampling_params": {
+                "max_new_tokens": 1,
+                "temperature": 0,
+                "custom_params": {"marconi": {"keep": True}},
+            },
             **namespace,
         }
         try:

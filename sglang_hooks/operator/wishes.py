@@ -10,15 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 NAME = "marconi"
-_KNOWN = {"explain": bool, "store": bool}
+_KNOWN = {"explain": bool, "store": bool, "keep": bool}
 
 
 @dataclass(frozen=True)
 class Wishes:
-    """explain: tell in the answer's meta_info what was reused and why not more; store: keep states and KV"""
+    """explain: tell in the answer's meta_info what was reused and why not more; store: keep states and KV
+    keep: save the state at the prompt's end, whatever the policy thinks it is worth (`marconi warm`)"""
 
     explain: bool = False
     store: bool = True
+    keep: bool = False
 
 
 NO_WISHES = Wishes()

@@ -218,7 +218,7 @@ class MarconiMambaComponent(StatePublishing):
         pending = PendingCheckpoint(offer.kind, offer.depth_tokens, None, row, plan)
         self.held.reserve(pending)
         lacks_slots = not self.cache.spares_a_state()
-        slot = None if lacks_slots else self._take_slot(row)
+        slot = None if lacks_slots else self._take_slot(-1 if self._insists(req, offer) else row)
         kind = kind_name(offer.kind)
         if slot is None:
             reason = "no-slot" if lacks_slots else "worth-less"
@@ -230,6 +230,10 @@ class MarconiMambaComponent(StatePublishing):
         self.ledger.add(req, pending)
         self.ledger.counters[f"planned_{kind}"] += 1
         return SAVING
+
+    def _insists(self, req: Req, offer: Offer) -> bool:
+        """Whether the request asks for this state, whatever it is worth."""
+        return offer.prompt_tokens > 0 and getattr(req, "marconi_wishes", NO_WISHES).keep
 
     def _take_slot(self, row: int) -> torch.Tensor | None:
         """A free slot, or that of a state worth less than the one offered at `row`; None: not worth it, or none."""

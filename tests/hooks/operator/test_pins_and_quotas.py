@@ -15,6 +15,7 @@ from marconi_ext.policies.table.tree_rows import row_of
 from sglang_hooks.operator.desk import RefusedError
 from sglang_hooks.operator.explain import walk
 from sglang_hooks.operator.memory import ServerMemory
+from sglang_hooks.operator.wishes import Wishes
 from sglang_hooks.radix.held_states import holds_state
 
 SLOTS, TOKENS, REQUESTS = 60, 6_000, 4
@@ -45,7 +46,7 @@ class Site:
             assert self.scheduler.step()
 
     def warm(self, prefix: list[int], extra_key: str | None = None) -> None:
-        self.send([*prefix, prefix[-1]], extra_key)
+        self.send([*prefix, prefix[-1]], extra_key).marconi_wishes = Wishes(keep=True)
         self.settle()
 
     def hostile(self, requests: int, key: Any = lambda _number: None) -> None:
@@ -97,6 +98,15 @@ def test_pins_and_quotas_hold_under_hostile_requests() -> None:
     assert site.holds(SYSTEM) and not site.holds(other)
     report = site.mamba.pins.answer({})
     assert report["states"] == 1 and report["yielded"] == 0 and not any(report["ended"].values())
+    site.assert_sound()
+
+
+def test_a_full_pool_takes_what_is_warmed_whatever_it_is_worth() -> None:
+    site = Site()
+    site.hostile(150)
+    for number in range(8):
+        site.warm(prefix := [number, *SYSTEM[:40]])
+        assert site.holds(prefix)
     site.assert_sound()
 
 
