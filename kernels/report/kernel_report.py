@@ -239,10 +239,11 @@ def over_budget(resources: list[dict[str, Any]]) -> list[str]:
 
 
 def budget_from(resources: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """A budget that grants what was measured, registers rounded up to the next 8 (how they are given out)."""
+    """A budget that grants what was measured, registers rounded up to the next 8 (how they are given out), and 8 more:
+    the compiler's answer differs by a few from one compile to the next."""
     return {
         f"{row['kernel']} {row['model']} {row['target']}": {
-            "registers": -(-row["registers"] // 8) * 8,
+            "registers": min(255, -(-row["registers"] // 8) * 8 + 8),
             "shared_bytes": row["shared_bytes"],
             "mma": bool(row["mma_instructions"]),
         }

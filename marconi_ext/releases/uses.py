@@ -45,12 +45,11 @@ def find_uses(ours: Sources, baseline: Sources, package: str = "sglang_hooks") -
     found: set[Use] = set()
     written: set[str] = set()
     read: dict[str, str] = {}
-    constants = _constants(ours, package)
     for path, text in ours.texts(package + "/"):
         tree = ast.parse(text)
         module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         here = module if path.endswith("__init__.py") else module.rpartition(".")[0]
-        found.update(_hooks(tree, path, constants))
+        found.update(_hooks(tree, path, _constants(ours, module)))
         found.update(_imports(tree, path, here))
         found.update(_overrides(ours, baseline, tree, module, path))
         written |= _names_made(tree)
@@ -96,16 +95,23 @@ def _strings(node: ast.expr, constants: dict[str, str], loops: dict[str, list[st
     return found
 
 
-def _constants(ours: Sources, package: str) -> dict[str, str]:
+def _constants(ours: Sources, module: str) -> dict[str, str]:
+    """Strings that a module binds to names at its top, or imports from another module of ours that does."""
     found: dict[str, str] = {}
-    for _, text in ours.texts(package + "/"):
-        for statement in ast.parse(text).body:
-            if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
-                name, value = statement.targets[0].id, statement.value
-                if isinstance(value, ast.Constant | ast.JoinedStr):
-                    values = _strings(value, found, {})
-                    if values:
-                        found[name] = values[0]
+    tree = ours.module(module)
+    assert tree is not None
+    for statement in tree.body:
+        if isinstance(statement, ast.ImportFrom):
+            for alias in statement.names:
+                name = alias.asname or alias.name
+                home, _, there = ours.home(f"{module}.{name}").rpartition(".")
+                if home != module and ours.module(home) is not None and there.isupper():
+                    values = _constants(ours, home)
+                    found |= {name: values[there]} if there in values else {}
+        elif isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+            values_of = _strings(statement.value, found, {})
+            if values_of:
+                found[statement.targets[0].id] = values_of[0]
     return found
 
 

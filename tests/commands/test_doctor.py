@@ -76,7 +76,8 @@ def test_flags_are_tried_and_the_verdict_says_what_the_server_would_do(tmp_path:
         assert words in server["detail"] and words in document["verdict"]
         assert document["verdict"] in found.stdout
     found, document = run(tmp_path, "--", "--model-path", str(tmp_path / "none"), "--enable-marconi")
-    assert found.returncode == 1 and "there is no such folder" in found.stdout
+    details = " ".join(finding["detail"] for finding in document["findings"])
+    assert found.returncode == 1 and "there is no such folder" in details
 
 
 def test_a_verdict_for_every_state_of_things() -> None:

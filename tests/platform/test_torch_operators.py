@@ -107,10 +107,10 @@ def test_convolution_step(reference):
     assert torch.equal(conv["conv_state"], reference["conv_step"][1])
 
 
-def test_convolution_step_refuses_speculative_arguments():
+def test_convolution_step_refuses_a_circular_buffer():
     conv, _ = step_inputs()
     with pytest.raises(NotImplementedError, match="one token"):
-        torch_conv.causal_conv1d_update(**conv, intermediate_conv_window=torch.zeros(1))
+        torch_conv.causal_conv1d_update(**conv, cache_seqlens=torch.zeros(4, dtype=torch.int32))
 
 
 def test_state_update(reference):

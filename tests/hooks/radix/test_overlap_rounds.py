@@ -79,7 +79,7 @@ def test_rounds(policy: str) -> None:
     assert cache.mamba_evictable_size() == 0 and cache.slot_census()["free"] == SLOTS
 
 
-def _refuses_whatever_came(held: HeldStates, checkpoint) -> None:
+def _refuses_whatever_came(held: HeldStates, checkpoint, _reason: str) -> None:
     row = held._settled(checkpoint)
     if row >= 0:
         held.runtime.refused(row)
