@@ -121,9 +121,9 @@ WRITTEN = (  # traffic, its sizes, and whether its template is the server's
 
 
 def test_templates_of_thinking_models(model: Path, tmp_path: Path) -> None:
-    """Patterns a to g on a server that knows one template: its turns lose one token at most, and no answer changes, whichever
-    template wrote the prompt. Each of two rounds sends all prompts; the second finds each served to its last token, and
-    so does one of many that are sent at once."""
+    """Patterns a to g on a server that knows one template: its turns lose one token at most, and no answer changes,
+    whichever template wrote the prompt. Each of two rounds sends all prompts; the second finds each served to its last
+    token, and so does one of many that are sent at once."""
     asked: list[Asked] = []
     for name, sizes, known in WRITTEN:
         said: dict[str, list[np.ndarray]] = {}
