@@ -22,7 +22,7 @@ from sglang.srt.disaggregation.kv_events import (
 )
 from sglang.srt.mem_cache.events import KVCacheEventRecorder
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
-from sglang.srt.mem_cache.utils import hash_str_to_int64
+from sglang.srt.mem_cache.utils import get_hash_str, hash_str_to_int64
 from sglang.srt.runtime_context import get_parallel
 
 from marconi_ext.config import MarconiConfig
@@ -211,6 +211,10 @@ def start(
 ) -> StateEvents | ResumableRecorder | None:
     """What `--marconi-events` asks for, on ranks that SGLang publishes from; else None."""
     mode: Literal["none", "states", "resumable"] = config.events
+    if mode == "none":
+        return None
+    # SGLang compiles its hash at the first call, for up to half a minute, in which its own warm-up would give up.
+    get_hash_str([0])
     if mode == "states" and is_kv_publisher_rank(config.events_config):
         parallel = get_parallel()
         rank = select_kv_publisher_dp_rank(parallel.attn_dp_size, parallel.attn_dp_rank, parallel.dp_rank)
