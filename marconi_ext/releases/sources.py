@@ -34,6 +34,11 @@ class Sources:
             self._trees[name] = None if path is None else ast.parse(self.files[path]())
         return self._trees[name]
 
+    def package(self, module: str) -> str:
+        """The package that a module's relative imports start from: itself, if it is one."""
+        is_package = f"{module.replace('.', '/')}/__init__.py" in self.files
+        return module if is_package else module.rpartition(".")[0]
+
     def texts(self, prefix: str = "") -> Iterator[tuple[str, str]]:
         """(path, text) of all files whose path begins with the prefix."""
         for path, read in self.files.items():
@@ -94,7 +99,7 @@ class Sources:
             if source is not None:
                 return self._find(".".join([source, *parts[cut + 1 :]]), hops - 1)
             for number, part in enumerate(parts[cut:], cut):
-                if isinstance(node, ast.ClassDef) and number > cut and len(parts) - number == 1:
+                if isinstance(node, ast.ClassDef) and number == len(parts) - 1:
                     return self.method(".".join(parts[:number]), part) or _bound(node.body, part)
                 node = _bound(node.body, part) if isinstance(node, ast.Module | ast.ClassDef) else None
             return node
@@ -105,10 +110,9 @@ class Sources:
         tree = self.module(module)
         if tree is None:
             return None
-        is_package = f"{module.replace('.', '/')}/__init__.py" in self.files
         for statement in _flat(tree.body):
             if isinstance(statement, ast.ImportFrom):
-                base = absolute(statement, module if is_package else module.rpartition(".")[0])
+                base = absolute(statement, self.package(module))
                 for alias in statement.names:
                     if (alias.asname or alias.name) == name and f"{base}.{alias.name}" != f"{module}.{name}":
                         return f"{base}.{alias.name}"

@@ -45,12 +45,14 @@ def find_uses(ours: Sources, baseline: Sources, package: str = "sglang_hooks") -
     found: set[Use] = set()
     written: set[str] = set()
     read: dict[str, str] = {}
-    for path, text in ours.texts(package + "/"):
-        tree = ast.parse(text)
+    for path in ours.files:
+        if not path.startswith(package + "/"):
+            continue
         module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-        here = module if path.endswith("__init__.py") else module.rpartition(".")[0]
+        tree = ours.module(module)
+        assert tree is not None
         found.update(_hooks(tree, path, _constants(ours, module)))
-        found.update(_imports(tree, path, here))
+        found.update(_imports(tree, path, ours.package(module)))
         found.update(_overrides(ours, baseline, tree, module, path))
         written |= _names_made(tree)
         for node in ast.walk(tree):
