@@ -79,6 +79,7 @@ setup(
         "sglang_hooks",
         "sglang_hooks.cpu_platform",
         "sglang_hooks.observe",
+        "sglang_hooks.operator",
         "sglang_hooks.radix",
         "sglang_hooks.recurrence",
     ],
