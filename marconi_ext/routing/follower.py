@@ -55,16 +55,13 @@ class StateFollower:
         return taken
 
     def _take(self, number: int, payload: bytes) -> None:
-        if number == 0 and self._next:  # the server was started anew
+        if number < self._next:  # the server was started anew; its first batches may have come before we heard of it
             self.index.clear()
             self._next = 0
-        if number < self._next:
-            return  # replay brought it already
         if number > self._next:
             self._catch_up(number)
-        if number >= self._next:
-            self._apply(payload)
-            self._next = number + 1
+        self._apply(payload)
+        self._next = number + 1
 
     def _apply(self, payload: bytes) -> None:
         _sent_at, events, *_rank = self._decode(payload)

@@ -148,6 +148,14 @@ def test_follower_forgets_after_a_gap_and_after_a_restart() -> None:
         sender.send(stored(30))
         assert _polled(follower, lambda: follower.index.resumable_tokens(HASHES) == 30)
         assert len(follower.index) == 1
+        for _ in range(3):
+            sender.send(stored(40))
+        assert _polled(follower, lambda: len(follower.index) == 2)
+        sender.number = 0
+        sender.send(stored(50), arrives=False)  # before the follower was connected again
+        sender.send(stored(60))
+        assert _polled(follower, lambda: follower.index.resumable_tokens(HASHES) == 60)
+        assert len(follower.index) == 1, "what the server had is gone, however much it had said"
     sender.socket.close(linger=0)
 
 
