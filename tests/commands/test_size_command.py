@@ -31,7 +31,18 @@ def test_a_split_uses_the_memory_and_no_more() -> None:
 
 def test_best_is_the_simulators(tmp_path: Path) -> None:
     out, picture = tmp_path / "o.json", tmp_path / "o.png"
-    arguments = ["--memory", "4GB", "--limit", "80", "--shares", "3,20,60", "--processes", "1"]
+    arguments = [
+        "--memory",
+        "4GB",
+        "--limit",
+        "80",
+        "--shares",
+        "3,20,60",
+        "--processes",
+        "1",
+        "--tiers",
+        "1GB,99GB",
+    ]
     done = CliRunner().invoke(
         app,
         ["size", "--trace", "synthetic:agent", *arguments, "--json", str(out), "--plot", str(picture)],
@@ -48,6 +59,18 @@ def test_best_is_the_simulators(tmp_path: Path) -> None:
     cell = run_cell(workload, parse_policy("gittins"), pools, PROFILE, Options())
     assert cell["token_hit_rate"] == found["best"]["token_hit_rate"]
     assert "--mamba-full-memory-ratio" in done.output
+    tiers = [row["token_hit_rate"] for row in found["tiers"]]
+    assert [row["tier_bytes"] for row in found["tiers"]] == [10**9, 99 * 10**9]
+    assert min(rates) < found["shared"]["token_hit_rate"] <= tiers[0] <= tiers[1]
+    cell = run_cell(workload, parse_policy("gittins"), Capacity(bytes=104 * 10**9), PROFILE, Options())
+    assert tiers[1] == cell["token_hit_rate"]
+
+
+def test_a_tier_has_a_size_in_bytes() -> None:
+    done = CliRunner().invoke(
+        app, ["size", "--trace", "synthetic:agent", "--memory", "4GB", "--tiers", "slots=5"]
+    )
+    assert done.exit_code != 0 and isinstance(done.exception, BadInputError)
 
 
 @pytest.mark.parametrize("text", ["", "0", "100", "a", "20,120"])

@@ -21,6 +21,10 @@ def size(
     running: Annotated[
         int, typer.Option(min=0, help="Requests at a time; each keeps a state's slot to itself.")
     ] = 0,
+    tiers: Annotated[
+        str,
+        typer.Option(help="Tiers behind the memory, each one's size: 100GB,2TB for host memory and storage."),
+    ] = "",
     tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel ranks; bytes are one rank's.")] = 1,
     seed: Annotated[int, typer.Option(help="Of synthetic traffic and drawn arrivals.")] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many requests.")] = None,
@@ -47,6 +51,10 @@ def size(
     room = parse_capacities(memory)
     if len(room) != 1 or room[0].bytes is None:
         raise BadInputError(f"--memory {memory}: want one size in bytes, as in 40GB")
+    given = parse_capacities(tiers) if tiers else []
+    behind = [tier.bytes for tier in given if tier.bytes is not None]
+    if len(behind) < len(given):
+        raise BadInputError(f"--tiers {tiers}: want sizes in bytes, as in 100GB,2TB")
     name = parse_policy(policy)
     if name.family != "online":
         raise BadInputError(f"--policy {policy}: want one that a server can follow, such as lru or ours")
@@ -57,7 +65,14 @@ def size(
         stream = open_source(trace, **asdict(reading), limit=limit, on_problem=progress.problem)
         workload = load_workload(trace, seed, progress.count(stream))
     found = find_splits(
-        workload, room[0].bytes, wanted, name, profile, running, processes or default_processes()
+        workload,
+        room[0].bytes,
+        wanted,
+        name,
+        profile,
+        running,
+        processes or default_processes(),
+        behind,
     )
     print_splits(found, json)
     if plot is not None:

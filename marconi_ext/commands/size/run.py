@@ -42,18 +42,24 @@ def find_splits(
     profile: ModelProfile,
     running: int,
     processes: int,
+    tiers: list[int] | None = None,
 ) -> dict:
-    """JSON-ready: `splits` in order of share, `best` (most hits; of equals, the smallest share), and `shared`, one
-    buffer for both. Rates are fractions of the prompt tokens. Raises BadInputError where no split holds anything."""
+    """JSON-ready: `splits` in order of share, `best` (most hits; of equals, the smallest share), `shared`, one buffer
+    for both, and `tiers`: what one buffer as large as the memory and the tiers so far would hit, which is more than
+    tiers give whose contents overlap. Rates are fractions of the prompt tokens. Raises BadInputError where no split
+    holds anything."""
     pools = [(share, found) for share in shares if (found := split(memory_bytes, share, profile, running))]
     if not pools:
         raise BadInputError(
             f"--memory: {memory_bytes:,} bytes hold no state beside {running} running requests at these --shares; "
             f"a state of {profile.name} takes {profile.state_bytes:,}"
         )
-    shared = Capacity(bytes=max(1, int(memory_bytes - running * profile.state_bytes)))
+    room = max(1, int(memory_bytes - running * profile.state_bytes))
+    shared = Capacity(bytes=room)
     cells: list[dict] = []
-    jobs = [(policy, capacity) for capacity in [*(c for _, c in pools), shared]]
+    sizes = [sum((tiers or [])[: n + 1]) for n in range(len(tiers or []))]
+    behind = [Capacity(bytes=room + size) for size in sizes]
+    jobs = [(policy, capacity) for capacity in [*(c for _, c in pools), shared, *behind]]
     run_cells(workload, jobs, profile, Options(), processes=processes, done=cells.append)
     splits = [
         {
@@ -63,7 +69,7 @@ def find_splits(
             "tokens": capacity.tokens,
             **{name: cell[name] for name in KEPT},
         }
-        for (share, capacity), cell in zip(pools, cells[:-1], strict=True)
+        for (share, capacity), cell in zip(pools, cells, strict=False)
     ]
     return {
         "trace": workload.name,
@@ -75,5 +81,9 @@ def find_splits(
         "longest_request_tokens": max(len(r.input_ids) + len(r.output_ids) for r in workload.requests),
         "splits": splits,
         "best": max(splits, key=lambda found: found["token_hit_rate"]),
-        "shared": {name: cells[-1][name] for name in KEPT},
+        "shared": {name: cells[len(pools)][name] for name in KEPT},
+        "tiers": [
+            {"tier_bytes": size, **{name: cell[name] for name in KEPT}}
+            for size, cell in zip(tiers or [], cells[len(pools) + 1 :], strict=True)
+        ],
     }

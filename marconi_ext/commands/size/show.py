@@ -29,6 +29,9 @@ def print_splits(found: dict, json: Path | None) -> None:
         )
     shared = (f"{100 * found['shared'][name]:.2f}" for name in KEPT)
     table.add_row("one buffer", "–", "–", "–", *shared)
+    for tier in found["tiers"]:
+        cells = (f"{100 * tier[name]:.2f}" for name in KEPT)
+        table.add_row(f"and {tier['tier_bytes'] / 1e9:,g} GB behind it", "–", "–", "–", *cells)
     console, best = tables(json, 120), found["best"]
     console.print(table)
     console.print(
