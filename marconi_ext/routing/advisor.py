@@ -6,14 +6,17 @@ no news at all the least loaded is picked. Servers that the gateway found dead a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from marconi_ext.routing.block_hashes import block_hashes
 from marconi_ext.routing.rules import Demand, least_work
 from marconi_ext.routing.state_index import StateIndex
+
+Answer = TypeVar("Answer")
 
 
 class Source(Protocol):
@@ -70,6 +73,29 @@ class Advisor:
         prices = self._demand.prices(sum(index.depth_sum for index in every) / states if states else 0.0)
         by_name = dict(zip(self._sources, prices, strict=True))
         return [by_name[name] for name in names]
+
+    def serve(
+        self,
+        prompt: np.ndarray,
+        send: Callable[[Advice], Answer],
+        *,
+        cache_salt: str | None = None,
+        lost_on: tuple[type[Exception], ...] = (ConnectionError,),
+    ) -> Answer:
+        """Pick a server and `send` the request there; where that raises one of `lost_on`, the server is lost, and the
+        request goes to the next. Raises LookupError where every server is lost, and whatever else `send` raises.
+
+        A gateway that streams answers must not count a server as lost once a part of the answer has gone out.
+        """
+        while True:
+            advice = self.pick(prompt, cache_salt=cache_salt)
+            self.started(advice)
+            try:
+                return send(advice)
+            except lost_on:
+                self.lost(advice.server)
+            finally:
+                self.ended(advice)
 
     def started(self, advice: Advice) -> None:
         """The request was sent."""

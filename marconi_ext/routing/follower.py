@@ -55,7 +55,9 @@ class StateFollower:
         return taken
 
     def _take(self, number: int, payload: bytes) -> None:
-        if number < self._next:  # the server was started anew; its first batches may have come before we heard of it
+        if (
+            number < self._next
+        ):  # the server was started anew; its first batches may have come before we heard of it
             self.index.clear()
             self._next = 0
         if number > self._next:

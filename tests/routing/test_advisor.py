@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import zmq
 
-from marconi_ext.routing.advisor import Advisor
+from marconi_ext.routing.advisor import Advice, Advisor
 from marconi_ext.routing.block_hashes import block_hashes
 from marconi_ext.routing.follower import StateFollower
 from marconi_ext.routing.rules import Demand, least_work, longest_prefix
@@ -157,6 +157,64 @@ def test_follower_forgets_after_a_gap_and_after_a_restart() -> None:
         assert _polled(follower, lambda: follower.index.resumable_tokens(HASHES) == 60)
         assert len(follower.index) == 1, "what the server had is gone, however much it had said"
     sender.socket.close(linger=0)
+
+
+class Stub:
+    """A server without a model: it resumes what it has seen since it was started, and says so."""
+
+    def __init__(self, sender: Sender) -> None:
+        self.sender, self.alive, self.depths = sender, True, set()
+
+    def __call__(self, advice: Advice) -> int:
+        """Tokens that it resumed."""
+        if not self.alive:
+            raise ConnectionRefusedError(advice.server)
+        found = max((depth for depth in self.depths if depth < len(PROMPT)), default=0)
+        if not self.depths:
+            self.depths.add(90)
+            self.sender.send(stored(90) | {"kind": "last-token"})
+        return found
+
+    def restart(self) -> None:
+        """Its first event is sent before anybody listens again."""
+        self.alive, self.depths, self.sender.number = True, set(), 0
+        self.sender.send(stored(5), arrives=False)
+
+
+def test_no_request_fails_when_a_server_is_lost_and_started_anew() -> None:
+    senders = {name: Sender() for name in "ab"}
+    stubs = {name: Stub(sender) for name, sender in senders.items()}
+    followers = {name: StateFollower(sender.endpoint) for name, sender in senders.items()}
+    advisor = Advisor(followers)
+    time.sleep(0.3)
+    send = lambda advice: (advice.server, stubs[advice.server](advice))  # noqa: E731
+    first, resumed = advisor.serve(PROMPT, send)
+    assert resumed == 0 and _polled(followers[first], lambda: len(followers[first].index) == 1)
+    assert advisor.serve(PROMPT, send) == (first, 90)
+
+    stubs[first].alive = False
+    other, resumed = advisor.serve(PROMPT, send)  # the advisor still believes the news of the first
+    assert other != first and resumed == 0
+    assert _polled(followers[other], lambda: len(followers[other].index) == 1)
+    assert advisor.serve(PROMPT, send) == (other, 90)
+
+    stubs[first].restart()
+    advisor.back(first)
+    assert advisor.serve(PROMPT, send) == (other, 90), "the first is believed to have nothing, rightly"
+    stubs[other].alive = False
+    assert advisor.serve(PROMPT, send) == (first, 0)
+    assert _polled(followers[first], lambda: followers[first].index.resumable_tokens(HASHES) == 90)
+    assert advisor.serve(PROMPT, send) == (first, 90), "news of the server that was started anew is taken in"
+    stubs[first].alive = False
+    with pytest.raises(LookupError):
+        advisor.serve(PROMPT, send)
+    with pytest.raises(ZeroDivisionError):
+        advisor.back(first)
+        advisor.serve(PROMPT, lambda advice: 1 // 0)
+    assert not any(advisor._queued.values()), "no load is left behind"
+    for follower, sender in zip(followers.values(), senders.values(), strict=True):
+        follower.close()
+        sender.socket.close(linger=0)
 
 
 @pytest.mark.sglang
