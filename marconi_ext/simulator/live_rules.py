@@ -8,6 +8,7 @@ in one piece.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -15,7 +16,9 @@ import numpy as np
 
 from marconi_ext.policies.admission import Offer
 from marconi_ext.policies.currency import Currency
+from marconi_ext.policies.held_states import Claim, HeldStates, Placed
 from marconi_ext.policies.interfaces import Admission, Eviction
+from marconi_ext.policies.making_room import DeadLeaves, make_room_for_kv, make_room_for_state
 from marconi_ext.policies.messages import MessageHeaders
 from marconi_ext.policies.paper.background import Tuner
 from marconi_ext.policies.request_plan import Match, Plan, Serving
@@ -26,12 +29,11 @@ from marconi_ext.simulator.radix_tree import Node, RadixTree
 from marconi_ext.simulator.simulator import Served
 
 
-@dataclass(slots=True)
-class _Pending:
-    """A state that the running request saves. row: -1 once the node that it was planned at has gone"""
+@dataclass(eq=False, kw_only=True)
+class _Pending(Claim):
+    """A state that the running request saves."""
 
     offer: Offer
-    row: int
 
 
 class LiveRules:
@@ -64,6 +66,9 @@ class LiveRules:
         self.records = TreeRecords(self.runtime, lambda node: len(node.tokens))
         self.serving = Serving(self.runtime, self.records, kinds)
         self.serving.headers = headers or MessageHeaders()
+        self.held = HeldStates(self.runtime, self.records, self.serving, self)
+        self._dead_leaves = DeadLeaves(lambda node: node.serial, self._is_free_dead_leaf)
+        self._locks: Counter[Node] = Counter()
         self._pending: list[_Pending] = []
         self._held_slots = 0  # by the running request, its own and those of states not published yet
         self._held_tokens = 0  # KV that is not in the tree yet
@@ -94,7 +99,7 @@ class LiveRules:
         table = self.runtime.table
         table.check()
         assert self._held_slots == self._held_tokens == 0, "the last request left something behind"
-        assert not table.pins.any(), "a state is still pinned"
+        assert not self.held.claims and not self._locks and not table.pins.any(), "a state is still pinned"
         assert self.tree.num_states == table.num_live, "states miscounted"
         assert self._fits(0, 0), "more than the pools have"
         for node in self.tree.nodes():
@@ -117,34 +122,17 @@ class LiveRules:
         return Match(path, look.state_node, len(prompt), look.state_tokens, ahead, prompt)
 
     def _offer(self, plan: Plan, offer: Offer) -> None:
-        row, table = self.serving.row_for(plan, offer), self.runtime.table
-        if table.live[row]:
-            self.runtime.touch(row)
-            return
-        if offer.spare and not self._fits(1, 0):
-            return
-        if not self.runtime.offer(row, offer):
-            return
-        table.pins[row] += 1
-        if not self._take_slot(row):
-            table.pins[row] -= 1
-            self.runtime.refused(row)
-            return
-        self.runtime.saved(row)
-        self._pending.append(_Pending(offer, row))
+        pending = _Pending(row=self.serving.row_for(plan, offer), plan=plan, offer=offer)
+        if self.held.place(pending, offer, self) is Placed.GRANTED:
+            self._pending.append(pending)
 
     def _publish(self, plan: Plan, prompt: np.ndarray) -> Node | None:
         """Insert what was saved, shallow first; the request's lock moves to the deepest."""
-        locked, table = plan.match.served, self.runtime.table
+        locked = plan.match.served
         for pending in self._pending:
             offer, node = pending.offer, self._insert(prompt[: pending.offer.depth_tokens])
-            if pending.row >= 0:
-                held = self.serving.settle(plan, pending.row, node)
-                assert held == pending.row, "alone, nobody is first"
-                table.pins[pending.row] -= 1
-            else:
-                self._save(node, offer)
             self.tree.set_state(node, True)
+            self.held.arrived(node, offer.depth_tokens, offer.kind, is_new=True, claim=pending)
             self._held_slots -= 1
             self._lock(node)
             self._unlock(locked)
@@ -157,12 +145,11 @@ class LiveRules:
         node = self._insert(sequence)
         self._held_tokens = 0
         self._held_slots -= 1
-        row, wanted = row_of(node), self.serving.saves_last_token(plan, len(sequence))
-        if row >= 0 and self.runtime.table.live[row]:
-            self.runtime.touch(row)
-        elif wanted:
-            self._save(node, Offer(len(sequence), Kind.LAST_TOKEN))
+        is_new = node.state is None
+        if is_new and self.serving.saves_last_token(plan, len(sequence)):
             self.tree.set_state(node, True)
+        if self.holds_state(node):
+            self.held.arrived(node, len(sequence), Kind.LAST_TOKEN, is_new=is_new)
         for homeless, depth in sorted(plan.homeless.items(), key=lambda item: item[1]):
             below = self.tree.boundary(node, depth, self.runtime.tick)
             for child in below.children.values():
@@ -170,34 +157,49 @@ class LiveRules:
             self.serving.settle(plan, homeless, below)
         self.serving.end(plan)
 
-    def _save(self, node: Node, offer: Offer) -> None:
-        """A state without a row of its own, planned or not: the table learns of it now."""
-        row = row_of(node)
-        if row < 0:
-            row = self.records.record(node, offer.depth_tokens, offer.kind)
-        self.runtime.offer(row, offer)
-        self.runtime.saved(row)
-
     def _insert(self, sequence: np.ndarray) -> Node:
         done = self.tree.insert(sequence, self.runtime.tick)
         self.records.tend(done.node)
         self.records.tend(done.node.parent)
+        self._note_dead(done.node)
         if done.upper is not None:
             for child in done.upper.children.values():
                 self.records.tend(child)
         return done.node
 
+    # --- locks, as `HeldStates` asks for them ------------------------------------------------------------
+
+    def holds_state(self, node: Node) -> bool:
+        """Whether there is a state at the node."""
+        return node.state is not None
+
+    def locks(self, node: Node) -> int:
+        """Requests that keep the node's state."""
+        return self._locks.get(node, 0)
+
     def _lock(self, node: Node | None) -> None:
         if node is not None:
             self.tree.pin(node)
-            self.runtime.table.pins[row_of(node)] += 1
+            self._locks[node] += 1
+            self.held.locks_changed(node)
 
     def _unlock(self, node: Node | None) -> None:
         if node is not None:
             self.tree.unpin(node)
-            self.runtime.table.pins[row_of(node)] -= 1
+            self._locks[node] -= 1
+            if not self._locks[node]:
+                del self._locks[node]
+            self.held.locks_changed(node)
 
     # --- room --------------------------------------------------------------------------------------------
+
+    def is_free(self) -> bool:
+        """Whether a slot is."""
+        return self._fits(1, 0)
+
+    def take(self, claim: Claim) -> str | None:
+        """A slot for a state."""
+        return None if self._take_slot(claim.row) else "worth-less"
 
     def _fits(self, states: int, tokens: int) -> bool:
         states += self.tree.num_states + self._held_slots
@@ -209,70 +211,66 @@ class LiveRules:
 
     def _take_slot(self, newcomer: int = -1) -> bool:
         """A slot for the request itself, or for the state at row `newcomer`; False: refused, or all are pinned."""
-        while not self._fits(1, 0):
-            if self.shared_bytes is not None and (dead := self._dead_leaf(planned=False)):
-                self._remove(dead)
-                continue
-            victim = self._least_valuable(newcomer)
-            if victim is None or victim == newcomer:
-                return False
-            self._evict_state(victim)
-        self._held_slots += 1
-        return True
-
-    def _least_valuable(self, newcomer: int = -1) -> int | None:
-        if self.shared_bytes is not None:
-            return self.runtime.victim_in_bytes(newcomer)
-        return self.runtime.victim_of_all(newcomer)
-
-    def _evict_state(self, row: int) -> None:
-        self.tree.drop_state(self.records.node(row))
-        self.runtime.evicted(row)
+        found = make_room_for_state(
+            self, lambda: not self._fits(1, 0), shared=self.shared_bytes is not None, newcomer=newcomer
+        )
+        self._held_slots += found
+        return found
 
     def _take_tokens(self, tokens: int) -> None:
         self._make_room(tokens)
         self._held_tokens += tokens
 
     def _make_room(self, tokens: int) -> None:
-        while not self._fits(0, tokens):
-            leaf = self._dead_leaf()
-            if leaf is None and self.shared_bytes is not None:
-                victim = self._least_valuable()
-                if victim is not None:
-                    self._evict_state(victim)
-                    continue
-            leaf = leaf or self._coldest_leaf()
-            if leaf is None:
-                raise ValueError(f"tokens: {tokens} more don't fit, and all else is in use")
-            if leaf.state is not None:
-                self._evict_state(row_of(leaf))
-            self._remove(leaf)
+        shared = self.shared_bytes is not None
+        if not make_room_for_kv(self, lambda: not self._fits(0, tokens), shared=shared):
+            raise ValueError(f"tokens: {tokens} more don't fit, and all else is in use")
 
-    def _remove(self, leaf: Node) -> None:
-        parent = leaf.parent
-        for pending in self._pending:  # its state is published at a new node
-            if pending.row >= 0 and pending.row == row_of(leaf):
-                self.runtime.table.pins[pending.row] -= 1
-                pending.row = -1
-        self.records.forget(leaf)
-        self.tree.remove_leaf(leaf)
-        self.records.tend(parent)
+    # --- what leaves, as `make_room_for_kv` and `make_room_for_state` ask for it --------------------------
 
-    def _free_leaves(self) -> list[Node]:
-        return [node for node in self.tree.nodes() if node.is_leaf and not node.pins]
+    def dead_leaf(self, *, unwanted: bool = False) -> Node | None:
+        """The oldest leaf without a state. unwanted: none at which a state is planned"""
+        return self._dead_leaves.pop(self.held.is_wanted) if unwanted else self._dead_leaves.pop()
 
-    def _dead_leaf(self, *, planned: bool = True) -> Node | None:
-        """The oldest leaf without a state, which serves nobody. planned: including those where one is planned"""
-        pins = self.runtime.table.pins
-        dead = [node for node in self._free_leaves() if node.state is None]
-        if not planned:
-            dead = [node for node in dead if row_of(node) < 0 or not pins[row_of(node)]]
-        return min(dead, key=lambda node: node.serial, default=None)
-
-    def _coldest_leaf(self) -> Node | None:
+    def coldest_leaf(self) -> Node | None:
         """The leaf with a state that the policy values least."""
         victim = self.runtime.leaf_victim()
         if victim is not None and self.records.node(victim).pins:
-            rows = sorted(row_of(node) for node in self._free_leaves())
+            rows = sorted(row_of(node) for node in self.tree.nodes() if node.is_leaf and not node.pins)
             victim = self.runtime.leaf_victim(np.array(rows, np.int64))
         return None if victim is None else self.records.node(victim)
+
+    def least_valuable(self, newcomer: int = -1) -> int | None:
+        """The row to evict, or `newcomer`."""
+        if self.shared_bytes is not None:
+            return self.runtime.victim_in_bytes(newcomer)
+        return self.runtime.victim_of_all(newcomer)
+
+    def take_leaf(self, leaf: Node) -> None:
+        """The leaf leaves, with its state if it has one."""
+        parent = leaf.parent
+        if leaf.state is not None:
+            self._drop_state(leaf)
+        self.held.node_leaves(leaf)
+        self.tree.remove_leaf(leaf)
+        self.records.tend(parent)
+        self._note_dead(parent)
+
+    def take_state(self, row: int) -> None:
+        """The state at this row leaves."""
+        node = self.records.node(row)
+        self._drop_state(node)
+        self._note_dead(node)
+
+    def _drop_state(self, node: Node) -> None:
+        self.tree.drop_state(node)
+        self.held.left(node, "evicted")
+
+    def _note_dead(self, node: Node) -> None:
+        if node is not self.tree.root and node.is_leaf and node.state is None:
+            self._dead_leaves.add(node)
+
+    def _is_free_dead_leaf(self, node: Node) -> bool | None:
+        if node.parent is None or not node.is_leaf or node.state is not None:
+            return None
+        return not node.pins

@@ -7,9 +7,8 @@ never fed back, so it has no KV. With concurrency c up to c requests hold their 
 
 from __future__ import annotations
 
-import heapq
 from bisect import bisect_left
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -17,7 +16,9 @@ import numpy as np
 
 from marconi_ext.policies.admission import Offer
 from marconi_ext.policies.currency import Currency
+from marconi_ext.policies.held_states import Claim, HeldStates, Placed
 from marconi_ext.policies.interfaces import Admission, Eviction
+from marconi_ext.policies.making_room import DeadLeaves, make_room_for_kv, make_room_for_state
 from marconi_ext.policies.messages import TAIL_TOKENS
 from marconi_ext.policies.runtime import PolicyRuntime
 from marconi_ext.policies.table.tree_rows import FEW_NODES, TreeRecords, row_of
@@ -36,9 +37,11 @@ class Served:
 
 
 @dataclass(slots=True)
-class _Running:
+class Running:
+    """A request that has been served and not ended. state: the node that it starts from"""
+
     pinned: Node
-    state_row: int
+    state: Node | None
 
 
 class Simulator:
@@ -62,8 +65,12 @@ class Simulator:
         self.table = self.runtime.table
         self.counts = self.runtime.counts
         self.records = TreeRecords(self.runtime, lambda node: len(node.tokens))
-        self._running: deque[_Running] = deque()
-        self._leaf_heap: list[tuple[int, int, Node]] = []
+        self.held = HeldStates(self.runtime, self.records, None, self)
+        self._locks: Counter[Node] = Counter()
+        self.running: deque[Running] = deque()
+        self._dead_leaves = DeadLeaves(
+            lambda node: node.serial, self._is_free_dead_leaf, lambda node: node.last_tick
+        )
         self._bounded_kv = capacity.bytes is not None or capacity.tokens is not None
 
     @property
@@ -74,8 +81,8 @@ class Simulator:
     def serve(self, request: Request) -> Served:
         """Match, account, insert, save; returns what the request got."""
         self.runtime.tick += 1
-        while len(self._running) >= self.concurrency:
-            self._end(self._running.popleft())
+        while len(self.running) >= self.concurrency:
+            self._end(self.running.popleft())
         prompt = request.input_ids
         look = self.tree.lookup(prompt[: len(prompt) - 1])
         path = [node.record for node in look.path if node.record is not None]
@@ -101,18 +108,18 @@ class Simulator:
             tokens=prompt,
             below=self._below(look),
         )
-        running = self._insert(request, look, served)
+        running = self._insert(request, look)
         if running is not None:
             path = self.records.path(running.pinned)
             for offer in self.admission.plan(facts):
                 self._offer(path, offer)
-            self._running.append(running)
+            self.running.append(running)
         return Served(hit, held, lost)
 
     def finish(self) -> None:
         """End what runs, and audit the table."""
-        while self._running:
-            self._end(self._running.popleft())
+        while self.running:
+            self._end(self.running.popleft())
         self.check()
 
     def check(self) -> None:
@@ -146,21 +153,22 @@ class Simulator:
         depths = [(node, node.depth_tokens - look.kv_tokens) for node in ways]
         return self.records.near(depths, TAIL_TOKENS + 1)
 
-    def _insert(self, request: Request, look: Lookup, served: int) -> _Running | None:
+    def _insert(self, request: Request, look: Lookup) -> Running | None:
         sequence = np.concatenate([request.input_ids, request.output_ids[:-1]])
         start = look.path[-1] if look.path else None
         if self._bounded_kv:
             held = look.partial or start
             if held is not None:
                 self.tree.pin(held)
-            if served >= 0:
-                self.table.pins[served] += 1
-            new = len(sequence) - self.tree.lookup(sequence, start).kv_tokens
-            fits = self._make_room(0, new)
+            self._lock(look.state_node)
+
+            def is_short() -> bool:  # what leaves may be of this sequence, behind its match
+                return self._excess(0, len(sequence) - self.tree.lookup(sequence, start).kv_tokens)
+
+            fits = make_room_for_kv(self, is_short, shared=self._shared)
             if held is not None:
                 self.tree.unpin(held)
-            if served >= 0:
-                self.table.pins[served] -= 1
+            self._unlock(look.state_node)
             if not fits:
                 self.counts["requests_too_large"] += 1
                 return None
@@ -172,14 +180,12 @@ class Simulator:
             for child in done.upper.children.values():
                 self._tend(child)
         self.tree.pin(done.node)
-        if served >= 0:
-            self.table.pins[served] += 1
-        return _Running(done.node, served)
+        self._lock(look.state_node)
+        return Running(done.node, look.state_node)
 
-    def _end(self, running: _Running) -> None:
+    def _end(self, running: Running) -> None:
         self.tree.unpin(running.pinned)
-        if running.state_row >= 0:
-            self.table.pins[running.state_row] -= 1
+        self._unlock(running.state)
 
     # --- states ------------------------------------------------------------------------------------------
 
@@ -187,7 +193,7 @@ class Simulator:
         """path: the nodes of the whole sequence; edges may have been split since"""
         if offer.depth_tokens > path[-1].depth_tokens or offer.depth_tokens <= 0:
             return
-        if offer.spare and self._excess(1, 0):
+        if offer.spare and not self.is_free():  # not even a node is made for it
             return
         at = bisect_left(path, offer.depth_tokens, key=attrgetter("depth_tokens"))
         node = self.tree.boundary(path[at], offer.depth_tokens, self.tick)
@@ -195,14 +201,10 @@ class Simulator:
         if row < 0:
             row = self.records.record(node, node.depth_tokens, offer.kind)
         self.runtime.mark(row, offer)
-        if self.table.live[row]:
-            self.runtime.touch(row)
-        elif self.runtime.offer(row, offer):
-            if self._make_room(1, 0, newcomer=row):
-                self.tree.set_state(node, row + 1)
-                self.runtime.saved(row)
-            else:
-                self.runtime.refused(row)
+        claim = Claim(row=row)
+        if self.held.place(claim, offer, self) is Placed.GRANTED:
+            self.tree.set_state(node, row + 1)
+            self.held.arrived(node, node.depth_tokens, offer.kind, is_new=True, claim=claim)
 
     def _tend(self, node: Node) -> None:
         """Bring a node's facts in the table, and its place among the leaves, up to date."""
@@ -210,9 +212,44 @@ class Simulator:
             return
         self.records.tend(node)
         if self._bounded_kv and node.is_leaf:
-            heapq.heappush(self._leaf_heap, (node.last_tick, node.serial, node))
+            self._dead_leaves.add(node)
+
+    # --- locks, as `HeldStates` asks for them ------------------------------------------------------------
+
+    def holds_state(self, node: Node) -> bool:
+        """Whether there is a state at the node."""
+        return node.state is not None
+
+    def locks(self, node: Node) -> int:
+        """Requests that keep the node's state."""
+        return self._locks.get(node, 0)
+
+    def _lock(self, node: Node | None) -> None:
+        if node is not None:
+            self._locks[node] += 1
+            self.held.locks_changed(node)
+
+    def _unlock(self, node: Node | None) -> None:
+        if node is not None:
+            self._locks[node] -= 1
+            if not self._locks[node]:
+                del self._locks[node]
+            self.held.locks_changed(node)
 
     # --- room --------------------------------------------------------------------------------------------
+
+    @property
+    def _shared(self) -> bool:
+        return self.capacity.bytes is not None
+
+    def is_free(self) -> bool:
+        """Whether a state fits with nothing evicted."""
+        return not self._excess(1, 0)
+
+    def take(self, claim: Claim) -> str | None:
+        """Room for a state."""
+        fits = make_room_for_state(self, lambda: self._excess(1, 0), shared=self._shared, newcomer=claim.row)
+        return None if fits else "worth-less"
 
     def _excess(self, states: int, tokens: int) -> bool:
         cap, tree = self.capacity, self.tree
@@ -223,54 +260,48 @@ class Simulator:
         over_tokens = tokens > 0 and cap.tokens is not None and tree.num_tokens + tokens > cap.tokens
         return over_slots or over_tokens
 
-    def _make_room(self, states: int, tokens: int, newcomer: int = -1) -> bool:
-        """Evict until so many states and KV tokens fit; False: refused, or all else is pinned."""
-        while self._excess(states, tokens):
-            if self._bounded_kv and (tokens or self.capacity.bytes is not None) and self._evict_dead_leaf():
-                continue
-            whole_leaves = self.capacity.bytes is None and tokens > 0
-            victim = self._victim(newcomer, whole_leaves)
-            if victim is None or victim == newcomer:
-                return False
-            node = self.records.node(victim)
-            self.tree.drop_state(node)
-            self.runtime.evicted(victim)
-            if self._bounded_kv and node.is_leaf:
-                heapq.heappush(self._leaf_heap, (-1, node.serial, node))  # its KV is dead weight: first to go
-        return True
+    # --- what leaves, as `make_room_for_kv` and `make_room_for_state` ask for it --------------------------
 
-    def _victim(self, newcomer: int, whole_leaves: bool) -> int | None:
-        max_fanout = self.runtime.max_fanout if self.capacity.bytes is not None else None
-        if not whole_leaves and max_fanout is None:
+    def dead_leaf(self, *, unwanted: bool = False) -> Node | None:
+        """The leaf without a state that was used longest ago; where one is planned its path is pinned."""
+        return self._dead_leaves.pop()
+
+    def coldest_leaf(self) -> Node | None:
+        """The leaf with a state that the policy values least."""
+        rows = self.runtime.candidates(leaves=True)
+        if len(rows):  # a pinned leaf's state frees nothing of its KV
+            rows = rows[[not self.records.node(row).pins for row in rows.tolist()]]
+        victim = self.runtime.leaf_victim(rows)
+        return None if victim is None else self.records.node(victim)
+
+    def least_valuable(self, newcomer: int = -1) -> int | None:
+        """The row to evict, or `newcomer`."""
+        most = self.runtime.max_fanout if self._shared else None
+        if most is None:
             return self.runtime.victim_of_all(newcomer)
-        rows = self.runtime.candidates(leaves=whole_leaves, max_fanout=max_fanout)
-        if whole_leaves:  # a pinned leaf's state frees nothing of its KV
-            rows = rows[[not self.records.node(row).pins for row in rows.tolist()]] if len(rows) else rows
-            return self.runtime.leaf_victim(rows)
-        return self.runtime.victim(rows, newcomer)
+        return self.runtime.victim(self.runtime.candidates(max_fanout=most), newcomer)
 
-    def _evict_dead_leaf(self) -> bool:
-        """Remove the oldest leaf without a state (no request can reuse its KV); False: there is none."""
-        put_back, found = [], None
-        heap = self._leaf_heap
-        while heap:
-            tick, serial, node = heapq.heappop(heap)
-            if node.parent is None or not node.is_leaf or node.state is not None:
-                continue
-            if tick != node.last_tick and tick >= 0:
-                heapq.heappush(heap, (node.last_tick, serial, node))
-                continue
-            if node.pins:
-                put_back.append((tick, serial, node))
-                continue
-            found = node
-            break
-        for entry in put_back:
-            heapq.heappush(heap, entry)
-        if found is None:
-            return False
-        parent = found.parent
-        self.records.forget(found)
-        self.counts["kv_tokens_evicted"] += self.tree.remove_leaf(found)
+    def take_leaf(self, leaf: Node) -> None:
+        """The leaf leaves, with its state if it has one."""
+        parent = leaf.parent
+        if leaf.state is not None:
+            self._drop_state(leaf)
+        self.held.node_leaves(leaf)
+        self.counts["kv_tokens_evicted"] += self.tree.remove_leaf(leaf)
         self._tend(parent)
-        return True
+
+    def take_state(self, row: int) -> None:
+        """The state at this row leaves; a leaf's KV, dead weight now, is the first to follow."""
+        node = self.records.node(row)
+        self._drop_state(node)
+        if self._bounded_kv and node.is_leaf:
+            self._dead_leaves.add(node, first=True)
+
+    def _drop_state(self, node: Node) -> None:
+        self.tree.drop_state(node)
+        self.held.left(node, "evicted")
+
+    def _is_free_dead_leaf(self, node: Node) -> bool | None:
+        if node.parent is None or not node.is_leaf or node.state is not None:
+            return None
+        return not node.pins

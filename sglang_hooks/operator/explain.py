@@ -18,7 +18,7 @@ from marconi_ext.policies.table.checkpoints import Fate
 from marconi_ext.policies.table.tree_rows import row_of
 
 from ..policy import kind_name
-from ..radix.held_states import holds_state
+from ..radix.node_states import holds_state
 from .desk import RefusedError
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from sglang.srt.runtime_context import get_parallel
 from marconi_ext.policies.table.tree_rows import row_of
 
 from ..observe.tree_dump import scores_by_row
-from ..radix.held_states import holds_state
+from ..radix.node_states import holds_state
 
 if TYPE_CHECKING:
     from marconi_ext.config import MarconiConfig

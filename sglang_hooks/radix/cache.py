@@ -173,7 +173,7 @@ class MarconiRadixCache(UnifiedRadixCache):
         started = time.perf_counter()
         if self.shared is None:
             freed = EvictResult()
-            with self._freeing(freed) as (kv, slots):
+            with self.freeing(freed) as (kv, slots):
                 self.mamba.evict(params.num_tokens, params.mamba_num, kv, slots)
         else:
             freed = self._evict_bytes(params)
@@ -188,12 +188,12 @@ class MarconiRadixCache(UnifiedRadixCache):
         tokens, states = tokens + params.num_tokens, states + params.mamba_num
         more = True
         while more and (missing := shared.missing_bytes(tokens, states)):
-            with self._freeing(freed) as (kv, slots):
+            with self.freeing(freed) as (kv, slots):
                 more = self.mamba.evict_bytes(missing, kv, slots)
         return freed
 
     @contextmanager
-    def _freeing(self, freed: EvictResult) -> Iterator[tuple[list[torch.Tensor], list[torch.Tensor]]]:
+    def freeing(self, freed: EvictResult) -> Iterator[tuple[list[torch.Tensor], list[torch.Tensor]]]:
         """Two lists for KV indices and state slots that leave the tree; they are freed together, and counted."""
         kv: list[torch.Tensor] = []
         slots: list[torch.Tensor] = []
@@ -211,16 +211,6 @@ class MarconiRadixCache(UnifiedRadixCache):
                 free(slots[0] if len(slots) == 1 else torch.cat(slots))
             freed.num_tokens_evicted += sum(map(len, kv))
             freed.mamba_num_evicted += len(slots)
-
-    def free_dead_leaves(self) -> bool:
-        """Free KV that no state makes reusable until a state fits into the shared buffer. False: it doesn't yet."""
-        assert self.shared is not None
-        while missing := self.shared.missing_bytes(0, 1):
-            with self._freeing(EvictResult()) as (kv, _slots):
-                freed_bytes = self.mamba.take_dead_leaves(missing, kv)
-            if not freed_bytes:
-                return False
-        return True
 
     def reclaimable_slots(self) -> int:
         """States that could be held if all that may go went."""

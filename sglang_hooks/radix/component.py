@@ -21,6 +21,7 @@ from sglang.srt.utils import rank_consensus_checker
 
 from marconi_ext.config import MarconiConfig
 from marconi_ext.policies.admission import Offer
+from marconi_ext.policies.held_states import HeldStates, Placed
 from marconi_ext.policies.paper.background import Tuner
 from marconi_ext.policies.paper.tuner import Marconi
 from marconi_ext.policies.quotas import quotas_in_slots
@@ -35,14 +36,23 @@ from ..operator.explain import HELD, REASONS, SAVING, Explainer
 from ..operator.pins import Pins
 from ..operator.wishes import NO_WISHES
 from ..policy import kind_name, saved_kinds
-from .held_states import HeldStates, holds_state
+from . import node_states
 from .ledger import CheckpointLedger, PendingCheckpoint
+from .node_states import holds_state
 from .publishing import StatePublishing, is_probe
 from .tree_core import depth_of
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
     from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode
+
+
+_OUTCOMES = {
+    Placed.HELD: HELD,
+    Placed.NO_FREE_ROOM: "refused: worth a free slot alone, and none was free",
+    Placed.DISPLACED: "displaced by another state of this request",
+    Placed.GRANTED: SAVING,
+}
 
 
 class MarconiMambaComponent(StatePublishing):
@@ -59,13 +69,13 @@ class MarconiMambaComponent(StatePublishing):
         self.config, self.runtime, self.ledger, self.stats = config, runtime, ledger, stats
         self.records = TreeRecords(runtime, lambda node: len(node.key), self._is_alive)
         self.serving = Serving(runtime, self.records, saved_kinds(config), self.cache.page_size)
-        self.held = HeldStates(runtime, self.records, self.serving, stats)
+        self.held = HeldStates(runtime, self.records, self.serving, node_states, _ByName(stats))
         self.explainer = Explainer(self)
         self.pins = Pins(self, config.pin_share)
         slots = self.cache.req_to_token_pool.mamba_allocator.size
         runtime.reserves.set_quotas(quotas_in_slots(config.quotas, slots))
-        self._plans = {}
-        stats.states_by_kind = self.held.by_kind
+        self.plans = {}
+        stats.states_by_kind = self._states_by_kind
         self.tuner = None
         if isinstance(runtime.eviction, Marconi):
             self.tuner = Tuner(
@@ -87,11 +97,14 @@ class MarconiMambaComponent(StatePublishing):
         self.stats.flushed()
         self.pins.flushed()
         self.ledger.clear()
-        self._plans.clear()
+        self.plans.clear()
         self.dead_leaves.clear()
         self.held.clear()
         if self.events is not None:
             self.events.cleared()
+
+    def _states_by_kind(self) -> dict[str, int]:
+        return {kind_name(kind): states for kind, states in self.held.by_kind().items()}
 
     def _is_alive(self, node: UnifiedTreeNode) -> bool:
         return self.tree_core._node_arena.get(node.id) is node
@@ -161,9 +174,9 @@ class MarconiMambaComponent(StatePublishing):
         """Take a slot for each checkpoint that this extend should save; none left is no error."""
         if is_probe(req):
             return
-        plan = self._plans.get(req)
+        plan = self.plans.get(req)
         if plan is None:
-            plan = self._plans[req] = self._begin(req)
+            plan = self.plans[req] = self._begin(req)
         for offer in plan.offers:
             if req.prefix_len < offer.depth_tokens <= req.extend_end:
                 self._offer(req, plan, offer)
@@ -203,39 +216,25 @@ class MarconiMambaComponent(StatePublishing):
         self.explainer.outcome(req, offer.depth_tokens, kind_name(offer.kind), outcome)
 
     def _try_to_save(self, req: Req, plan: Plan, offer: Offer) -> str:
-        row = self.serving.row_for(plan, offer)
-        if (node := self.records.node(row)) is not None:
-            self.held.locks_changed(node)  # it may have its row only now
-        if self.runtime.table.live[row]:
-            self.runtime.touch(row)
-            return HELD
-        self.runtime.table.tenant[row] = self.runtime.reserves.tenant(req.extra_key, req.cache_salt)
-        allocator = self.cache.req_to_token_pool.mamba_allocator
-        if offer.spare and allocator.schedulable_available_size() == 0:
-            return "refused: worth a free slot alone, and none was free"
-        if not self.runtime.offer(row, offer):
-            return "displaced by another state of this request"
-        pending = PendingCheckpoint(offer.kind, offer.depth_tokens, None, row, plan)
-        self.held.reserve(pending)
-        lacks_slots = not self.cache.spares_a_state()
-        slot = None if lacks_slots else self._take_slot(-1 if self._insists(req, offer) else row)
-        kind = kind_name(offer.kind)
-        if slot is None:
-            reason = "no-slot" if lacks_slots else "worth-less"
-            self.ledger.counters["skipped_no_slot" if lacks_slots else "refused"] += 1
-            self.held.abandon(pending, reason)
+        row, kind = self.serving.row_for(plan, offer), kind_name(offer.kind)
+        pending = PendingCheckpoint(offer.kind, offer.depth_tokens, None, row=row, plan=plan)
+        room = _SlotRoom(self, insists=self._insists(req, offer))
+        tenant = self.runtime.reserves.tenant(req.extra_key, req.cache_salt)
+        placed = self.held.place(pending, offer, room, tenant)
+        if placed is Placed.REFUSED:
+            self.ledger.counters["skipped_no_slot" if room.reason == "no-slot" else "refused"] += 1
             self.stats.refused(kind)
-            return f"refused: {REASONS[reason]}"
-        self.held.planned(pending, slot)
-        self.ledger.add(req, pending)
-        self.ledger.counters[f"planned_{kind}"] += 1
-        return SAVING
+            return f"refused: {REASONS[room.reason]}"
+        if placed is Placed.GRANTED:
+            self.ledger.add(req, pending)
+            self.ledger.counters[f"planned_{kind}"] += 1
+        return _OUTCOMES[placed]
 
     def _insists(self, req: Req, offer: Offer) -> bool:
         """Whether the request asks for this state, whatever it is worth."""
         return offer.prompt_tokens > 0 and getattr(req, "marconi_wishes", NO_WISHES).keep
 
-    def _take_slot(self, row: int) -> torch.Tensor | None:
+    def take_slot(self, row: int) -> torch.Tensor | None:
         """A free slot, or that of a state worth less than the one offered at `row`; None: not worth it, or none."""
         allocator = self.cache.req_to_token_pool.mamba_allocator
         # asking for more than there is room for makes a shared buffer move pages
@@ -272,3 +271,37 @@ class MarconiMambaComponent(StatePublishing):
             self.held.arrived(node, depth_of(node), Kind.LAST_TOKEN, is_new=False)
         if self.events is not None:  # on the device again, or a copy on the host
             self.events.sync(node)
+
+
+class _SlotRoom:
+    """Room for one request's state: a slot. insists: whatever the state is worth; reason: why there was none"""
+
+    def __init__(self, mamba: MarconiMambaComponent, *, insists: bool) -> None:
+        self._mamba, self._insists = mamba, insists
+        self.reason = ""
+
+    def is_free(self) -> bool:
+        return self._mamba.cache.req_to_token_pool.mamba_allocator.schedulable_available_size() > 0
+
+    def take(self, claim: PendingCheckpoint) -> str | None:
+        if not self._mamba.cache.spares_a_state():
+            self.reason = "no-slot"
+            return self.reason
+        claim.slot = self._mamba.take_slot(-1 if self._insists else claim.row)
+        if claim.slot is None:
+            self.reason = "worth-less"
+            return self.reason
+        return None
+
+
+class _ByName:
+    """Tells the counters what comes and goes, by what operators call a kind."""
+
+    def __init__(self, stats: CacheStats) -> None:
+        self._stats = stats
+
+    def saved(self, kind: Kind) -> None:
+        self._stats.saved(kind_name(kind))
+
+    def evicted(self, kind: Kind, reason: str) -> None:
+        self._stats.evicted(kind_name(kind), reason)

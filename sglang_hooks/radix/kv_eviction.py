@@ -6,7 +6,6 @@ evicts leaves by last access, whatever hangs on them.
 
 from __future__ import annotations
 
-import heapq
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
@@ -15,50 +14,13 @@ from sglang.srt.mem_cache.unified_cache.components.full import FullComponent
 from .host_tier import Utility, utilities
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Collection
 
-    from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeCore, UnifiedTreeNode
+    from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode
 
     from .component import MarconiMambaComponent
 
 _MAMBA = ComponentType.MAMBA
-
-
-class DeadLeaves:
-    """Leaves without a state, oldest first. Entries are checked when they are taken, so adding one is cheap."""
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[int, UnifiedTreeNode]] = []
-        self._listed: set[int] = set()
-
-    def add(self, node: UnifiedTreeNode) -> None:
-        """`node` has lost its state or its last child, or never had either; it may be added again."""
-        if node.id not in self._listed:
-            self._listed.add(node.id)
-            heapq.heappush(self._heap, (node.id, node))
-
-    def pop(
-        self, core: UnifiedTreeCore, spare: Callable[[UnifiedTreeNode], bool] = lambda _node: False
-    ) -> UnifiedTreeNode | None:
-        """The oldest that may be evicted now and isn't to be spared, which leaves the list; None: there is none."""
-        in_use, found = [], None
-        while self._heap and found is None:
-            number, node = entry = heapq.heappop(self._heap)
-            is_dead = not node.children and node.component_data[_MAMBA].value is None
-            is_there = is_dead and core._node_arena.get(number) is node
-            if is_there and (node not in core.evictable_device_leaves or spare(node)):
-                in_use.append(entry)
-                continue
-            self._listed.discard(number)
-            found = node if is_dead and node in core.evictable_device_leaves else None
-        for entry in in_use:
-            heapq.heappush(self._heap, entry)
-        return found
-
-    def clear(self) -> None:
-        """The whole tree is gone."""
-        self._heap.clear()
-        self._listed.clear()
 
 
 class MarconiFullComponent(FullComponent):

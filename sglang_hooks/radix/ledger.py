@@ -8,27 +8,23 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from marconi_ext.policies.request_plan import Plan
+from marconi_ext.policies.held_states import Claim
 from marconi_ext.policies.table.checkpoints import Kind
 
 
 @dataclass(eq=False)
-class PendingCheckpoint:
+class PendingCheckpoint(Claim):
     """A slot taken for a request and not yet in the tree.
 
     kind: Kind - where in the request it lies
     position_tokens: int - the state stands for this many of the request's tokens
-    slot: int64[1] tensor - row of the state pool
-    row: int - of the policy's table; -1: the record went with its node
-    plan: Plan | None - the request's plan that the row belongs to
+    slot: int64[1] tensor - row of the state pool; None until there is room
     written: bool - the forward that fills the slot has been launched; unwritten slots are never published
     """
 
     kind: Kind
     position_tokens: int
     slot: Any
-    row: int = -1
-    plan: Plan | None = None
     written: bool = False
 
 

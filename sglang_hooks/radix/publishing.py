@@ -41,7 +41,7 @@ class StatePublishing(StateEviction):
     publishing: PendingCheckpoint | None = None  # the checkpoint that checkpoint_into_tree inserts just now
     key_begins_at = 0  # tokens of the path that the inserted key leaves out: see `MarconiRadixCache.publish`
     runs: AcceptedRuns | None = None  # with speculative decoding
-    _plans: dict[Req, Plan]
+    plans: dict[Req, Plan]
 
     def prepare_for_caching_req(
         self, req: Req, insert_params: InsertParams, token_ids_len: int, is_finished: bool
@@ -55,7 +55,7 @@ class StatePublishing(StateEviction):
             return self.publishing.position_tokens
         if not is_finished or is_probe(req):
             return 0
-        wanted = self.serving.saves_last_token(self._plans.get(req), token_ids_len)
+        wanted = self.serving.saves_last_token(self.plans.get(req), token_ids_len)
         aligned = (
             self._running_state_is_exact(req, token_ids_len) and token_ids_len % self.cache.page_size == 0
         )
@@ -103,7 +103,7 @@ class StatePublishing(StateEviction):
             self.key_begins_at + len(params.key),
             Kind.LAST_TOKEN if self.publishing is None else self.publishing.kind,
             is_new=not result.mamba_exist,
-            checkpoint=self.publishing,
+            claim=self.publishing,
         )
         tenant = self.runtime.reserves.tenant(params.key.extra_key, params.key.cache_salt)
         self.runtime.table.tenant[row_of(node)] = tenant
@@ -162,7 +162,7 @@ class StatePublishing(StateEviction):
 
     def _end_plan(self, req: Req, insert_result: InsertResult | None) -> None:
         """Find a node for the records of what wasn't saved, where the request's KV is in the tree; else forget."""
-        plan = self._plans.pop(req, None)
+        plan = self.plans.pop(req, None)
         if plan is None:
             return
         last = None

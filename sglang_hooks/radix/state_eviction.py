@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from sglang.srt.mem_cache.base_prefix_cache import EvictParams
+from sglang.srt.mem_cache.base_prefix_cache import EvictParams, EvictResult
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 from sglang.srt.mem_cache.unified_cache.components.base import EvictLayer
 from sglang.srt.mem_cache.unified_cache.components.mamba import MambaComponent
 
+from marconi_ext.policies.held_states import HeldStates
+from marconi_ext.policies.making_room import DeadLeaves, make_room_for_kv, make_room_for_state
 from marconi_ext.policies.runtime import PolicyRuntime
 from marconi_ext.policies.table.tree_rows import TreeRecords, row_of
 
 from ..observe.stats import CacheStats
-from .held_states import HeldStates, holds_state
 from .host_tier import bring_forward
-from .kv_eviction import DeadLeaves
+from .node_states import holds_state
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode
@@ -46,10 +47,10 @@ class StateEviction(MambaComponent):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.dead_leaves = DeadLeaves()
-        self._chosen = -1  # row that `take_slot_of_lesser` decided to evict
+        self.dead_leaves = DeadLeaves(lambda node: node.id, self._is_free_dead_leaf)
+        self._chosen = -1  # row that stock's walk is to evict
         self._passed_over: set[int] = set()  # rows that this walk of stock's was offered already
-        self._referenced: set[UnifiedTreeNode] = set()  # by open sessions
+        self.referenced: set[UnifiedTreeNode] = set()  # by open sessions
 
     # ---- a plain tree ----
 
@@ -58,61 +59,30 @@ class StateEviction(MambaComponent):
 
         kv, slots: get what the caller is to free, whatever happens here
         """
-        freed = 0
-        while freed < tokens:
-            leaf = self.next_leaf()
-            if leaf is None:
-                break
-            freed += self._take_leaf(leaf, kv, slots)
-        while len(slots) < states:
-            row = self.runtime.victim_of_all()
-            if row is None:
-                break
-            slots.append(self._take_victim(row))
+        leaving = _Leaving(self, kv, slots)
+        make_room_for_kv(leaving, lambda: leaving.tokens < tokens, shared=False)
+        make_room_for_state(leaving, lambda: len(slots) < states, shared=False)
 
     def evict_bytes(self, wanted: int, kv: list[torch.Tensor], slots: list[torch.Tensor]) -> bool:
-        """Free `wanted` bytes of a buffer that KV and states share: KV that no state makes reusable, then the
-        state worth least per byte, whose leaf's KV is next. kv, slots: as in `evict`
+        """Free `wanted` bytes of a buffer that KV and states share. kv, slots: as in `evict`
 
         Returns: False where nothing more may go.
         """
-        shared, freed = self.cache.shared, 0
+        shared = self.cache.shared
         assert shared is not None
-        while freed < wanted:
-            leaf = self.dead_leaves.pop(self.tree_core)
-            if leaf is None and (row := self._least_valuable()) is not None:
-                slots.append(self._take_victim(row))
-                freed += shared.state_bytes
-                continue
-            leaf = leaf or self._least_valuable_leaf()
-            if leaf is None:
-                return False
-            freed += self._take_leaf(leaf, kv, slots) * shared.kv_bytes
-        return True
+        leaving = _Leaving(self, kv, slots)
 
-    def take_dead_leaves(self, wanted: int, kv: list[torch.Tensor]) -> int:
-        """Leaves without a state leave the tree, oldest first, until `wanted` bytes are free; those stay where a
-        state is planned. Returns: bytes."""
-        shared, freed = self.cache.shared, 0
-        assert shared is not None
-        while freed < wanted and (leaf := self.dead_leaves.pop(self.tree_core, self._is_planned)) is not None:
-            freed += self._take_leaf(leaf, kv, []) * shared.kv_bytes
-        return freed
+        def is_short() -> bool:
+            return leaving.tokens * shared.kv_bytes + leaving.states * shared.state_bytes < wanted
+
+        return make_room_for_kv(leaving, is_short, shared=True)
 
     def take_slot_of_lesser(self, newcomer: int) -> torch.Tensor | None:
         """The slot of a state that is worth less than the one offered at row `newcomer`; None: there is none."""
-        allocator = self.cache.req_to_token_pool.mamba_allocator
-        if self.cache.shared is not None and self.cache.free_dead_leaves():
-            return allocator.alloc(1)
-        row = self._least_valuable(newcomer)
-        if row is None or row == newcomer:
-            return None
-        if self.cache.simple:
-            return self._take_victim(row)
-        self._chosen = row
-        self.cache.evict_for_alloc(EvictParams(num_tokens=0, mamba_num=1))
-        self._chosen = -1
-        return allocator.alloc(1)
+        wanted = _SlotWanted(self)
+        shared = self.cache.shared is not None
+        make_room_for_state(wanted, lambda: wanted.looks, shared=shared, newcomer=newcomer)
+        return wanted.slot
 
     def keep_within_ceiling(self, extra_key: str | None, cache_salt: str | None) -> None:
         """A tenant that has just saved states beyond its ceiling loses its own least valuable ones."""
@@ -124,18 +94,26 @@ class StateEviction(MambaComponent):
             row = self.runtime.victim(reserves.of_tenant(self.runtime.candidates(), tenant))
             if row is None:
                 return
-            if self.cache.simple:
-                self.cache.req_to_token_pool.mamba_allocator.free(self._take_victim(row))
-            else:
-                self._chosen = row
-                self.cache.evict_for_alloc(EvictParams(num_tokens=0, mamba_num=1))
-                self._chosen = -1
+            slot = self.evict_row(row)
+            if slot is not None:
+                self.cache.req_to_token_pool.mamba_allocator.free(slot)
 
-    def _is_planned(self, node: UnifiedTreeNode) -> bool:
-        row = row_of(node)
-        return row >= 0 and bool(self.runtime.table.pins[row])
+    def evict_row(self, row: int) -> torch.Tensor | None:
+        """The state at `row` goes. Returns: its slot; None: SGLang's walk has freed it, as far as it could."""
+        if self.cache.simple:
+            return self.take_victim(row)
+        self._chosen = row
+        self.cache.evict_for_alloc(EvictParams(num_tokens=0, mamba_num=1))
+        self._chosen = -1
+        return None
 
-    def _take_leaf(self, leaf: UnifiedTreeNode, kv: list[torch.Tensor], slots: list[torch.Tensor]) -> int:
+    def _is_free_dead_leaf(self, node: UnifiedTreeNode) -> bool | None:
+        is_there = self.tree_core._node_arena.get(node.id) is node
+        if node.children or holds_state(node) or not is_there:
+            return None
+        return node in self.tree_core.evictable_device_leaves
+
+    def take_leaf(self, leaf: UnifiedTreeNode, kv: list[torch.Tensor], slots: list[torch.Tensor]) -> int:
         """The leaf leaves the tree, with its state if it has one. Returns: its tokens."""
         if leaf.component_data[_MAMBA].value is not None:
             slots.append(self._take_state(leaf, "kv-evicted"))
@@ -143,7 +121,8 @@ class StateEviction(MambaComponent):
         kv.append(self.tree_core.take_leaf(leaf))
         return len(leaf.key.token_ids)
 
-    def _take_victim(self, row: int) -> torch.Tensor:
+    def take_victim(self, row: int) -> torch.Tensor:
+        """The state at `row` leaves the tree. Returns: its slot."""
         node = self.records.node(row)
         slot = self._take_state(node, "pool-full")
         if not node.children:
@@ -161,9 +140,9 @@ class StateEviction(MambaComponent):
 
     def next_leaf(self) -> UnifiedTreeNode | None:
         """The leaf whose KV should go first: the oldest without a state, else the least valuable; None: none may."""
-        return self.dead_leaves.pop(self.tree_core) or self._least_valuable_leaf()
+        return self.dead_leaves.pop() or self.least_valuable_leaf()
 
-    def _least_valuable_leaf(self) -> UnifiedTreeNode | None:
+    def least_valuable_leaf(self) -> UnifiedTreeNode | None:
         """The leaf with a state whose KV should go first; None: none may go.
 
         SGLang admits requests against all KV that it counts as evictable, so none of that may be held back: leaves
@@ -269,9 +248,9 @@ class StateEviction(MambaComponent):
 
     # ---- session references ----
 
-    def _least_valuable(self, newcomer: int = -1) -> int | None:
+    def least_valuable(self, newcomer: int = -1) -> int | None:
         """The row to evict out of `_candidates`, or `newcomer`, or None, as `PolicyRuntime.victim` has it."""
-        if self._referenced:
+        if self.referenced:
             return self.runtime.victim(self._candidates(), newcomer)
         if self.cache.shared is not None:
             return self.runtime.victim_in_bytes(newcomer)
@@ -280,21 +259,71 @@ class StateEviction(MambaComponent):
     def _candidates(self) -> np.ndarray:
         """Rows of the states that may go: those that no open session refers to, if there are any."""
         rows = self.runtime.candidates()
-        if not self._referenced:
+        if not self.referenced:
             return rows
-        kept = np.fromiter((row_of(node) for node in self._referenced), np.int64, len(self._referenced))
+        kept = np.fromiter((row_of(node) for node in self.referenced), np.int64, len(self.referenced))
         free = rows[~np.isin(rows, kept)]
         return free if len(free) else rows
 
     def reset_session_state(self) -> None:
         """As stock: no session is open any more."""
         super().reset_session_state()
-        self._referenced.clear()
+        self.referenced.clear()
 
     def _refresh_session_partition(self, node: UnifiedTreeNode) -> None:
         """As stock; called when the first session begins to refer to a node, and when the last one ends."""
         super()._refresh_session_partition(node)
         if node.component_data[_MAMBA].session_ref:
-            self._referenced.add(node)
+            self.referenced.add(node)
         else:
-            self._referenced.discard(node)
+            self.referenced.discard(node)
+
+
+class _Leaving:
+    """What leaves the tree in one round of eviction, for `make_room_for_kv` and `make_room_for_state`. tokens: of KV;
+    states: those that left without their leaf"""
+
+    def __init__(self, mamba: StateEviction, kv: list[torch.Tensor], slots: list[torch.Tensor]) -> None:
+        self._mamba, self._kv, self._slots = mamba, kv, slots
+        self.tokens = self.states = 0
+
+    def dead_leaf(self, *, unwanted: bool = False) -> UnifiedTreeNode | None:
+        dead = self._mamba.dead_leaves
+        return dead.pop(self._mamba.held.is_wanted) if unwanted else dead.pop()
+
+    def coldest_leaf(self) -> UnifiedTreeNode | None:
+        return self._mamba.least_valuable_leaf()
+
+    def least_valuable(self, newcomer: int = -1) -> int | None:
+        return self._mamba.least_valuable(newcomer)
+
+    def take_leaf(self, leaf: UnifiedTreeNode) -> None:
+        self.tokens += self._mamba.take_leaf(leaf, self._kv, self._slots)
+
+    def take_state(self, row: int) -> None:
+        self._slots.append(self._mamba.take_victim(row))
+        self.states += 1
+
+
+class _SlotWanted(_Leaving):
+    """The same for one slot: what leaves is freed at once. slot: the one that was found; looks: none was so far"""
+
+    def __init__(self, mamba: StateEviction) -> None:
+        super().__init__(mamba, [], [])
+        self.slot: torch.Tensor | None = None
+        self.looks = True
+
+    def take_leaf(self, leaf: UnifiedTreeNode) -> None:
+        cache = self._mamba.cache
+        assert cache.shared is not None
+        with cache.freeing(EvictResult()) as (kv, slots):
+            self._mamba.take_leaf(leaf, kv, slots)
+        if not cache.shared.missing_bytes(0, 1):
+            self._found(None)
+
+    def take_state(self, row: int) -> None:
+        self._found(self._mamba.evict_row(row))
+
+    def _found(self, slot: torch.Tensor | None) -> None:
+        allocator = self._mamba.cache.req_to_token_pool.mamba_allocator
+        self.slot, self.looks = allocator.alloc(1) if slot is None else slot, False

@@ -18,7 +18,7 @@ from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 
 from marconi_ext.policies.table.tree_rows import row_of
 
-from .held_states import holds_state
+from .node_states import holds_state
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode
@@ -46,7 +46,7 @@ class TableCensus:
         """The sums, in microseconds. `differences`: between the two sides, now and in the last whole walk."""
         mamba = self._cache.mamba
         live, states = mamba.runtime.table.num_live, self._states()
-        coming, pending, held = len(mamba.held.coming()), len(mamba.held.pending), self._in_ledger()
+        coming, pending, held = len(mamba.held.coming()), len(mamba.held.claims), self._in_ledger()
         now = abs(live - states - coming) + abs(pending - held)
         return {
             "live_rows": live,
@@ -92,14 +92,14 @@ class TableCensus:
                 found.append(wrong)
             at_nodes.add(row_of(node))
         for row in table.live_rows().tolist():
-            if row not in at_nodes and row not in held.pending:
+            if row not in at_nodes and row not in held.claims:
                 found.append(f"row {row} is live: there is no node, and nobody brings its state")
         for row in table.rows().tolist():
-            if row not in at_nodes and table.pins[row] != (row in held.pending):
+            if row not in at_nodes and table.pins[row] != (row in held.claims):
                 found.append(f"row {row} without a node: pins {table.pins[row]}")
         of_requests = {id(c) for c in mamba.ledger.all_pending() if c.row >= 0}
-        if of_requests != {id(c) for c in held.pending.values()}:
-            found.append(f"{len(held.pending)} checkpoints pending, {len(of_requests)} in the ledger")
+        if of_requests != {id(c) for c in held.claims.values()}:
+            found.append(f"{len(held.claims)} checkpoints pending, {len(of_requests)} in the ledger")
         totals = self.totals()
         if totals["live_rows"] != totals["states"] + totals["coming"]:
             found.append(f"sums differ: {totals}")
@@ -110,10 +110,10 @@ class TableCensus:
         mamba, row, held = self._cache.mamba, row_of(node), holds_state(node)
         if row < 0:
             return f"node {node.id} has a state and no row" if held else None
-        table, pending = mamba.runtime.table, mamba.held.pending.get(row)
+        table, pending = mamba.runtime.table, mamba.held.claims.get(row)
         if not table.in_use[row] or mamba.records.node(row) is not node:
             return f"node {node.id} has row {row}, which isn't its own"
-        live = held or (pending is not None and pending.slot is not None)
+        live = held or (pending is not None and pending.granted)
         if bool(table.live[row]) != live:
             return f"node {node.id}, row {row}: live in the table {bool(table.live[row])}, in the tree {live}"
         pins = node.component_data[_MAMBA].lock_ref + (pending is not None)

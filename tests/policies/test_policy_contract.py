@@ -69,9 +69,9 @@ def test_pinned_paths_survive_concurrency(policy, trace) -> None:
     simulator = build(policy, Capacity(bytes=10**9), concurrency=6)
     for request in trace[:60]:
         simulator.serve(request)
-        for running in simulator._running:
+        for running in simulator.running:
             assert running.pinned.pins > 0 and running.pinned.parent is not None
-            assert running.state_row < 0 or simulator.table.live[running.state_row]
+            assert running.state is None or simulator.table.live[running.state.record]
     simulator.finish()
     assert all(node.pins == 0 for node in simulator.tree.nodes())
 

@@ -93,3 +93,11 @@ def test_tables_balance_after_every_request(trace, policy, capacity, concurrency
         sequence = tuple(prompt + output[:-1])
         seen |= {sequence[:k] for k in range(1, len(sequence) + 1)}
     simulator.finish()
+
+
+def test_what_leaves_of_the_sequence_itself_is_counted_again() -> None:
+    """The fourth prompt is held whole behind its match, and that leaf is what makes room for its answer."""
+    simulator = Simulator(Capacity(bytes=25), *parse_policy("gittins").build(CURRENCY), CURRENCY)
+    for prompt, output in (([0], [0]), ([1, *[0] * 8], [0] * 5), ([0], [0]), ([0], [0] * 3)):
+        simulator.serve(request(prompt, output))
+        simulator.check()

@@ -186,6 +186,13 @@ class CheckpointTable:
         self.in_use[row] = False
         self._free.append(row)
 
+    def set_pins(self, row: int, pins: int) -> None:
+        """So many hold the row's state where it is; a row with any isn't a candidate."""
+        self.pins[row] = pins
+
+    def is_pinned(self, row: int) -> bool:
+        return self.pins.item(row) > 0
+
     def live_rows(self) -> np.ndarray:
         """Rows with a state, ascending: int64[num_live]."""
         if self.num_live * FEW_HELD < self.size:

@@ -16,7 +16,7 @@ from sglang_hooks.operator.desk import RefusedError
 from sglang_hooks.operator.explain import walk
 from sglang_hooks.operator.memory import ServerMemory
 from sglang_hooks.operator.wishes import Wishes
-from sglang_hooks.radix.held_states import holds_state
+from sglang_hooks.radix.node_states import holds_state
 
 SLOTS, TOKENS, REQUESTS = 60, 6_000, 4
 HOSTILE = 5_000

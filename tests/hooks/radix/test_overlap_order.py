@@ -29,7 +29,8 @@ from sglang.srt.mem_cache.hicache_storage import PoolName, PoolTransfer
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 from sglang.srt.mem_cache.unified_cache.components.base import CacheTransferPhase
 
-from sglang_hooks.radix.held_states import HeldStates, holds_state
+from marconi_ext.policies.held_states import HeldStates
+from sglang_hooks.radix.node_states import holds_state
 
 MAMBA = ComponentType.MAMBA
 SLOTS, TOKENS, REQUESTS = 18, 260, 4
@@ -191,7 +192,7 @@ class OverlapOrder(RuleBasedStateMachine):
             self.scheduler.step()
             self.agrees()
         assert self.scheduler.idle, "requests are left for ever"
-        assert not self.cache.mamba._plans
+        assert not self.cache.mamba.plans
         slots = self.cache.slot_census()
         assert slots["held"] == slots["unaccounted"] == 0, slots
         self.cache.evict_for_alloc(EvictParams(num_tokens=0, mamba_num=SLOTS))
@@ -224,7 +225,7 @@ def test_table_and_tree_agree_in_every_order() -> None:
 
 def _refuses_whatever_came(held: HeldStates, checkpoint, _reason: str) -> None:
     """An abandoned plan says that there is no state, though another request has brought one."""
-    row = held._settled(checkpoint)
+    row = held.settle(checkpoint)
     if row >= 0:
         held.runtime.refused(row)
 

@@ -13,7 +13,7 @@ from engineless_cache import Driver
 from overlap_scheduler import OverlapScheduler
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 
-from sglang_hooks.radix.held_states import HeldStates
+from marconi_ext.policies.held_states import HeldStates
 
 ROUNDS = 250
 SLOTS, TOKENS, REQUESTS = 24, 600, 4
@@ -80,7 +80,7 @@ def test_rounds(policy: str) -> None:
 
 
 def _refuses_whatever_came(held: HeldStates, checkpoint, _reason: str) -> None:
-    row = held._settled(checkpoint)
+    row = held.settle(checkpoint)
     if row >= 0:
         held.runtime.refused(row)
 

@@ -82,4 +82,4 @@ def test_new_states_take_the_slots_of_what_no_session_refers_to(driver: Driver) 
         serve(driver, number % 9)
     assert kept in states(driver), "the deepest of all, and yet the last to go"
     driver.cache.reset()
-    assert not driver.cache.mamba._referenced
+    assert not driver.cache.mamba.referenced
