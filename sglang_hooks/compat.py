@@ -10,6 +10,7 @@ from marconi_ext.config import ConfigError
 
 from . import deployments
 from .deployments import Conflict
+from .recurrence.options import REPLAYED_DECODE
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +53,7 @@ CONFLICTS = (
         lambda a: a.enable_unified_memory and a.radix_eviction_policy.lower() != "lru",
         "orders what leaves a shared buffer itself: drop --enable-unified-memory or --radix-eviction-policy",
     ),
-    Conflict(
-        lambda a: a.enable_linear_replayssm or a.enable_linear_replayssm_spec,
-        "needs states that are up to date: drop --enable-linear-replayssm and --enable-linear-replayssm-spec",
-    ),
+    Conflict(*REPLAYED_DECODE),
     Conflict(
         lambda a: a.cuda_graph_backend_prefill == "full",
         "can't save states inside a full prefill graph: drop --cuda-graph-backend-prefill full",

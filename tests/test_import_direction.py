@@ -30,7 +30,7 @@ ROOMS = {
     "results": "traces",
     "servers": "config results",
     "replay": "results servers traces",
-    "simulator": "policies profiles routing traces",
+    "simulator": "policies profiles results routing traces",
     "models": "",
     "report": "results",
     "watch": "servers",

@@ -23,6 +23,7 @@ def logical_chunks(
     cu_seqlens: Sequence[int], chunk_size: int, device: torch.device | str = "cpu"
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """int32[L] each: physical chunk and starting offset (tokens) of every logical chunk."""
-    starts = sorted({*range(0, cu_seqlens[-1], chunk_size), *(c for c in cu_seqlens if c < cu_seqlens[-1])})
-    starts = torch.tensor(starts, dtype=torch.int32, device=device)
+    total = cu_seqlens[-1]
+    starts_list = sorted({*range(0, total, chunk_size), *(c for c in cu_seqlens if c < total)})
+    starts = torch.tensor(starts_list, dtype=torch.int32, device=device)
     return starts // chunk_size, starts % chunk_size

@@ -8,8 +8,8 @@ import numpy as np
 
 from marconi_ext.replay.client import OK
 from marconi_ext.replay.sender import Record, Run
-from marconi_ext.results.ideal import Reusable, Served, explained_in_run, reusable_in_run, split_loss
-from marconi_ext.results.percent import percent
+from marconi_ext.results.ideal import Reusable, Served, explained_in_run, reusable_in_run
+from marconi_ext.results.reuse import add_up
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,8 @@ class Figures:
 def measure(runs: list[Run], page_size: int = 1) -> Figures:
     """Figures of runs, each of which began with an empty cache."""
     answered = [(record, reusable) for run in runs for record, reusable in yardstick(run, page_size)]
-    prompt = sum(len(record.prompt) for record, _ in answered)
-    cached = sum(record.answer.cached_tokens or 0 for record, _ in answered)
-    ideal = sum(reusable.ideal_tokens for _, reusable in answered)
-    losses = [split_loss(reusable, record.answer.cached_tokens or 0) for record, reusable in answered]
-    first = sum(loss.first_divergence_tokens for loss in losses)
-    avoidable = sum(loss.avoidable_tokens for loss in losses)
+    reuse = add_up((len(record.prompt), record.answer.cached_tokens, found) for record, found in answered)
+    prompt, cached, ideal = reuse.prompt_tokens, reuse.cached_tokens, reuse.ideal_tokens
     ttft_s = (record.answer.ttft_s for record, _ in answered)
     ttft_ms = [1e3 * seconds for seconds in ttft_s if seconds is not None]
     p50, p95 = np.percentile(ttft_ms, [50, 95]) if ttft_ms else (0.0, 0.0)
@@ -63,11 +59,7 @@ def measure(runs: list[Run], page_size: int = 1) -> Figures:
         cached_tokens=cached,
         ideal_tokens=ideal,
         output_tokens=sum(len(record.answer.output_ids) for record, _ in answered),
-        state_limited_loss=percent(first + avoidable, prompt),
-        first_divergence=percent(first, prompt),
-        avoidable=percent(avoidable, prompt),
-        hit_rate=percent(cached, prompt),
-        ideal_hit_rate=percent(ideal, prompt),
+        **reuse.rates(),
         prefilled_tokens=prompt - cached,
         prefill_ratio=round((prompt - cached) / (prompt - ideal), 4) if prompt > ideal else 0.0,
         ttft_p50_ms=round(float(p50), 2),

@@ -4,15 +4,15 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from marconi_ext.replay.measure import yardstick
 from marconi_ext.replay.sender import Pacing, Record, Run
 from marconi_ext.results.folder import Percentiles, RequestRecord, ServerSnapshot, Status, Summary, Timing
-from marconi_ext.results.ideal import Reusable, split_loss
-from marconi_ext.results.percent import percent
+from marconi_ext.results.ideal import Reusable
+from marconi_ext.results.reuse import add_up
 
 INTERRUPTED = "interrupted"
 STOCK_STATES = (
@@ -94,17 +94,19 @@ def summarise(
     """The figures of one run. `error`: what went wrong besides requests."""
     answered = [r for r in records if r.status == Status.OK]
     sent = [r for r in records if r.status != Status.UNSENT]
-    prompt = sum(r.server_prompt_tokens or r.prompt_tokens for r in answered)
-    ideal = sum(r.ideal_tokens or 0 for r in answered)
+    reuse = add_up(
+        (
+            r.server_prompt_tokens or r.prompt_tokens,
+            r.cached_tokens,
+            Reusable(r.ideal_tokens or 0, r.state_tokens or 0),
+        )
+        for r in answered
+    )
+    rates: dict[str, Any] = dict(reuse.rates())
     output = sum(r.output_tokens for r in answered)
-    said = [r for r in answered if r.cached_tokens is not None]
-    known = bool(said) and len(said) == len(answered)
-    cached = sum(r.cached_tokens or 0 for r in said)
-    losses = [
-        split_loss(Reusable(r.ideal_tokens or 0, r.state_tokens or 0), r.cached_tokens or 0) for r in said
-    ]
-    first = sum(loss.first_divergence_tokens for loss in losses)
-    avoidable = sum(loss.avoidable_tokens for loss in losses)
+    known = bool(answered) and all(r.cached_tokens is not None for r in answered)
+    if not known:  # the ideal needs no word of the server
+        rates = {name: rate if name == "ideal_hit_rate" else None for name, rate in rates.items()}
     ends = [r.end_s for r in sent if r.end_s is not None]
     starts = [r.sent_s for r in sent if r.sent_s is not None]
     duration_s = max(ends) - min(starts) if ends and starts else 0.0
@@ -115,16 +117,11 @@ def summarise(
         by_status=dict(Counter(r.status for r in records)),
         retries=sum(r.retries for r in records),
         retried_requests=sum(r.retries > 0 for r in records),
-        prompt_tokens=prompt,
-        cached_tokens=cached if known else None,
-        ideal_tokens=ideal,
+        prompt_tokens=reuse.prompt_tokens,
+        cached_tokens=reuse.cached_tokens if known else None,
+        ideal_tokens=reuse.ideal_tokens,
         state_tokens=sum(r.state_tokens or 0 for r in answered),
         output_tokens=output,
-        hit_rate=percent(cached, prompt) if known else None,
-        ideal_hit_rate=percent(ideal, prompt),
-        state_limited_loss=percent(first + avoidable, prompt) if known else None,
-        first_divergence=percent(first, prompt) if known else None,
-        avoidable=percent(avoidable, prompt) if known else None,
         warm_tokens=sum(r.warm_tokens or 0 for r in answered),
         warm_requests=sum(bool(r.warm_tokens) for r in answered),
         token_counts_differ=sum(r.server_prompt_tokens not in (None, r.prompt_tokens) for r in answered),
@@ -139,10 +136,11 @@ def summarise(
         most_open=run.most_open,
         duration_s=round(duration_s, DIGITS),
         requests_per_s=rate(len(answered), duration_s),
-        prompt_tokens_per_s=rate(prompt, duration_s),
+        prompt_tokens_per_s=rate(reuse.prompt_tokens, duration_s),
         output_tokens_per_s=rate(output, duration_s),
         interrupted=run.stopped == INTERRUPTED,
         error=error or run.stopped,
+        **rates,
         **counted,
     )
 

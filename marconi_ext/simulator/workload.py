@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from marconi_ext.simulator.radix_tree import RadixTree
+from marconi_ext.results.ideal import IdealCache
 from marconi_ext.traces import Request
 
 
@@ -23,12 +23,7 @@ class Workload:
 
 
 def load_workload(name: str, seed: int, requests: Iterable[Request]) -> Workload:
-    """Read all requests; the ideal is that of `results.ideal`: at most prompt − 1 tokens, answers less their last."""
-    kept = list(requests)
-    tree, ideal = RadixTree(), 0
-    for tick, request in enumerate(kept):
-        look = tree.lookup(request.input_ids[:-1])
-        ideal += look.kv_tokens
-        start = look.path[-1] if look.path else None
-        tree.insert(np.concatenate([request.input_ids, request.output_ids[:-1]]), tick, start)
+    """Read all requests."""
+    kept, cache = list(requests), IdealCache()
+    ideal = sum(cache.serve(request).ideal_tokens for request in kept)
     return Workload(name, seed, kept, np.array([len(r.input_ids) for r in kept], np.int64), ideal)

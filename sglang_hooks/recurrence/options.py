@@ -1,4 +1,4 @@
-"""SGLang options that go against saving states in pieces."""
+"""SGLang options that go against exact states; `compat.py` refuses them at start, a family where it saves in pieces."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Any
 
 
 def _replayed_decode(arguments: Any) -> bool:
-    return bool(getattr(arguments, "enable_linear_replayssm", False))
+    names = ("enable_linear_replayssm", "enable_linear_replayssm_spec")
+    return any(getattr(arguments, name, False) for name in names)
 
 
 def _whole_prefill_graphs(_arguments: Any) -> bool:
@@ -21,7 +22,7 @@ def _whole_prefill_graphs(_arguments: Any) -> bool:
 
 REPLAYED_DECODE = (
     _replayed_decode,
-    "the running slot lags behind its tokens with --enable-linear-replayssm: drop it",
+    "needs states that are up to date: drop --enable-linear-replayssm and --enable-linear-replayssm-spec",
 )
 WHOLE_PREFILL_GRAPHS = (
     _whole_prefill_graphs,

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from marconi_ext.commands import trace_options as reading
 from marconi_ext.commands import traffic_options as traffic
 
 SERVERS = "Servers"
@@ -94,16 +95,16 @@ def bench(
     max_rate: traffic.MaxRate = None,
     sessions: traffic.Sessions = None,
     turns: traffic.Turns = None,
-    limit: traffic.Limit = None,
+    limit: reading.Limit = None,
     max_prompt_tokens: traffic.MaxPromptTokens = None,
     max_output_tokens: traffic.MaxOutputTokens = None,
     scale: traffic.Scale = None,
-    format: traffic.Format = "auto",
-    tokenizer: traffic.Tokenizer = "tekken",
-    strict: traffic.Strict = False,
-    seed: traffic.Seed = 0,
-    sessions_per_s: traffic.SessionsPerS = 1.0,
-    response_s: traffic.ResponseS = 5.0,
+    format: reading.Format = "auto",
+    tokenizer: reading.Tokenizer = "tekken",
+    strict: reading.Strict = False,
+    seed: reading.Seed = 0,
+    sessions_per_s: reading.SessionsPerS = 1.0,
+    response_s: reading.ResponseS = 5.0,
     watch: Annotated[
         float, typer.Option(min=0, help="Seconds between looks at the server.", rich_help_panel=RESULTS)
     ] = 1.0,

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from marconi_ext.commands import trace_options as reading
+
 DEFAULT_WORKLOADS = "agent,few-shot,fork,thinking,samples"
 DEFAULT_ARMS = "stock,stock-track,marconi"
 
@@ -43,9 +45,9 @@ def demo(
     sessions: Annotated[
         int | None, typer.Option(min=1, help="Synthetic sessions; default: each workload's own number.")
     ] = None,
-    format: Annotated[str, typer.Option(help="The trace's format.")] = "auto",
-    tokenizer: Annotated[str, typer.Option(help="For traces of text: tekken or a folder.")] = "tekken",
-    strict: Annotated[bool, typer.Option("--strict", help="Refuse a trace with a broken line.")] = False,
+    format: reading.Format = "auto",
+    tokenizer: reading.Tokenizer = "tekken",
+    strict: reading.Strict = False,
     server_flags: Annotated[str, typer.Option(help="More SGLang flags for every server, in one text.")] = "",
     start_timeout: Annotated[float, typer.Option(min=1, help="Seconds a server may take to start.")] = 300,
     request_timeout: Annotated[float, typer.Option(min=1, help="Seconds an answer may take.")] = 300,

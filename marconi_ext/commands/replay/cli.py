@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from marconi_ext.commands import trace_options as reading
 from marconi_ext.commands import traffic_options as traffic
 from marconi_ext.commands.traffic_options import TRAFFIC
 
@@ -42,7 +43,7 @@ def replay(
     ] = DEFAULT_MAX_OPEN,
     sessions: traffic.Sessions = None,
     turns: traffic.Turns = None,
-    limit: traffic.Limit = None,
+    limit: reading.Limit = None,
     max_prompt_tokens: traffic.MaxPromptTokens = None,
     max_output_tokens: traffic.MaxOutputTokens = None,
     scale: traffic.Scale = None,
@@ -52,9 +53,9 @@ def replay(
             min=1_001, help="Fold token ids into so many; default: the model's.", rich_help_panel=TRAFFIC
         ),
     ] = None,
-    format: traffic.Format = "auto",
-    tokenizer: traffic.Tokenizer = "tekken",
-    strict: traffic.Strict = False,
+    format: reading.Format = "auto",
+    tokenizer: reading.Tokenizer = "tekken",
+    strict: reading.Strict = False,
     free_length: Annotated[
         bool,
         typer.Option(
@@ -63,9 +64,9 @@ def replay(
             rich_help_panel=TRAFFIC,
         ),
     ] = False,
-    seed: traffic.Seed = 0,
-    sessions_per_s: traffic.SessionsPerS = 1.0,
-    response_s: traffic.ResponseS = 5.0,
+    seed: reading.Seed = 0,
+    sessions_per_s: reading.SessionsPerS = 1.0,
+    response_s: reading.ResponseS = 5.0,
     timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds for a whole answer.", rich_help_panel=FAILURES)
     ] = 300.0,

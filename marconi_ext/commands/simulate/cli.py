@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from marconi_ext.commands import trace_options as reading
+
 
 def simulate(
     trace: Annotated[
@@ -37,18 +39,12 @@ def simulate(
         bool, typer.Option("--resume", help="Skip the cells that --json FILE already has.")
     ] = False,
     processes: Annotated[int, typer.Option(min=0, help="Worker processes; 0: one a core.")] = 0,
-    format: Annotated[str, typer.Option(help="The trace's format; auto looks at its fields.")] = "auto",
-    tokenizer: Annotated[str, typer.Option(help="tekken, or a Hugging Face tokenizer folder.")] = "tekken",
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse a broken line instead of skipping it.")
-    ] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many requests.")] = None,
-    sessions_per_s: Annotated[
-        float, typer.Option(help="Sessions a second, where the trace has no times.")
-    ] = 1.0,
-    response_s: Annotated[
-        float, typer.Option(help="Mean seconds between a session's requests, likewise.")
-    ] = 5.0,
+    format: reading.Format = "auto",
+    tokenizer: reading.Tokenizer = "tekken",
+    strict: reading.Strict = False,
+    limit: reading.Limit = None,
+    sessions_per_s: reading.SessionsPerS = 1.0,
+    response_s: reading.ResponseS = 5.0,
     servers: Annotated[
         str | None,
         typer.Option(metavar="N,N", help="Simulate so many servers behind a router, each of --capacity."),

@@ -5,14 +5,14 @@ from typing import Annotated
 
 import typer
 
+from marconi_ext.commands import trace_options as reading
+
 app = typer.Typer(no_args_is_help=True, help="Describe traces, and convert them to the common format.")
 
 Source = Annotated[
     str,
     typer.Argument(metavar="FILE|FOLDER|synthetic:NAME", help="A trace in any known format, gzip or not."),
 ]
-Format = Annotated[str, typer.Option(help="The trace's format; auto looks at its fields.")]
-Tokenizer = Annotated[str, typer.Option(help="tekken, or a Hugging Face tokenizer folder (traces of text).")]
 Template = Annotated[
     str | None,
     typer.Option(
@@ -20,26 +20,19 @@ Template = Annotated[
         help="Write the messages as this chat template does: qwen3, qwen3.5, nemotron-3, kimi, glm, plain, …",
     ),
 ]
-Strict = Annotated[bool, typer.Option("--strict", help="Refuse a broken line instead of skipping it.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Stop after so many requests.")]
-Seed = Annotated[int, typer.Option(help="Seed of drawn arrivals and synthetic traffic.")]
-SessionRate = Annotated[
-    float, typer.Option(help="Sessions that begin a second, where the trace has no times.")
-]
-ResponseTime = Annotated[float, typer.Option(help="Mean seconds between a session's requests, likewise.")]
 
 
 @app.command()
 def info(
     trace: Source,
-    format: Format = "auto",
-    tokenizer: Tokenizer = "tekken",
+    format: reading.Format = "auto",
+    tokenizer: reading.Tokenizer = "tekken",
     template: Template = None,
-    strict: Strict = False,
-    limit: Limit = None,
-    seed: Seed = 0,
-    sessions_per_s: SessionRate = 1.0,
-    response_s: ResponseTime = 5.0,
+    strict: reading.Strict = False,
+    limit: reading.Limit = None,
+    seed: reading.Seed = 0,
+    sessions_per_s: reading.SessionsPerS = 1.0,
+    response_s: reading.ResponseS = 5.0,
     json: Annotated[
         Path | None, typer.Option(metavar="FILE|-", help="Write the figures as JSON too.")
     ] = None,
@@ -74,14 +67,14 @@ def info(
 def convert(
     trace: Source,
     out: Annotated[Path, typer.Argument(help="File to write; gzipped where it ends in .gz.")],
-    format: Format = "auto",
-    tokenizer: Tokenizer = "tekken",
+    format: reading.Format = "auto",
+    tokenizer: reading.Tokenizer = "tekken",
     template: Template = None,
-    strict: Strict = False,
-    limit: Limit = None,
-    seed: Seed = 0,
-    sessions_per_s: SessionRate = 1.0,
-    response_s: ResponseTime = 5.0,
+    strict: reading.Strict = False,
+    limit: reading.Limit = None,
+    seed: reading.Seed = 0,
+    sessions_per_s: reading.SessionsPerS = 1.0,
+    response_s: reading.ResponseS = 5.0,
 ) -> None:
     """Write a trace as one JSON line a request: session_id, turn_id, ts, input_tokens, output_tokens."""
     from marconi_ext.errors import BadInputError
