@@ -38,7 +38,7 @@ coverage: $(CHECK)/.done
 
 # Into site/; index.html opens without a network, and without a server but for the search.
 docs: $(DOCS)/.done
-	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict
+	$(DOCS)/bin/zensical build --clean --strict
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
@@ -70,4 +70,4 @@ $(VENV)/.test: $(VENV)/.engine setup.py
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(CHECK) $(DOCS) site build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(CHECK) $(DOCS) .cache site build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache

@@ -9,7 +9,7 @@ from pathlib import Path
 from setuptools import setup
 
 CHECK = ["hypothesis>=6.100", "mypy>=1.11", "pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6"]
-DOCS = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
+DOCS = ["zensical>=0.0.70", "mkdocstrings[python]>=0.26"]
 ROUTER = ["msgspec>=0.18", "pyzmq>=26"]
 SGLANG = "sglang==0.5.23"  # what it pins comes along: torch 2.14.1, triton 3.8.0, flashinfer
 

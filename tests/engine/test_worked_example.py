@@ -1,4 +1,4 @@
-"""The README's worked example, on the real engine: what each request reuses, to the token."""
+"""The worked example of docs/architecture.md, on the real engine: what each request reuses, to the token."""
 
 from __future__ import annotations
 
