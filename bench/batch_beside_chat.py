@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+from records import records_of, write
 
 from marconi_ext.models.toy_model import ToyModel, write_model
 from marconi_ext.servers.engine_options import CPU_OPTIONS, environment, to_flags
@@ -117,7 +118,8 @@ def main() -> None:
             results.append(found)
             print(found, flush=True)
     if given.json is not None:
-        given.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        made = [{"case": "chats beside a batch", **row} for row in results]
+        write(records_of(made, bench="batch_beside_chat", case=("case",), provider="server"), given.json)
 
 
 if __name__ == "__main__":

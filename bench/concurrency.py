@@ -17,15 +17,15 @@ from typing import Annotated
 
 import numpy as np
 import typer
+from records import records_of, write
 from rich.console import Console
 from rich.table import Table
 
 from marconi_ext.models.toy_model import ToyModel, write_model
-from marconi_ext.output import check_writable, write_json
+from marconi_ext.output import check_writable
 from marconi_ext.replay.client import GenerateClient
 from marconi_ext.replay.measure import Figures, measure
 from marconi_ext.replay.sender import replay
-from marconi_ext.results.provenance import provenance
 from marconi_ext.servers.arm_server import ArmServer, ServerOptions, started_together
 from marconi_ext.servers.arms import choose_arms
 from marconi_ext.traces.script import Script, Turn, draw_tokens
@@ -96,8 +96,12 @@ def main(
             }
     show(figures, ran)
     if json:
-        rows = {name: [one.as_json() for one in found] for name, found in figures.items()}
-        write_json(json, {"running": ran, "rounds": rows, "provenance": provenance(seed)})
+        rows = [
+            {"server": name, "round": place, "running_requests": ran[name], **one.as_json()}
+            for name, found in figures.items()
+            for place, one in enumerate(found)
+        ]
+        write(records_of(rows, bench="concurrency", case=("round",), provider="server", seed=seed), json)
 
 
 def show(figures: dict[str, list[Figures]], ran: dict[str, int]) -> None:

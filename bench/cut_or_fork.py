@@ -19,11 +19,11 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from records import records_of, write
 from small_hybrid import CHANNELS, HEADS, KEY, WIDTH, Backend, Hybrid, Pool, batch_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from marconi_ext.output import check_writable, write_json
-from marconi_ext.results.provenance import provenance
+from marconi_ext.output import check_writable
 from sglang_hooks.recurrence import pieces
 from sglang_hooks.recurrence.interface import ArmedCheckpoints, SaverContext
 from sglang_hooks.recurrence.piece_plan import plan_pieces
@@ -125,7 +125,7 @@ def main(
             f"{family}: a cut costs {cut:.2f} ms, a forked token {1e3 * token:.1f} us: as {cut / token:.0f} tokens"
         )
     if json:
-        write_json(json, {"rows": [asdict(row) for row in rows], "provenance": provenance(0)})
+        write(records_of(map(asdict, rows), bench="cut_or_fork", case=("tokens",), provider="family"), json)
 
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ from typing import Annotated, Any
 import engineless_cache
 import typer
 from engineless_cache import Driver
+from records import records_of, write
 from rich.console import Console
 from rich.table import Table
 
 from marconi_ext.commands.demo.cli import DEFAULT_WORKLOADS
-from marconi_ext.output import check_writable, write_json
+from marconi_ext.output import check_writable
 from marconi_ext.results.ideal import IdealCache, split_loss
-from marconi_ext.results.provenance import provenance
 from marconi_ext.traces.request import Request
 from marconi_ext.traces.script import play
 from marconi_ext.traces.synthetic import scripts
@@ -92,9 +92,8 @@ def main(
         table.add_row(name, *cells, f"{found['marconi'][place]['states_offered']:.2f}")
     Console(width=100).print(table)
     if json:
-        write_json(
-            json, {"rows": [row for arm in ARMS for row in found[arm]], "provenance": provenance(seed)}
-        )
+        made = [row for arm in ARMS for row in found[arm]]
+        write(records_of(made, bench="demo_rows", case=("workload",), provider="arm", seed=seed), json)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 import torch
 from mixer_layer import MixerLayer, engine_functions, even_ends, plans_by_extend
+from records import records_of, write
 from torch.profiler import ProfilerActivity, profile
 
 from marconi_kernels.report.model_shapes import NEMOTRON_H_8B
@@ -43,7 +45,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tokens", type=int, default=8_192)
+    parser.add_argument("--json", type=Path, help="a file, or - for stdout")
     options = parser.parse_args()
+    found = []
     if not torch.cuda.is_available():
         parser.error("torch sees no GPU here")
     stages, conv = engine_functions("cuda")
@@ -53,11 +57,16 @@ def main() -> int:
         rows = device_times(layer, hidden, count)
         ours = sum(time for time, _, name in rows if name.endswith("_checkpoint_kernel"))
         total = sum(time for time, _, _ in rows)
+        found.append({"checkpoints": count, "provider": "marconi", "layer_us": total, "saves_us": ours})
         print(
             f"{count} checkpoints: {total:.1f} µs on the device, {ours:.1f} of them to save ({ours / total:.2%})"
         )
         for time, launches, name in rows[:SHOWN]:
             print(f"  {time:9.2f} µs  x{launches:5.2f}  {name[:90]}")
+    if options.json:
+        write(
+            records_of(found, bench="device_time", case=("checkpoints",), provider="provider"), options.json
+        )
     return 0
 
 

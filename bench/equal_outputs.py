@@ -22,12 +22,12 @@ import httpx
 import numpy as np
 import typer
 from mixed_workload import VOCABULARY, mixed_workload
+from records import records_of, write
 
 from marconi_ext.commands.server_setup import small_model
 from marconi_ext.errors import BadInputError
 from marconi_ext.models.families import FAMILIES, write_small_model
-from marconi_ext.output import check_writable, write_json
-from marconi_ext.results.provenance import provenance
+from marconi_ext.output import check_writable
 from marconi_ext.servers.engine_options import CPU_OPTIONS, environment, to_flags
 from marconi_ext.servers.server import Server, ServerSpec
 from marconi_ext.traces.script import Histories, in_order
@@ -163,9 +163,8 @@ def main(
                 flush=True,
             )
     if json:
-        write_json(
-            json, {"family": family, "rows": [asdict(row) for row in rows], "provenance": provenance(0)}
-        )
+        made = [{"family": family, **asdict(row)} for row in rows]
+        write(records_of(made, bench="equal_outputs", case=("setting",), provider="family"), json)
     raise SystemExit(any(row.differing or row.unaccounted for row in rows))
 
 

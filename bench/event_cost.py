@@ -12,10 +12,12 @@ import argparse
 import random
 import time
 from array import array
+from pathlib import Path
 from typing import Any
 
 import engineless_cache
 from engineless_cache import Driver
+from records import records_of, write
 from sglang.srt.mem_cache.events import KVCacheEventRecorder
 
 from sglang_hooks.observe.state_events import ResumableRecorder, StateEvents
@@ -60,14 +62,20 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=100_000)
     parser.add_argument("--pages", default="1,16")
     parser.add_argument("--requests", type=int, default=8)
+    parser.add_argument("--json", type=Path, help="a file, or - for stdout")
     options = parser.parse_args()
+    rows = []
     engineless_cache.publish_settings()
     for page in map(int, options.pages.split(",")):
         base = None
         for mode in MODES:
             took = request_ms(mode, options.tokens, page, options.requests)
             base = took if base is None else base
+            rows.append({"page": page, "mode": mode, "request_ms": took})
             print(f"page {page:2} {mode:9} {took:8.2f} ms a request, {took - base:+8.2f} ms")
+
+    if options.json:
+        write(records_of(rows, bench="event_cost", case=("page",), provider="mode"), options.json)
 
 
 if __name__ == "__main__":

@@ -15,13 +15,13 @@ from typing import Annotated
 
 import numpy as np
 import typer
+from records import records_of, write
 from verify_matrix import TRACES
 
-from marconi_ext.output import check_writable, write_json
+from marconi_ext.output import check_writable
 from marconi_ext.policies.currency import Currency
 from marconi_ext.policies.registry import parse_policy
 from marconi_ext.policies.request_plan import Plan
-from marconi_ext.results.provenance import provenance
 from marconi_ext.simulator.live_rules import LiveRules
 from marconi_ext.simulator.radix_tree import Node
 from marconi_ext.traces.read import read_trace
@@ -134,7 +134,8 @@ def main(
             ]
             print("| " + " | ".join(map(str, cells)) + " |", flush=True)
     if json:
-        write_json(json, {"rows": [asdict(one) for one in rows], "provenance": provenance(0)})
+        made = records_of(map(asdict, rows), bench="extend_cuts", case=("trace",), provider="fork_tokens")
+        write(made, json)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ with the 95 % interval of its mean. The last row of a shape is one server with a
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from records import records_of, write
 
 from marconi_ext.commands.bench.routed_show import interval
 from marconi_ext.policies.registry import parse_policy
@@ -117,7 +117,8 @@ def main() -> None:
                 flush=True,
             )
     if given.json is not None:
-        given.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        made = records_of(rows, bench="fleet_routing", case=("shape", "servers", "slots"), provider="routing")
+        write(made, given.json)
 
 
 if __name__ == "__main__":

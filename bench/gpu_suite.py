@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import torch
-from records import git_revision, machine
+from records import origin
 
 ROOT = Path(__file__).parent.parent
 LIMITS_S = {"tests": 200, "device_time": 40, "overhead": 180, "compute_sanitizer": 140}  # 560 s in all
@@ -68,17 +68,19 @@ def main() -> int:
         # Without the caching allocator, so that an access past a tensor leaves its allocation.
         checked = [sanitizer, "--error-exitcode", "9", *tests, "-k", "out_of_range or conv_is"]
         steps["compute_sanitizer"] = step("compute_sanitizer", checked, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+    versions, revision, machine = origin()
     result = {
         "bench": "gpu_suite",
-        "machine": machine(),
-        "git_revision": git_revision(),
+        "versions": versions,
+        "machine": machine,
+        "git_revision": revision,
         "compute_sanitizer_found": sanitizer is not None,
         "steps": steps,
         "records": records,
     }
     file.write_text(json.dumps(result, indent=2) + "\n")
     failed = [name for name, outcome in steps.items() if outcome["rc"] != 0]
-    print(f"{machine()}: {'failed: ' + ', '.join(failed) if failed else 'all passed'}; wrote {file}")
+    print(f"{machine}: {'failed: ' + ', '.join(failed) if failed else 'all passed'}; wrote {file}")
     return bool(failed)
 
 

@@ -14,15 +14,15 @@ from typing import Annotated
 
 import engineless_cache
 import typer
+from records import records_of, write
 from rich.console import Console
 from rich.table import Table
 from thinking_matrix import VOCABULARY, headers
 
-from marconi_ext.output import check_writable, write_json
+from marconi_ext.output import check_writable
 from marconi_ext.policies.currency import Currency
 from marconi_ext.policies.messages import MessageHeaders
 from marconi_ext.policies.registry import parse_policy
-from marconi_ext.results.provenance import provenance
 from marconi_ext.simulator.live_rules import LiveRules
 from marconi_ext.traces.chat_template import find_template
 from marconi_ext.traces.request import Request
@@ -75,7 +75,8 @@ def main(
         )
     Console(width=100).print(table)
     if json:
-        write_json(json, {"rows": rows, "requests": len(requests), "provenance": provenance(seed)})
+        config = {"requests": len(requests), "template": template}
+        write(records_of(rows, bench="loop_slots", case=("slots",), seed=seed, config=config), json)
 
 
 if __name__ == "__main__":

@@ -17,11 +17,11 @@ from typing import Annotated
 
 import numpy as np
 import typer
+from records import records_of, write
 
-from marconi_ext.output import check_writable, write_json
+from marconi_ext.output import check_writable
 from marconi_ext.policies.registry import parse_policy
 from marconi_ext.profiles import load_profile
-from marconi_ext.results.provenance import provenance
 from marconi_ext.simulator.capacity import Capacity
 from marconi_ext.simulator.cell import Options, run_cell
 from marconi_ext.simulator.radix_tree import RadixTree
@@ -120,7 +120,7 @@ def main(
                 flush=True,
             )
     if json:
-        write_json(json, {"rows": rows, "provenance": provenance(0)})
+        write(records_of(rows, bench="second_appearance", case=("trace",), provider="rule"), json)
 
 
 if __name__ == "__main__":

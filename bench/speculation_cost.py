@@ -14,7 +14,6 @@ requests hold while they run; both are the scheduler's doing and don't depend on
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from engine_in_process import Engine, Engines, Job
+from records import records_of, write
 from speculative_traffic import CONCURRENCY, Case, record
 
 from marconi_ext.models.toy_model import ToyModel, write_model
@@ -130,7 +130,8 @@ def main() -> None:
         f"kept: {ours.kept} of {ours.finished} last states; lost {ours.lost_tokens} of {ours.prompt_tokens:,}"
     )
     if options.json:
-        options.json.write_text(json.dumps({arm: asdict(cost) for arm, cost in found.items()}, indent=2))
+        rows = [{"case": "n-grams", "server": arm, **asdict(cost)} for arm, cost in found.items()]
+        write(records_of(rows, bench="speculation_cost", case=("case",), provider="server"), options.json)
 
 
 if __name__ == "__main__":

@@ -78,6 +78,24 @@ def test_every_table_of_numbers_is_listed() -> None:
     )
 
 
+def test_every_benchmark_is_cited_or_used() -> None:
+    pages = "".join(page.read_text(encoding="utf-8") for page in DOCS.glob("**/*.md"))
+    texts = {file.stem: file.read_text(encoding="utf-8") for file in (REPO / "bench").glob("*.py")}
+    unused = [
+        name
+        for name in texts
+        if f"bench/{name}.py" not in pages
+        and not any(re.search(rf"\b{name}\b", text) for other, text in texts.items() if other != name)
+    ]
+    assert not unused
+
+
+@pytest.mark.parametrize("script", sorted((REPO / "bench").glob("*.py")), ids=lambda file: file.stem)
+def test_every_benchmark_says_on_top_what_it_answers(script: Path) -> None:
+    told = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
+    assert told and len(told.splitlines()[0]) > 30
+
+
 def test_every_page_is_in_the_site() -> None:
     site = (REPO / "mkdocs.yml").read_text(encoding="utf-8")
     assert not [page.name for page in DOCS.glob("**/*.md") if page.name not in site], (
