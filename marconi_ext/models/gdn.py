@@ -77,16 +77,14 @@ class GdnModel:
     def weights(self) -> dict[str, np.ndarray]:
         """All tensors, fp32, under the names of Qwen3-Next checkpoints."""
         seeded = Seeded(self.seed)
-        tensors = seeded.embeddings(self.vocab, self.hidden)
-        tensors["model.norm.weight"] = np.zeros(self.hidden, np.float32)  # Gemma's norm adds one
-        for layer in range(self.layers):
-            prefix = f"model.layers.{layer}"
-            for norm in ("input_layernorm", "post_attention_layernorm"):
-                tensors[f"{prefix}.{norm}.weight"] = np.zeros(self.hidden, np.float32)
+
+        def parts(layer: int, prefix: str) -> dict[str, np.ndarray]:
             attends = (layer + 1) % self.interval == 0
-            tensors |= (self._attention if attends else self._linear_attention)(seeded, prefix)
-            tensors |= self._experts(seeded, f"{prefix}.mlp")
-        return tensors
+            mixer = (self._attention if attends else self._linear_attention)(seeded, prefix)
+            return mixer | self._experts(seeded, f"{prefix}.mlp")
+
+        # Gemma's norm adds one
+        return seeded.decoder(self.vocab, self.hidden, self.layers, parts, norm_weight=0.0)
 
     def _linear_attention(self, seeded: Seeded, layer: str) -> dict[str, np.ndarray]:
         prefix = f"{layer}.linear_attn"

@@ -62,18 +62,15 @@ class KdaModel:
     def weights(self) -> dict[str, np.ndarray]:
         """All tensors, fp32, under the names of Kimi Linear checkpoints."""
         seeded = Seeded(self.seed)
-        tensors = seeded.embeddings(self.vocab, self.hidden)
-        tensors["model.norm.weight"] = np.ones(self.hidden, np.float32)
-        for layer in range(self.layers):
-            prefix = f"model.layers.{layer}"
-            for norm in ("input_layernorm", "post_attention_layernorm"):
-                tensors[f"{prefix}.{norm}.weight"] = np.ones(self.hidden, np.float32)
+
+        def parts(layer: int, prefix: str) -> dict[str, np.ndarray]:
             if (layer + 1) % self.interval == 0:
-                tensors |= self.attention.weights(seeded, f"{prefix}.self_attn", self.hidden, "o_proj")
+                mixer = self.attention.weights(seeded, f"{prefix}.self_attn", self.hidden, "o_proj")
             else:
-                tensors |= self._delta_attention(seeded, f"{prefix}.self_attn")
-            tensors |= gated_mlp(seeded, f"{prefix}.mlp", self.hidden, self.width)
-        return tensors
+                mixer = self._delta_attention(seeded, f"{prefix}.self_attn")
+            return mixer | gated_mlp(seeded, f"{prefix}.mlp", self.hidden, self.width)
+
+        return seeded.decoder(self.vocab, self.hidden, self.layers, parts)
 
     def _delta_attention(self, seeded: Seeded, prefix: str) -> dict[str, np.ndarray]:
         inner = self.heads * self.head_dim

@@ -62,18 +62,16 @@ class LightningModel:
     def weights(self) -> dict[str, np.ndarray]:
         """All tensors, fp32, under the names of Bailing checkpoints."""
         seeded = Seeded(self.seed)
-        tensors = seeded.embeddings(self.vocab, self.hidden)
-        tensors["model.word_embeddings.weight"] = tensors.pop("model.embed_tokens.weight")
-        tensors["model.norm.weight"] = np.ones(self.hidden, np.float32)
-        for layer in range(self.layers):
-            prefix = f"model.layers.{layer}"
-            for norm in ("input_layernorm", "post_attention_layernorm"):
-                tensors[f"{prefix}.{norm}.weight"] = np.ones(self.hidden, np.float32)
+
+        def parts(layer: int, prefix: str) -> dict[str, np.ndarray]:
             if (layer + 1) % self.interval == 0:
-                tensors |= self.attention.weights(seeded, f"{prefix}.attention", self.hidden, "dense")
+                mixer = self.attention.weights(seeded, f"{prefix}.attention", self.hidden, "dense")
             else:
-                tensors |= self._lightning(seeded, f"{prefix}.attention")
-            tensors |= gated_mlp(seeded, f"{prefix}.mlp", self.hidden, self.width)
+                mixer = self._lightning(seeded, f"{prefix}.attention")
+            return mixer | gated_mlp(seeded, f"{prefix}.mlp", self.hidden, self.width)
+
+        tensors = seeded.decoder(self.vocab, self.hidden, self.layers, parts)
+        tensors["model.word_embeddings.weight"] = tensors.pop("model.embed_tokens.weight")
         return tensors
 
     def _lightning(self, seeded: Seeded, prefix: str) -> dict[str, np.ndarray]:

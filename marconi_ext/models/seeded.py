@@ -50,6 +50,27 @@ class Seeded:
         embed = self.normal("embeddings", vocab, hidden, std=1.0)
         return {f"{prefix}.embed_tokens.weight": embed, "lm_head.weight": self.head(vocab, hidden)}
 
+    def decoder(
+        self,
+        vocab: int,
+        hidden: int,
+        layers: int,
+        parts: Callable[[int, str], dict[str, np.ndarray]],
+        *,
+        norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm"),
+        last_norm: str = "norm",
+        norm_weight: float = 1.0,
+    ) -> dict[str, np.ndarray]:
+        """Embeddings, head, norms, and what `parts(layer, its prefix)` adds to each layer."""
+        tensors = self.embeddings(vocab, hidden)
+        ones = np.full(hidden, norm_weight, np.float32)
+        tensors[f"model.{last_norm}.weight"] = ones
+        for layer in range(layers):
+            prefix = f"model.layers.{layer}"
+            tensors |= {f"{prefix}.{norm}.weight": ones.copy() for norm in norms}
+            tensors |= parts(layer, prefix)
+        return tensors
+
     def head(self, vocab: int, hidden: int) -> np.ndarray:
         """The output head [vocab, hidden]: control tokens have logit 0, so greedy decoding never emits one."""
         head = self.normal("lm_head", vocab, hidden, std=LOGIT_STD * hidden**-0.5)

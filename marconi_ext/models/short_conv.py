@@ -64,17 +64,22 @@ class ShortConvModel:
     def weights(self) -> dict[str, np.ndarray]:
         """All tensors, fp32, under the names of LFM2 checkpoints."""
         seeded = Seeded(self.seed)
-        tensors = seeded.embeddings(self.vocab, self.hidden)
-        tensors["model.embedding_norm.weight"] = np.ones(self.hidden, np.float32)
-        for layer, kind in enumerate(self.layer_types):
-            prefix = f"model.layers.{layer}"
-            for norm in ("operator_norm", "ffn_norm"):
-                tensors[f"{prefix}.{norm}.weight"] = np.ones(self.hidden, np.float32)
-            tensors |= (self._conv if kind == CONV else self._attention)(seeded, prefix)
+
+        def parts(layer: int, prefix: str) -> dict[str, np.ndarray]:
+            mixer = self._conv if self.layer_types[layer] == CONV else self._attention
+            tensors = mixer(seeded, prefix)
             for name in ("w1", "w3"):
                 tensors |= seeded.linear(f"{prefix}.feed_forward.{name}", self.width, self.hidden)
-            tensors |= seeded.linear(f"{prefix}.feed_forward.w2", self.hidden, self.width, 0.5)
-        return tensors
+            return tensors | seeded.linear(f"{prefix}.feed_forward.w2", self.hidden, self.width, 0.5)
+
+        return seeded.decoder(
+            self.vocab,
+            self.hidden,
+            len(self.layer_types),
+            parts,
+            norms=("operator_norm", "ffn_norm"),
+            last_norm="embedding_norm",
+        )
 
     def _conv(self, seeded: Seeded, layer: str) -> dict[str, np.ndarray]:
         prefix = f"{layer}.conv"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import heapq
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from marconi_ext.profiles import paper
+from marconi_ext.simulator.artifact_leaves import evict_oldest_leaves
 
 if TYPE_CHECKING:
     from marconi_ext.simulator.artifact_tree import ArtifactNode, ArtifactTree
@@ -22,17 +22,7 @@ class LruLeaves:
         pass
 
     def evict(self, tree: ArtifactTree, wanted_bytes: int) -> None:
-        heap = [node for node in tree.nodes() if not node.children]
-        heapq.heapify(heap)
-        freed = 0
-        while heap and freed < wanted_bytes:
-            leaf = heapq.heappop(heap)
-            parent = leaf.parent
-            assert parent is not None, "the root is no leaf"
-            freed += paper.STATE_BYTES + len(leaf.tokens) * paper.KV_BYTES_PER_TOKEN
-            tree.remove_leaf(leaf)
-            if parent is not tree.root and not parent.children:
-                heapq.heappush(heap, parent)
+        evict_oldest_leaves(tree, wanted_bytes)
 
 
 def flop_efficiency(total: int, own: int) -> float:

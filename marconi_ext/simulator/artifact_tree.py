@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from marconi_ext.profiles import paper
+from marconi_ext.simulator.artifact_leaves import check_counts, nodes_below
 from marconi_ext.simulator.radix_tree import common_prefix_tokens
 
 
@@ -179,19 +180,10 @@ class ArtifactTree:
 
     def nodes(self) -> list[ArtifactNode]:
         """All nodes but the root, depth first, children in insertion order."""
-        found, stack = [], list(reversed(self.root.children.values()))
-        while stack:
-            node = stack.pop()
-            found.append(node)
-            stack.extend(reversed(node.children.values()))
-        return found
+        return nodes_below(self.root)
 
     def check(self) -> None:
-        """Recount nodes and tokens from scratch."""
-        nodes = self.nodes()
-        assert len(nodes) == self.num_nodes, f"nodes: counted {len(nodes)}, kept {self.num_nodes}"
-        tokens = sum(len(node.tokens) for node in nodes)
-        assert tokens == self.num_tokens, f"tokens: counted {tokens}, kept {self.num_tokens}"
-        for node in nodes:
+        """Recount from scratch."""
+        for node in check_counts(self):
             assert node.total == node.parent.total + len(node.tokens), "wrong depth"
             assert node.parent.children[int(node.tokens[0])] is node, "filed under a wrong token"

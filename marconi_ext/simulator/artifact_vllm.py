@@ -6,11 +6,10 @@ decides ties; exact 32-token children are also filed by content, so a long promp
 
 from __future__ import annotations
 
-import heapq
-
 import numpy as np
 
 from marconi_ext.profiles import paper
+from marconi_ext.simulator.artifact_leaves import check_counts, evict_oldest_leaves, nodes_below
 from marconi_ext.simulator.radix_tree import common_prefix_tokens
 
 BLOCK_TOKENS = 32
@@ -108,7 +107,7 @@ class VllmTree:
         excess = self.used_bytes + needed - self.capacity_bytes
         if excess > 0:
             self.clock += 1
-            self._evict(excess)
+            evict_oldest_leaves(self, excess)
         self._attach(np.ascontiguousarray(tokens, np.int32))
 
     def serve(self, input_ids: np.ndarray, sequence: np.ndarray) -> int:
@@ -157,35 +156,19 @@ class VllmTree:
         longest = max(n for _, n in common)
         return next((c for c, n in common if n == longest == len(c.tokens)), None)
 
-    def _evict(self, wanted_bytes: float) -> None:
-        heap = [node for node in self.nodes() if not node.children]
-        heapq.heapify(heap)
-        freed = 0
-        while heap and freed < wanted_bytes:
-            leaf = heapq.heappop(heap)
-            parent = leaf.parent
-            assert parent is not None, "the root is no leaf"
-            freed += paper.STATE_BYTES + len(leaf.tokens) * paper.KV_BYTES_PER_TOKEN
-            parent.remove(leaf)
-            self.num_nodes -= 1
-            self.num_tokens -= len(leaf.tokens)
-            self.evictions += 1
-            if parent is not self.root and not parent.children:
-                heapq.heappush(heap, parent)
+    def remove_leaf(self, node: BlockNode) -> None:
+        """Drop a leaf, state and KV."""
+        assert node.parent is not None, "the root is no leaf"
+        node.parent.remove(node)
+        self.num_nodes -= 1
+        self.num_tokens -= len(node.tokens)
+        self.evictions += 1
 
     def nodes(self) -> list[BlockNode]:
         """All nodes but the root, depth first, children in insertion order."""
-        found, stack = [], list(reversed(self.root.children.values()))
-        while stack:
-            node = stack.pop()
-            found.append(node)
-            stack.extend(reversed(node.children.values()))
-        return found
+        return nodes_below(self.root)
 
     def check(self) -> None:
         """Recount from scratch; only the last node of a sequence is short."""
-        nodes = self.nodes()
-        assert len(nodes) == self.num_nodes, f"nodes: counted {len(nodes)}, kept {self.num_nodes}"
-        tokens = sum(len(node.tokens) for node in nodes)
-        assert tokens == self.num_tokens, f"tokens: counted {tokens}, kept {self.num_tokens}"
+        nodes = check_counts(self)
         assert all(node.is_full or not node.children for node in nodes), "a short node has children"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,17 @@ class Reading:
     seed: int = 0
     sessions_per_s: float = 1.0
     response_s: float = 5.0
+
+    def open(
+        self,
+        trace: str,
+        *,
+        template: str | None = None,
+        limit: int | None = None,
+        on_problem: Callable[[Problem], None] | None = None,
+    ) -> Iterator[Request]:
+        """As `open_source`."""
+        return open_source(trace, template=template, limit=limit, on_problem=on_problem, **asdict(self))
 
 
 def open_source(

@@ -41,22 +41,12 @@ def info(
     from marconi_ext.commands.trace.show import print_description
     from marconi_ext.output import check_writable, tables, write_json
     from marconi_ext.results.describe import describe
-    from marconi_ext.traces.source import open_source, reporting
+    from marconi_ext.traces.source import Reading, reporting
 
     check_writable(json)
+    how = Reading(format, tokenizer, strict, seed, sessions_per_s, response_s)
     with reporting() as progress:
-        stream = open_source(
-            trace,
-            format=format,
-            tokenizer=tokenizer,
-            template=template,
-            strict=strict,
-            limit=limit,
-            seed=seed,
-            sessions_per_s=sessions_per_s,
-            response_s=response_s,
-            on_problem=progress.problem,
-        )
+        stream = how.open(trace, template=template, limit=limit, on_problem=progress.problem)
         figures = {"trace": trace, **describe(progress.count(stream)), "broken_records": progress.problems}
     print_description(tables(json), figures)
     if json:
@@ -79,23 +69,13 @@ def convert(
     """Write a trace as one JSON line a request: session_id, turn_id, ts, input_tokens, output_tokens."""
     from marconi_ext.errors import BadInputError
     from marconi_ext.traces import marconi_jsonl
-    from marconi_ext.traces.source import open_source, reporting
+    from marconi_ext.traces.source import Reading, reporting
 
     if out.exists() and Path(trace).exists() and out.samefile(trace):
         raise BadInputError(f"OUT {out}: is the trace itself; name another file")
+    how = Reading(format, tokenizer, strict, seed, sessions_per_s, response_s)
     with reporting() as progress:
-        stream = open_source(
-            trace,
-            format=format,
-            tokenizer=tokenizer,
-            template=template,
-            strict=strict,
-            limit=limit,
-            seed=seed,
-            sessions_per_s=sessions_per_s,
-            response_s=response_s,
-            on_problem=progress.problem,
-        )
+        stream = how.open(trace, template=template, limit=limit, on_problem=progress.problem)
         try:
             written = marconi_jsonl.write(progress.count(stream), out)
         except OSError as error:
