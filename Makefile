@@ -23,8 +23,10 @@ demo: $(VENV)/.engine
 
 check: $(CHECK)/.done
 	$(CHECK)/bin/ruff check . && $(CHECK)/bin/ruff format --check .
-	$(CHECK)/bin/mypy
-	$(QUICK) $(CHECK)/bin/python -m pytest -q -n $(JOBS)
+	@echo "==> types, beside the tests"
+	@$(CHECK)/bin/mypy >$(CHECK)/types.log 2>&1 & types=$$!; \
+	$(QUICK) $(CHECK)/bin/python -m pytest -q -n $(JOBS) --dist worksteal; tests=$$?; \
+	wait $$types; types=$$?; cat $(CHECK)/types.log; exit $$((tests ? tests : types))
 
 # What make check has run isn't run again; engines take the machine one at a time. pytest's 5: ARGS chose no test.
 test: check $(VENV)/.test
