@@ -119,6 +119,12 @@ METRICS = (
         ("kind",),
     ),
     Metric(
+        "marconi_returned_states_total",
+        "States that came back from the host tier, by kind.",
+        _each("stats", "returns", at_least=_KINDS),
+        ("kind",),
+    ),
+    Metric(
         "marconi_refused_states_total",
         "States wanted and not saved: no slot to spare, or not worth one.",
         _each("stats", "refusals", at_least=_KINDS),
@@ -126,7 +132,7 @@ METRICS = (
     ),
     Metric(
         "marconi_evicted_states_total",
-        "States that left the prefix cache, by kind and reason.",
+        "States that left the prefix cache, or the device for the host, by kind and reason.",
         _evictions,
         ("kind", "reason"),
     ),

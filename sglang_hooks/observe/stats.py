@@ -15,8 +15,9 @@ logger = logging.getLogger(__name__)
 
 LOSS_CAUSES = ("never_saved", "evicted", "displaced", "first_divergence")
 """Why a token with cached KV was prefilled again; the simulator's, without rounding: there is no grid."""
-EVICTION_REASONS = ("pool-full", "kv-evicted", "flush")
-"""Why a state left the tree: its slot was wanted, its leaf's KV went, everything went. Others may be named."""
+EVICTION_REASONS = ("pool-full", "kv-evicted", "quota", "host", "flush")
+"""Why a state left the device: its slot was wanted, its leaf's KV went, its tenant held too many, it stays on the host
+for one of these reasons, everything went. Others may be named."""
 
 
 class CacheStats:
@@ -38,6 +39,7 @@ class CacheStats:
         self.lost_tokens: Counter[str] = Counter({cause: 0 for cause in LOSS_CAUSES})
         self.saves: Counter[str] = Counter()
         self.refusals: Counter[str] = Counter()
+        self.returns: Counter[str] = Counter()
         self.evictions: Counter[tuple[str, str]] = Counter()
         self.planning_failures: Counter[str] = Counter()
         self.tuning_rounds = 0
@@ -75,12 +77,16 @@ class CacheStats:
         """A state entered the tree."""
         self.saves[kind] += 1
 
+    def returned(self, kind: str) -> None:
+        """A state came back from the host."""
+        self.returns[kind] += 1
+
     def refused(self, kind: str) -> None:
         """A state was wanted and not saved: no slot to spare, or not worth the one that it would displace."""
         self.refusals[kind] += 1
 
     def evicted(self, kind: str, reason: str) -> None:
-        """A state left the tree. reason: "pool-full", "kv-evicted", "flush", …"""
+        """A state left the device. reason: of `EVICTION_REASONS`"""
         self.evictions[kind, reason] += 1
 
     def flushed(self) -> None:
@@ -124,6 +130,7 @@ class CacheStats:
             "lost_tokens": _plain(self.lost_tokens),
             "states": _plain(self.states_by_kind()),
             "saves": _plain(self.saves),
+            "returns": _plain(self.returns),
             "refusals": _plain(self.refusals),
             "evictions": [
                 {"kind": str(kind), "reason": str(reason), "states": states}
@@ -140,7 +147,7 @@ class CacheStats:
         }
 
     def _saved_less_evicted(self) -> dict[str, int]:
-        held = Counter(self.saves)
+        held = self.saves + self.returns
         for (kind, _), states in self.evictions.items():
             held[kind] -= states
         return dict(held)

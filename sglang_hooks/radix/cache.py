@@ -76,15 +76,18 @@ class MarconiRadixCache(UnifiedRadixCache):
 
     def checkpoint_into_tree(self, req: Req, *, up_to: int, **kwargs: Any) -> None:
         """Insert the request's written checkpoints up to `up_to` tokens, then, if it finished, its last state."""
-        for checkpoint in self.mamba.ledger.take_written_up_to(req, up_to):
-            self.mamba.publishing = checkpoint
-            try:
+        mamba = self.mamba
+        mamba.saving_for = req
+        try:
+            for checkpoint in mamba.ledger.take_written_up_to(req, up_to):
+                mamba.publishing = checkpoint
                 self.publish(req, checkpoint.position_tokens, **kwargs)
-            finally:
-                self.mamba.publishing = None
-        if req.finished():
-            self.publish(req, up_to, **kwargs)
-        self.mamba.keep_within_ceiling(req.extra_key, req.cache_salt)
+                mamba.publishing = None
+            if req.finished():
+                self.publish(req, up_to, **kwargs)
+        finally:
+            mamba.publishing = mamba.saving_for = None
+        mamba.keep_within_ceiling(req)
 
     def publish(self, req: Req, up_to: int, **kwargs: Any) -> None:
         """Insert the request's first `up_to` tokens: free the KV that the tree already has, point the request's

@@ -28,7 +28,7 @@ from marconi_ext.policies.quotas import quotas_in_slots
 from marconi_ext.policies.request_plan import Match, Plan, Serving
 from marconi_ext.policies.runtime import PolicyRuntime
 from marconi_ext.policies.table.checkpoints import Kind
-from marconi_ext.policies.table.tree_rows import TreeRecords
+from marconi_ext.policies.table.tree_rows import TreeRecords, row_of
 
 from ..concurrency import slots_set_aside
 from ..observe.stats import CacheStats
@@ -219,8 +219,7 @@ class MarconiMambaComponent(StatePublishing):
         row, kind = self.serving.row_for(plan, offer), kind_name(offer.kind)
         pending = PendingCheckpoint(offer.kind, offer.depth_tokens, None, row=row, plan=plan)
         room = _SlotRoom(self, insists=self._insists(req, offer))
-        tenant = self.runtime.reserves.tenant(req.extra_key, req.cache_salt)
-        placed = self.held.place(pending, offer, room, tenant)
+        placed = self.held.place(pending, offer, room, self.tenant_of(req))
         if placed is Placed.REFUSED:
             self.ledger.counters["skipped_no_slot" if room.reason == "no-slot" else "refused"] += 1
             self.stats.refused(kind)
@@ -266,9 +265,12 @@ class MarconiMambaComponent(StatePublishing):
 
     def commit_hicache_transfer(self, node: UnifiedTreeNode, phase: Any, *args: Any, **kwargs: Any) -> None:
         """As stock; a state that comes back from the host is held again."""
+        held = holds_state(node)
         super().commit_hicache_transfer(node, phase, *args, **kwargs)
         if phase == CacheTransferPhase.LOAD_BACK and holds_state(node):
             self.held.arrived(node, depth_of(node), Kind.LAST_TOKEN, is_new=False)
+            if not held:
+                self.stats.returned(kind_name(self.runtime.table.kind.item(row_of(node))))
         if self.events is not None:  # on the device again, or a copy on the host
             self.events.sync(node)
 

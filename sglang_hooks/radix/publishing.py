@@ -39,6 +39,7 @@ class StatePublishing(StateEviction):
     serving: Serving
     explainer: Explainer
     publishing: PendingCheckpoint | None = None  # the checkpoint that checkpoint_into_tree inserts just now
+    saving_for: Req | None = None  # whose states are inserted just now
     key_begins_at = 0  # tokens of the path that the inserted key leaves out: see `MarconiRadixCache.publish`
     runs: AcceptedRuns | None = None  # with speculative decoding
     plans: dict[Req, Plan]
@@ -105,8 +106,8 @@ class StatePublishing(StateEviction):
             is_new=not result.mamba_exist,
             claim=self.publishing,
         )
-        tenant = self.runtime.reserves.tenant(params.key.extra_key, params.key.cache_salt)
-        self.runtime.table.tenant[row_of(node)] = tenant
+        if self.saving_for is not None:
+            self.runtime.table.tenant[row_of(node)] = self.tenant_of(self.saving_for)
         if self.events is not None:
             self.events.sync(node)
 

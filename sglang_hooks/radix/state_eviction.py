@@ -27,6 +27,7 @@ from .host_tier import bring_forward
 from .node_states import holds_state
 
 if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req
     from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode
 
     from ..observe.state_events import ResumableRecorder, StateEvents
@@ -49,6 +50,7 @@ class StateEviction(MambaComponent):
         super().__init__(*args, **kwargs)
         self.dead_leaves = DeadLeaves(lambda node: node.id, self._is_free_dead_leaf)
         self._chosen = -1  # row that stock's walk is to evict
+        self._over_quota = False  # its tenant holds too many, whether the pool is full or not
         self._passed_over: set[int] = set()  # rows that this walk of stock's was offered already
         self.referenced: set[UnifiedTreeNode] = set()  # by open sessions
 
@@ -84,17 +86,26 @@ class StateEviction(MambaComponent):
         make_room_for_state(wanted, lambda: wanted.looks, shared=shared, newcomer=newcomer)
         return wanted.slot
 
-    def keep_within_ceiling(self, extra_key: str | None, cache_salt: str | None) -> None:
+    def tenant_of(self, req: Req) -> int:
+        """The number of a request's tenant. SGLang has put the id of its LoRA adapter at the end of its key."""
+        key = req.extra_key
+        if key and req.lora_id:
+            key = key.removesuffix(req.lora_id)
+        return self.runtime.reserves.tenant(key, req.cache_salt)
+
+    def keep_within_ceiling(self, req: Req) -> None:
         """A tenant that has just saved states beyond its ceiling loses its own least valuable ones."""
         reserves = self.runtime.reserves
         if not reserves.active:
             return
-        tenant = reserves.tenant(extra_key, cache_salt)
+        tenant = self.tenant_of(req)
         for _ in range(reserves.excess(tenant)):
             row = self.runtime.victim(reserves.of_tenant(self.runtime.candidates(), tenant))
             if row is None:
                 return
+            self._over_quota = True
             slot = self.evict_row(row)
+            self._over_quota = False
             if slot is not None:
                 self.cache.req_to_token_pool.mamba_allocator.free(slot)
 
@@ -124,10 +135,13 @@ class StateEviction(MambaComponent):
     def take_victim(self, row: int) -> torch.Tensor:
         """The state at `row` leaves the tree. Returns: its slot."""
         node = self.records.node(row)
-        slot = self._take_state(node, "pool-full")
+        slot = self._take_state(node, self._why_chosen())
         if not node.children:
             self.dead_leaves.add(node)
         return slot
+
+    def _why_chosen(self) -> str:
+        return "quota" if self._over_quota else "pool-full"
 
     def _take_state(self, node: UnifiedTreeNode, reason: str) -> torch.Tensor:
         slot = self.tree_core.take_state(node)
@@ -182,7 +196,9 @@ class StateEviction(MambaComponent):
         held = EvictLayer.DEVICE in target and holds_state(node)
         freed = super().evict_component(node, *args, target=target, **kwargs)
         if held:
-            self.held.left(node, "pool-full" if self.is_evict_device_ongoing else "kv-evicted")
+            reason = self._why_chosen() if self.is_evict_device_ongoing else "kv-evicted"
+            on_host = node.component_data[_MAMBA].host_value is not None
+            self.held.left(node, "host" if on_host else reason)
         if self.events is not None:
             self.events.sync(node)
         return freed

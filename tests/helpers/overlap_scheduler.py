@@ -18,6 +18,9 @@ from sglang.srt.mem_cache.common import checkpoint_kv_cache, evict_from_tree_cac
 from sglang.srt.sampling.sampling_params import SamplingParams
 from small_scheduler import admit
 
+from marconi_ext.policies.held_states import HeldStates
+from sglang_hooks.radix.ledger import PendingCheckpoint
+
 
 @dataclass
 class Launched:
@@ -206,3 +209,11 @@ class OverlapScheduler:
                 self.ended.append([*req.origin_input_ids, *req.output_ids])
             elif last.is_prefill:
                 checkpoint_kv_cache(req, self.cache)
+
+
+def refuses_whatever_came(held: HeldStates, checkpoint: PendingCheckpoint, _reason: str) -> None:
+    """In place of `HeldStates.abandon`: an abandoned plan says that there is no state, though another request has
+    brought one. A fault that once stood there, for tests to put back."""
+    row = held.settle(checkpoint)
+    if row >= 0:
+        held.runtime.refused(row)

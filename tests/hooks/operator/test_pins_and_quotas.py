@@ -35,10 +35,14 @@ class Site:
         self.rng = random.Random(seed)
         self.scheduler = SmallScheduler(driver, self.rng, 128, REQUESTS, overlap=False)
 
-    def send(self, prompt: list[int], extra_key: str | None = None, answer: int = 1) -> Req:
+    def send(
+        self, prompt: list[int], extra_key: str | None = None, answer: int = 1, adapter: str | None = None
+    ) -> Req:
         self.scheduler.submit(prompt, answer, answer)
         req = self.scheduler.waiting[-1]
-        req.extra_key = extra_key
+        req.extra_key, req.lora_id = extra_key, adapter
+        if adapter is not None:  # as SGLang's own constructor
+            req.extra_key = (extra_key or "") + adapter
         return req
 
     def settle(self) -> None:
@@ -98,6 +102,17 @@ def test_pins_and_quotas_hold_under_hostile_requests() -> None:
     assert site.holds(SYSTEM) and not site.holds(other)
     report = site.mamba.pins.answer({})
     assert report["states"] == 1 and report["yielded"] == 0 and not any(report["ended"].values())
+    site.assert_sound()
+
+
+def test_an_adapter_does_not_change_whose_states_they_are() -> None:
+    """SGLang appends a LoRA adapter's id to the key by which a tenant is known."""
+    site = Site('{"batch": {"ceiling": 0.1}, "salted": {"ceiling": 0.1}}')
+    for number in range(30):
+        site.send([number, *SYSTEM[:50]], "batch", adapter="a1" * 16)
+        site.send([number, *SYSTEM[60:99]], adapter="a1" * 16).cache_salt = "salted"
+    site.settle()
+    assert site.mamba.runtime.reserves.states_by_tenant() == {"*": 0, "batch": 6, "salted": 6}
     site.assert_sound()
 
 

@@ -1,14 +1,11 @@
 """The real cache in SGLang's overlap order: table and tree are compared after every step of every history.
 
 Requests regenerate, fork and extend what was said before, so that they plan, bring and lose states at the same nodes;
-they are preempted, retracted and aborted at any point, states and KV are evicted by hand, and states come back as from
-a host tier. The faults that this has to find are put back one by one at the end.
+some are of sessions, whose states go last. They are preempted, retracted and aborted at any point, states and KV are
+evicted by hand, and states come back as from a host tier. The fault that this has to find is put back at the end.
 """
 
 from __future__ import annotations
-
-from collections import Counter
-from collections.abc import Callable
 
 import engineless_cache
 import pytest
@@ -23,7 +20,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from overlap_scheduler import OverlapScheduler
+from overlap_scheduler import OverlapScheduler, refuses_whatever_came
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 from sglang.srt.mem_cache.hicache_storage import PoolName, PoolTransfer
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
@@ -48,12 +45,22 @@ def _settings() -> None:
 class OverlapOrder(RuleBasedStateMachine):
     """One history of one cache."""
 
-    @initialize(chunk_tokens=st.sampled_from([None, 5, 16]), policy=st.sampled_from(["gittins", "lru"]))
-    def start(self, chunk_tokens: int | None, policy: str) -> None:
+    @initialize(
+        chunk_tokens=st.sampled_from([None, 5, 16]),
+        policy=st.sampled_from(["gittins", "lru"]),
+        sessions=st.booleans(),
+    )
+    def start(self, chunk_tokens: int | None, policy: str, sessions: bool) -> None:
         self.driver = Driver(
-            "marconi", slots=SLOTS, tokens=TOKENS, context_tokens=128, requests=REQUESTS, policy=policy
+            "marconi",
+            slots=SLOTS,
+            tokens=TOKENS,
+            context_tokens=128,
+            requests=REQUESTS,
+            policy=policy,
+            enable_session_radix_cache=sessions,
         )
-        self.cache = self.driver.cache
+        self.cache, self.sessions = self.driver.cache, sessions
         self.scheduler = OverlapScheduler(self.driver, chunk_tokens, REQUESTS)
         self.loaded = 0
         self.said: list[list[int]] = [[1, 2, 3, 4, 5, 6]]
@@ -61,7 +68,10 @@ class OverlapOrder(RuleBasedStateMachine):
 
     def _ask(self, prompt: list[int], answer: list[int], stops: bool) -> None:
         if len(prompt) + len(answer) < 50 and len(self.scheduler.unfinished) < 8:
-            self.scheduler.submit(prompt, answer, stops=stops)
+            req = self.scheduler.submit(prompt, answer, stops=stops)
+            if self.sessions and (number := len(self.prompts) % 3):
+                req.session_id = str(number)
+                req.session_generation = self.cache.session_refs.ensure_session_generation(req.session_id)
             self.prompts.append(prompt)
             self.said.append(prompt + answer)
 
@@ -159,6 +169,12 @@ class OverlapOrder(RuleBasedStateMachine):
         allocator = self.cache.req_to_token_pool.mamba_allocator
         return allocator.alloc(1) if allocator.available_size() > 2 * REQUESTS else None
 
+    @rule(number=st.integers(1, 2))
+    @precondition(lambda self: self.sessions)
+    def end_session(self, number: int) -> None:
+        """Its states may go like all others, also those of requests of it that still run."""
+        self.cache.session_refs.release_radix_session(str(number))
+
     @rule()
     @precondition(lambda self: self.scheduler.idle)
     def flush(self) -> None:
@@ -175,11 +191,12 @@ class OverlapOrder(RuleBasedStateMachine):
         assert self.cache.census.totals()["differences"] == 0
         mamba.runtime.table.check()
         stats = mamba.stats
-        moved = Counter(stats.saves)
+        moved = stats.saves + stats.returns
+        assert stats.returns.total() == self.loaded
         for (kind, reason), states in stats.evictions.items():
             assert reason in ("pool-full", "kv-evicted", "flush")
             moved[kind] -= states
-        assert moved.total() + self.loaded == sum(stats.states_by_kind().values())
+        assert moved.total() == sum(stats.states_by_kind().values())
         assert stats.prompt_tokens == stats.hit_tokens + sum(stats.lost_tokens.values()) + stats.new_tokens
 
     def teardown(self) -> None:
@@ -223,17 +240,7 @@ def test_table_and_tree_agree_in_every_order() -> None:
     run(150)
 
 
-def _refuses_whatever_came(held: HeldStates, checkpoint, _reason: str) -> None:
-    """An abandoned plan says that there is no state, though another request has brought one."""
-    row = held.settle(checkpoint)
-    if row >= 0:
-        held.runtime.refused(row)
-
-
-@pytest.mark.parametrize(("name", "fault"), [("abandon", _refuses_whatever_came)])
-def test_finds_the_fault_when_it_is_put_back(
-    monkeypatch: pytest.MonkeyPatch, name: str, fault: Callable
-) -> None:
-    monkeypatch.setattr(HeldStates, name, fault)
+def test_finds_the_fault_when_it_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HeldStates, "abandon", refuses_whatever_came)
     with pytest.raises(AssertionError, match=r"live in the table|nobody can evict|sums differ"):
         run(60)

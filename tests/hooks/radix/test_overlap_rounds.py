@@ -5,12 +5,11 @@ before its result is seen and states are evicted by hand: table and tree agree a
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 
 import engineless_cache
 import pytest
 from engineless_cache import Driver
-from overlap_scheduler import OverlapScheduler
+from overlap_scheduler import OverlapScheduler, refuses_whatever_came
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 
 from marconi_ext.policies.held_states import HeldStates
@@ -79,15 +78,7 @@ def test_rounds(policy: str) -> None:
     assert cache.mamba_evictable_size() == 0 and cache.slot_census()["free"] == SLOTS
 
 
-def _refuses_whatever_came(held: HeldStates, checkpoint, _reason: str) -> None:
-    row = held.settle(checkpoint)
-    if row >= 0:
-        held.runtime.refused(row)
-
-
 def test_the_rounds_find_the_fault_when_it_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An abandoned plan that says that there is no state, though another request has brought one."""
-    wrong: Callable = _refuses_whatever_came
-    monkeypatch.setattr(HeldStates, "abandon", wrong)
+    monkeypatch.setattr(HeldStates, "abandon", refuses_whatever_came)
     with pytest.raises(AssertionError, match=r"live in the table|sums differ"):
         play(ROUNDS, "lru")
