@@ -28,6 +28,7 @@ def explain(
     from marconi_ext.output import check_writable, tables, write_json
     from marconi_ext.watch.explain_view import sentences
     from marconi_ext.watch.prompts import read_prompts
+    from marconi_ext.watch.sealed_tokens import Key, unseal_excerpt
     from marconi_ext.watch.server import WatchedServer
 
     check_writable(json)
@@ -42,11 +43,14 @@ def explain(
         commands[request] = {"do": "explain", "request": request}
     console, found = tables(json, 120), []
     for name, command in commands.items():
-        answers = server.ask(command)
+        key = Key.draw()
+        answers = server.ask(command | {"key": [key.high, key.low]})
         told = [(rank, answer) for rank, answer in enumerate(answers) if "refused" not in answer]
         if not told:
             raise CheckFailedError(f"{name}: {answers[0]['refused']}")
         for rank, answer in told:
+            if "tokens" in answer:
+                answer["tokens"] = unseal_excerpt(answer["tokens"], key)
             found.append({"name": name, "rank": rank, **answer})
             rank_of = f" (rank {rank})" if len(answers) > 1 else ""
             console.print(f"[bold]{name}[/]{rank_of}", highlight=False)

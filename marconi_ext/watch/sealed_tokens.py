@@ -1,6 +1,6 @@
 """What is sent to ask for a dump of the tree, and token ids that only whoever asked can read.
 
-/server_info, which carries a dump, is open to others.
+/server_info, which carries dumps and explanations, is open to others.
 
 The one who asks draws a key and sends it with the question, to an endpoint that may need the admin key. Token ids are
 then combined with a stream of SHAKE-256 of that key and a name of the place, which is used once a key.
@@ -11,7 +11,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import secrets
-from collections.abc import Sequence
+from array import array
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ HALF_BITS = 62  # SGLang takes numbers only; two of them make the key
 
 @dataclass(frozen=True)
 class Key:
-    """One use: a dump of one tree. high, low: of `HALF_BITS` bits each"""
+    """One use: a dump of one tree, or one explanation. high, low: of `HALF_BITS` bits each"""
 
     high: int
     low: int
@@ -56,3 +57,26 @@ class Key:
         sealed = np.frombuffer(base64.b64decode(text), np.uint8)
         plain: list[int] = (sealed ^ self._stream(place, len(sealed))).view("<i4").tolist()
         return plain
+
+
+Excerpt = dict[str, list[int] | list[list[int]]]
+"""Token ids around a divergence, by what they are; `held` has some for each way on."""
+
+
+def seal_excerpt(excerpt: Excerpt, key: Key) -> dict[str, Any]:
+    """The same shape, with a text in place of each list of token ids."""
+    return _each_list(excerpt, lambda ids, place: key.seal(array("q", ids), place))
+
+
+def unseal_excerpt(sealed: dict[str, Any], key: Key) -> Excerpt:
+    """What `seal_excerpt` was given."""
+    return _each_list(sealed, key.unseal)
+
+
+def _each_list(excerpt: dict[str, Any], change: Callable[[Any, str], Any]) -> dict[str, Any]:
+    return {
+        name: [change(way, f"{name}.{number}") for number, way in enumerate(value)]
+        if name == "held"
+        else change(value, name)
+        for name, value in excerpt.items()
+    }

@@ -1,7 +1,8 @@
 """Why a request reused what it did: kept for the last requests, worked out anew for any prompt.
 
 An explanation is plain JSON (docs/explain.md has its fields). It names positions, kinds and reasons; token ids are in
-it only where `--marconi-expose-tokens` allows them.
+it only where `--marconi-expose-tokens` allows them, and sealed with a key that comes with the question: the answer
+waits where others may read it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from sglang.srt.mem_cache.radix_cache import RadixKey
 from marconi_ext.policies.request_plan import Match, Plan, parted_tokens
 from marconi_ext.policies.table.checkpoints import Fate
 from marconi_ext.policies.table.tree_rows import row_of
+from marconi_ext.watch.sealed_tokens import Excerpt, Key, seal_excerpt
 
 from ..policy import kind_name
 from ..radix.node_states import holds_state
@@ -39,6 +41,7 @@ REASONS = {
     "worth-less": "worth less than every state that is held",
     "pool-full": "a more valuable state took its slot",
     "kv-evicted": "its KV was evicted",
+    "quota": "its tenant had more states than its ceiling",
     "ended": "its request ended first",
     "host": "it was moved to the host",
 }
@@ -57,6 +60,7 @@ class Explainer:
     def __init__(self, mamba: MarconiMambaComponent) -> None:
         self._mamba = mamba
         self._recent: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._excerpts: dict[str, Excerpt] = {}  # of recent ones
 
     # ---- requests as they come ----
 
@@ -78,12 +82,12 @@ class Explainer:
             {"depth_tokens": offer.depth_tokens, "kind": kind_name(offer.kind), "outcome": "not reached"}
             for offer in plan.offers
         ]
-        tokens = req.full_untruncated_fill_ids
         if self._mamba.config.expose_tokens:
-            told["tokens"] = self._tokens(tokens, told["kv_tokens"], path)
+            self._excerpts[req.rid] = self._tokens(req.full_untruncated_fill_ids, told["kv_tokens"], path)
         self._recent[req.rid] = told
         if len(self._recent) > KEPT_REQUESTS:
-            self._recent.popitem(last=False)
+            gone, _ = self._recent.popitem(last=False)
+            self._excerpts.pop(gone, None)
         return told
 
     def outcome(self, req: Req, depth_tokens: int, kind: str, outcome: str) -> None:
@@ -100,24 +104,34 @@ class Explainer:
     # ---- what is asked ----
 
     def answer(self, command: Mapping[str, Any]) -> dict[str, Any]:
-        """`{"do": "explain", "request": id}`, or `"prompt": [ids]` with `extra_key` and `cache_salt`."""
+        """`{"do": "explain", "request": id}`, or `"prompt": [ids]` with `extra_key` and `cache_salt`; and `key`, two
+        numbers, where token ids are wanted, and allowed."""
+        sent = command.get("key")
+        key = Key.of(sent) if isinstance(sent, list) else None
         if "request" in command:
-            told = self._recent.get(str(command["request"]))
+            rid = str(command["request"])
+            told = self._recent.get(rid)
             if told is None:
                 raise RefusedError(
                     f"request {command['request']!r} isn't among the last {KEPT_REQUESTS:,} of this rank; "
                     "ask for a prompt instead"
                 )
-            return told
+            excerpt = self._excerpts.get(rid)
+            return told if excerpt is None or key is None else told | {"tokens": seal_excerpt(excerpt, key)}
         prompt = command.get("prompt")
         if not isinstance(prompt, list) or not prompt or not all(isinstance(t, int) for t in prompt):
             raise RefusedError("prompt: want a list of at least one token id")
-        return self.of_prompt(prompt, command.get("extra_key"), command.get("cache_salt"))
+        return self.of_prompt(prompt, command.get("extra_key"), command.get("cache_salt"), key)
 
     def of_prompt(
-        self, prompt: Sequence[int], extra_key: str | None = None, cache_salt: str | None = None
+        self,
+        prompt: Sequence[int],
+        extra_key: str | None = None,
+        cache_salt: str | None = None,
+        key: Key | None = None,
     ) -> dict[str, Any]:
-        """What the prompt would reuse now. Changes nothing: no edge is split, nothing counts as used."""
+        """What the prompt would reuse now. Changes nothing: no edge is split, nothing counts as used. key: that seals
+        its token ids"""
         path, partial = walk(self._mamba, prompt[:-1], extra_key, cache_salt)
         known = [place for place in path if place[1] is not partial]
         rows = [row_of(node) for _, node in known if row_of(node) >= 0]
@@ -131,8 +145,8 @@ class Explainer:
             "request": None,
             **self._reuse(len(prompt), known, served, lost, hit, kv, ways, runtime.tick + 1),
         }
-        if self._mamba.config.expose_tokens:
-            told["tokens"] = self._tokens(array("q", prompt), kv, path, partial)
+        if key is not None and self._mamba.config.expose_tokens:
+            told["tokens"] = seal_excerpt(self._tokens(array("q", prompt), kv, path, partial), key)
         return told
 
     # -----------------------------------------------------------------------------------------------------
@@ -192,7 +206,7 @@ class Explainer:
 
     def _tokens(
         self, tokens: Sequence[int], kv_tokens: int, path: Path, partial: UnifiedTreeNode | None = None
-    ) -> dict[str, Any]:
+    ) -> Excerpt:
         """A few tokens on either side of the divergence, and what the cache holds there instead."""
         ways = []
         if partial is not None:

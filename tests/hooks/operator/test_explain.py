@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import random
+from array import array
 
 import pytest
 from engineless_cache import Driver, publish_settings
 from small_scheduler import SmallScheduler
 
+from marconi_ext.watch.sealed_tokens import Key, unseal_excerpt
 from sglang_hooks.operator.desk import RefusedError
 
 FOUND = (
@@ -20,6 +23,29 @@ FOUND = (
     "lost_tokens",
     "lost_flops",
 )
+
+
+def test_token_ids_come_sealed_and_only_where_they_may() -> None:
+    """Of a prompt and of a request: readable with the key of the question, absent without one or without the flag."""
+    publish_settings(64)
+    driver = Driver("marconi", slots=24, tokens=3_200, context_tokens=3_200, requests=4)
+    mamba, key = driver.cache.mamba, Key.draw()
+    mamba.config = mamba.config.model_copy(update={"expose_tokens": True})
+    held, prompt = [*range(40), *range(100, 150)], [*range(40), *range(200, 240)]
+    driver.serve(0, array("q", held), array("q", [7, 8]))
+    wanted = {"before": prompt[32:40], "sent": prompt[40:48], "held": [held[40:48]]}
+    numbers = {"key": [key.high, key.low]}
+    before = mamba.explainer.answer({"prompt": prompt, **numbers})
+    driver.serve(1, array("q", prompt), array("q", [7, 8]))
+    after = mamba.explainer.answer({"request": "1", **numbers})
+    for told in (before, after):
+        assert unseal_excerpt(told["tokens"], key) == wanted
+        assert unseal_excerpt(told["tokens"], Key.draw()) != wanted
+        assert "203" not in json.dumps(told["tokens"])
+    for question in ({"prompt": prompt}, {"request": "1"}, {"request": "1", "key": "12"}):
+        assert "tokens" not in mamba.explainer.answer(question)
+    mamba.config = mamba.config.model_copy(update={"expose_tokens": False})
+    assert "tokens" not in mamba.explainer.answer({"prompt": prompt, **numbers})
 
 
 @pytest.mark.parametrize("page", [1, 16])
