@@ -76,23 +76,27 @@ def profile_from_config(
 def load_profile(
     model: str, *, ssm_dtype: str | None = None, kv_dtype: str = "bfloat16", tp: int = 1
 ) -> ModelProfile:
-    """A named profile, a `config.json`, or a folder that holds one."""
+    """A named profile, a `config.json`, or a folder that holds one. Raises BadInputError."""
     if model == "paper-7b":
         return paper_7b()
     bundled = resources.files("marconi_ext.profiles") / "configs" / f"{model}.json"
     path = Path(model)
-    if bundled.is_file():
-        text = bundled.read_text(encoding="utf-8")
-    elif path.exists():
-        text = (path / "config.json" if path.is_dir() else path).read_text(encoding="utf-8")
-    else:
+    if not bundled.is_file() and not path.exists():
         raise BadInputError(
             f"--model: no profile, file or folder {model!r}; profiles: {', '.join(profile_names())}"
         )
     try:
-        config = json.loads(text)
-    except json.JSONDecodeError as error:
+        if bundled.is_file():
+            config = json.loads(bundled.read_text(encoding="utf-8"))
+        else:
+            file = path / "config.json" if path.is_dir() else path
+            config = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInputError(f"--model {model}: no readable config.json there ({error.strerror})") from None
+    except ValueError as error:
         raise BadInputError(f"--model: {model}: not JSON: {error}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("text_config", {}), dict):
+        raise BadInputError(f"--model: {model}: no model's config.json: not an object")
     return profile_from_config(config, path.name, ssm_dtype=ssm_dtype, kv_dtype=kv_dtype, tp=tp)
 
 

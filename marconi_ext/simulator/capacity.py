@@ -66,7 +66,10 @@ def _size(text: str) -> int:
     scale = _UNITS[unit.lower()]
     if binary:
         scale = 1024 ** {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}[unit.lower()]
-    value = int(float(number) * scale)
+    size = float(number) * scale
+    if not size < 1e18:
+        raise BadInputError(f"--capacity: {text!r} is more than any machine has")
+    value = int(size)
     if value <= 0:
         raise BadInputError(f"--capacity: {text!r} is not above 0")
     return value

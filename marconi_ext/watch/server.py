@@ -22,6 +22,8 @@ PREFILL_TIMEOUT_S = 600.0
 COMMAND_PREFIX = "marconi:"
 GAUGES = {"sglang:num_running_reqs": "running", "sglang:num_queue_reqs": "queued"}
 """SGLang's own metrics that a view shows."""
+SECTION = {"version", "config", "slots", "stats", "policy"}  # what every view reads of a rank
+COUNTERS = {"requests", "prompt_tokens", "hit_tokens", "kv_tokens", "lost_tokens", "states", "evictions"}
 
 
 class NotLiveError(CheckFailedError):
@@ -65,10 +67,10 @@ class WatchedServer:
 
     def poll(self) -> Poll:
         """One look. Raises NotLiveError, UnreachableError."""
-        info = self._json("GET", "/server_info")
-        states = info.get("internal_states") or []
+        info = self._info()
+        states = info["internal_states"]
         ranks = [state["marconi"] for state in states if "marconi" in state]
-        if not ranks or not all("stats" in rank for rank in ranks):
+        if not ranks or not all(map(_is_whole, ranks)):
             raise NotLiveError(
                 f"{self.url} runs without the extension, or with an older one: start it with --enable-marconi "
                 "and look for `marconi-ext … live` in its log"
@@ -111,8 +113,8 @@ class WatchedServer:
             raise NotLiveError(
                 f"{self.url} doesn't know {command['do']!r}: its extension is of another version"
             )
-        info = self._json("GET", "/server_info", timeout=DUMP_TIMEOUT_S)
-        found = [state.get("marconi", {}).get("answers", {}) for state in info.get("internal_states", [])]
+        states = self._info(timeout=DUMP_TIMEOUT_S)["internal_states"]
+        found = [state.get("marconi", {}).get("answers", {}) for state in states]
         if not found or not all(str(ticket) in answers for answers in found):
             raise UnreachableError(f"{self.url} sent no answer; is it very busy? try again")
         return [answers[str(ticket)] for answers in found]
@@ -146,7 +148,12 @@ class WatchedServer:
             said = found.get("error", found) if isinstance(found, dict) else found
             reason = said.get("message", said) if isinstance(said, dict) else said
             raise CheckFailedError(f"{where}: the server refused it: {reason}")
-        return int(found["meta_info"]["cached_tokens"])
+        try:
+            return int(found["meta_info"]["cached_tokens"])
+        except (KeyError, TypeError, ValueError):
+            raise UnreachableError(
+                f"{self.url}/generate: no answer of SGLang's; is this an SGLang server?"
+            ) from None
 
     def tokens_of(self, body: dict[str, Any]) -> list[int]:
         """The token ids of a text or of chat messages, by the server's own tokenizer and chat template. body: of
@@ -162,8 +169,8 @@ class WatchedServer:
         joined: list[DumpedTree] = []
         until_s = time.monotonic() + DUMP_TIMEOUT_S
         while time.monotonic() < until_s:
-            info = self._json("GET", "/server_info", timeout=DUMP_TIMEOUT_S)
-            pages = [state.get("marconi", {}).get("tree") for state in info.get("internal_states", [])]
+            states = self._info(timeout=DUMP_TIMEOUT_S)["internal_states"]
+            pages = [state.get("marconi", {}).get("tree") for state in states]
             if not pages or None in pages:
                 break
             joined = joined or [DumpedTree(page, key) for page in pages]
@@ -184,6 +191,14 @@ class WatchedServer:
             asked |= dict(zip(KEY_ARGUMENTS, (key.high, key.low), strict=True))
         answer = self._json("POST", "/set_internal_state", json={"server_args": asked})
         return isinstance(answer, list) and bool(answer) and all(answer)
+
+    def _info(self, **arguments: Any) -> dict[str, Any]:
+        """What /server_info says; `internal_states` is a list of objects in it. Raises UnreachableError."""
+        info = self._json("GET", "/server_info", **arguments)
+        states = (info.get("internal_states") or []) if isinstance(info, dict) else None
+        if not isinstance(states, list) or not all(isinstance(state, dict) for state in states):
+            raise UnreachableError(f"{self.url}/server_info: not what SGLang says; is this an SGLang server?")
+        return info | {"internal_states": states}
 
     def _json(self, method: str, path: str, **arguments: Any) -> Any:
         try:
@@ -218,3 +233,9 @@ class WatchedServer:
                 if name in GAUGES:
                     found[GAUGES[name]] = found.get(GAUGES[name], 0.0) + float(value)
         return found
+
+
+def _is_whole(rank: Any) -> bool:
+    """Whether a rank's section has what this version's views read."""
+    whole = isinstance(rank, dict) and rank.keys() >= SECTION and isinstance(rank["stats"], dict)
+    return whole and rank["stats"].keys() >= COUNTERS

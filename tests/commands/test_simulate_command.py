@@ -115,7 +115,7 @@ def test_capacities() -> None:
     assert parse_capacities("slots=16,slots=32") == [Capacity(slots=16), Capacity(slots=32)]
     assert parse_capacities("slots=1;slots=2,tokens=9") == [Capacity(slots=1), Capacity(slots=2, tokens=9)]
     assert parse_capacities("slots=inf")[0].label == "unlimited"
-    for bad in ("", "0GB", "slots", "pages=3", "-1GB"):
+    for bad in ("", "0GB", "slots", "pages=3", "-1GB", "1e400GB", "slots=" + "9" * 400):
         with pytest.raises(BadInputError, match="--capacity"):
             parse_capacities(bad)
 

@@ -77,3 +77,13 @@ def test_a_tier_has_a_size_in_bytes() -> None:
 def test_bad_shares(text: str) -> None:
     with pytest.raises(BadInputError, match="--shares"):
         parse_shares(text)
+
+
+def test_a_picture_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    arguments = ["--memory", "4GB", "--limit", "20", "--shares", "20", "--processes", "1"]
+    with pytest.raises(BadInputError, match=r"--plot .*want a \.png"):
+        CliRunner().invoke(
+            app,
+            ["size", "--trace", "synthetic:agent", *arguments, "--plot", str(tmp_path / "o.doc")],
+            catch_exceptions=False,
+        )

@@ -113,7 +113,13 @@ def test_errors_name_the_flag(tmp_path) -> None:
         profile_from_config({"model_type": "llama"})
     with pytest.raises(BadInputError, match=r"config\.json lacks '"):
         profile_from_config({"model_type": "bamba"})
-    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(BadInputError, match=r"no readable config\.json there"):
+        load_profile(str(tmp_path))
+    for text, said in (("{", "not JSON"), ("[1]", "not an object"), ('{"text_config": 3}', "not an object")):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(BadInputError, match=said):
+            load_profile(str(tmp_path))
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(BadInputError, match="not JSON"):
         load_profile(str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "nemotron_h"}))

@@ -23,11 +23,12 @@ NODES = [
 
 
 class FakeServer:
-    """Counts with the real CacheStats; live: whether the extension is there."""
+    """Counts with the real CacheStats; live: whether the extension is there; says: in place of every answer."""
 
     def __init__(self) -> None:
         self.stats = CacheStats()
         self.live = True
+        self.says: str | None = None
         self.metrics: str | None = None
         self.api_key: str | None = None
         self.asked: list[int] = []
@@ -74,6 +75,7 @@ def server() -> Iterator[FakeServer]:
             pass
 
         def answer(self, status: int, text: str) -> None:
+            status, text = (status, text) if fake.says is None else (200, fake.says)
             self.send_response(status)
             self.send_header("Content-Length", str(len(text.encode())))
             self.end_headers()
@@ -91,7 +93,7 @@ def server() -> Iterator[FakeServer]:
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            if fake.live:
+            if fake.live and fake.says is None:
                 asked = body["server_args"]
                 fake.asked.append(asked["marconi_tree"])
                 if asked["marconi_tree"] != NEXT:

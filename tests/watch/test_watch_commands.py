@@ -75,6 +75,38 @@ def test_a_server_without_the_extension(server: Any, command: str) -> None:
     assert "Traceback" not in found.stderr
 
 
+@pytest.mark.parametrize(
+    "says",
+    [
+        "<html>hello</html>",
+        "null",
+        "[null]",
+        "[true]",
+        "3",
+        "{}",
+        '{"internal_states": [null]}',
+        '{"internal_states": "none"}',
+        '{"internal_states": [{"marconi": null}]}',
+        '{"internal_states": [{"marconi": {"stats": {}}}]}',
+    ],
+)
+def test_whatever_answers_gets_one_line(server: Any, tmp_path: Path, says: str) -> None:
+    server.says = says
+    (tmp_path / "prompt.jsonl").write_text('{"input_ids": [1, 2, 3]}')
+    prompt = str(tmp_path / "prompt.jsonl")
+    for command in (
+        ("top", server.url, "--once"),
+        ("tree", server.url),
+        ("explain", server.url, "--prompt", prompt),
+        ("pin", server.url),
+        ("pin", server.url, prompt),
+        ("warm", prompt, "--url", server.url),
+    ):
+        found = marconi(*command)
+        assert found.returncode == 1 and found.stderr.startswith("marconi: "), command
+        assert found.stderr.count("\n") == 1, found.stderr
+
+
 def test_nobody_there_and_bad_urls() -> None:
     gone = marconi("top", "http://127.0.0.1:9", "--once")
     assert gone.returncode == 1 and "no server there" in gone.stderr

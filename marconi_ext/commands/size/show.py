@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.table import Table
 
 from marconi_ext.commands.size.run import KEPT
+from marconi_ext.errors import BadInputError
 from marconi_ext.output import tables
 
 
@@ -43,7 +44,7 @@ def print_splits(found: dict, json: Path | None) -> None:
 
 
 def plot_splits(found: dict, path: Path) -> None:
-    """Hits and both losses by the states' share."""
+    """Hits and both losses by the states' share. Raises BadInputError where the file can't be written."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -62,4 +63,7 @@ def plot_splits(found: dict, path: Path) -> None:
     axes.set(xlabel="states' share of the memory (%)", ylabel="% of prompt tokens", ylim=(0, 100))
     axes.set_title(f"{found['model']}, {found['memory_bytes'] / 1e9:g} GB, {found['policy']}")
     axes.legend()
-    figure.savefig(path, dpi=150)
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:  # an ending that is no image's
+        raise BadInputError(f"--plot {path}: {error}; want a .png, .svg or .pdf") from None
