@@ -11,6 +11,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +20,8 @@ import report_cases as cases
 import typer
 from report_cases import with_
 from rich.console import Console
-from server_pair import Pair, Report, pair, twice
+from server_pair import CacheOff, Pair, Report, cache_off, pair, twice
+from small_adapter import SERVER_OPTIONS, write_adapter
 
 from marconi_ext.errors import CheckFailedError
 from marconi_ext.models.toy_model import ToyModel, write_model
@@ -37,9 +39,33 @@ class Group:
     options: Mapping[str, Any]
     reports: tuple[Report, ...]
 
+    @property
+    def takes_adapters(self) -> bool:
+        """Whether the server, and so the one to compare with, takes LoRA adapters."""
+        return SERVER_OPTIONS.items() <= self.options.items()
 
-def groups(here: Path, other: Path) -> dict[str, Group]:
-    """here, other: the model that is served, and one of its shape with other weights"""
+
+@dataclass(frozen=True)
+class Folders:
+    """here, other: the model that is served, and one of its shape with other weights; adapters: LoRA, by name"""
+
+    here: Path
+    other: Path
+    adapters: Mapping[str, Path]
+
+    @classmethod
+    def written(cls, folder: Path) -> Folders:
+        model = ToyModel(vocab=VOCABULARY)
+        return cls(
+            write_model(folder / "model", model),
+            write_model(folder / "other", ToyModel(vocab=VOCABULARY, seed=1)),
+            {name: write_adapter(folder / name, model, seed) for seed, name in enumerate(("one", "two"))},
+        )
+
+
+def groups(folders: Folders) -> dict[str, Group]:
+    """By name."""
+    weights = {"here": str(folders.here), "other": str(folders.other)}
     found = {
         "ample": Group(
             {**AMPLE, "chunked_prefill_size": 65},
@@ -48,27 +74,36 @@ def groups(here: Path, other: Path) -> dict[str, Group]:
                 cases.short_extends,
                 cases.boundary_lengths,
                 cases.dropped_generation_prompts,
-                cases.isolated_keys,
                 cases.several_samples,
                 cases.logprobs_of_cached_tokens,
                 cases.ends_of_answers,
                 cases.paused_with_waiting_requests,
-                with_(cases.weights_replaced, here=str(here), other=str(other)),
+                with_(cases.weights_replaced, **weights),
             ),
         ),
         "tight": Group(
             {"max_running_requests": 1, "max_mamba_cache_size": 4, "max_total_tokens": 20_000},
             (
+                with_(cases.one_slot_more_than_sessions, turns=40, sessions=2, most_below=0),
                 cases.three_slots_and_a_branch,
                 with_(cases.one_slot_more_than_sessions, turns=40, sessions=2),
             ),
         ),
         "crowded": Group(
-            {"max_running_requests": 8, "max_mamba_cache_size": 60, "max_total_tokens": 30_000},
+            {
+                "max_running_requests": 8,
+                "max_mamba_cache_size": 60,
+                "max_total_tokens": 30_000,
+                "enable_priority_scheduling": True,
+            },
             (
+                with_(cases.preempted_by_priority, requests=12),
                 with_(cases.salted_one_offs, requests=1_000),
                 with_(cases.documents_between_turns, documents=32),
             ),
+        ),
+        "adapters": Group(
+            {**AMPLE, **SERVER_OPTIONS}, (with_(cases.isolated_keys, adapters=folders.adapters),)
         ),
         "page-16": Group(
             {**AMPLE, "page_size": 16, "chunked_prefill_size": 64},
@@ -76,6 +111,7 @@ def groups(here: Path, other: Path) -> dict[str, Group]:
                 cases.short_extends,
                 cases.boundary_lengths,
                 cases.dropped_generation_prompts,
+                cases.isolated_keys,
                 with_(cases.aborted_prefills, rounds=40),
             ),
         ),
@@ -86,7 +122,7 @@ def groups(here: Path, other: Path) -> dict[str, Group]:
                 "max_total_tokens": 20_000,
                 "enable_hierarchical_cache": True,
             },
-            (with_(cases.churned_host_tier, prompts=81),),
+            (with_(cases.churned_host_tier, prompts=81), with_(cases.aborted_prefills, rounds=10)),
         ),
     }
     for size in (1, 2, 3, 7, 16, 63):
@@ -118,18 +154,21 @@ def main(
     check_writable(json)
     rows: list[dict[str, Any]] = []
     console = Console()
-    with tempfile.TemporaryDirectory(prefix="marconi-reports-") as folder:
-        here = write_model(Path(folder) / "model", ToyModel(vocab=VOCABULARY))
-        other = write_model(Path(folder) / "other", ToyModel(vocab=VOCABULARY, seed=1))
-        known = groups(here, other)
+    with tempfile.TemporaryDirectory(prefix="marconi-reports-") as place, ExitStack() as stack:
+        folders = Folders.written(Path(place))
+        known = groups(folders)
         chosen = only.split(",") if only else list(known)
         if unknown := set(chosen) - set(known):
             raise typer.BadParameter(
                 f"{', '.join(unknown)}; there are {', '.join(known)}", param_hint="--only"
             )
+        without: dict[bool, CacheOff] = {}  # one for all groups: they send many requests alike
         for name in chosen:
             group = known[name]
-            with pair(here, **group.options) as both:
+            if group.takes_adapters not in without:
+                own = SERVER_OPTIONS if group.takes_adapters else {}
+                without[group.takes_adapters] = stack.enter_context(cache_off(folders.here, **own))
+            with pair(folders.here, without[group.takes_adapters], **group.options) as both:
                 for report in group.reports:
                     if reports and report.__name__ not in reports.split(","):
                         continue

@@ -7,9 +7,12 @@ of what the case promises; the pair compares every answer with the cache off.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import product
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -112,9 +115,14 @@ def dropped_generation_prompts(pair: Pair, rng: np.random.Generator) -> str:
     return ""
 
 
-def one_slot_more_than_sessions(pair: Pair, rng: np.random.Generator, turns: int, sessions: int) -> str:
+def one_slot_more_than_sessions(
+    pair: Pair, rng: np.random.Generator, turns: int, sessions: int, most_below: int | None = None
+) -> str:
     """Sessions that take turns, in a pool of one state more than sessions: how often a turn falls below the state that
-    the last one left, its prompt's end."""
+    the last one left. A policy that has learned from other traffic has to learn anew first.
+
+    most_below: more is a failure; None: it is only told
+    """
     pair.flush()
     histories = [draw(rng, 40) for _ in range(sessions)]
     held = [0] * sessions
@@ -126,8 +134,11 @@ def one_slot_more_than_sessions(pair: Pair, rng: np.random.Generator, turns: int
             if answer.cached_tokens < held[number]:
                 below.append(turn + 1)
             histories[number] = prompt + answer.output_ids
-            held[number] = len(prompt) - 1
-    return f"{len(below)} of {turns * sessions} turns below, the last in turn {max(below, default=0)}"
+            held[number] = len(prompt) + len(answer.output_ids) - 1
+    told = f"{len(below)} of {turns * sessions} turns below, the last in turn {max(below, default=0)}"
+    if most_below is not None and len(below) > most_below:
+        raise CheckFailedError(told)
+    return told
 
 
 def three_slots_and_a_branch(pair: Pair, rng: np.random.Generator) -> str:
@@ -159,21 +170,67 @@ def documents_between_turns(pair: Pair, rng: np.random.Generator, documents: int
     return f"tokens lost at the chat's turns: {lost}"
 
 
+def preempted_by_priority(pair: Pair, rng: np.random.Generator, requests: int) -> str:
+    """Requests of low priority that share beginnings run when others of high priority come, some in their middle."""
+    for _ in range(3):
+        shared = draw(rng, 300)
+        low, high = (
+            [
+                shared[: int(rng.integers(20, 300))] + draw(rng, int(rng.integers(5, 200)))
+                for _ in range(requests)
+            ]
+            for _ in range(2)
+        )
+        with ThreadPoolExecutor(2 * requests) as pool:
+            replies = [pool.submit(pair.ask, prompt, 40, priority=0) for prompt in low]
+            time.sleep(0.3)
+            replies += [pool.submit(pair.ask, prompt, 5, priority=100) for prompt in high]
+            for reply in replies:
+                reply.result()
+    log = pair.live.server.log_text()
+    return f"{log.count('preempt')} lines of the log name a preemption"
+
+
 # ---- isolation ------------------------------------------------------------------------------------------
 
 
-def isolated_keys(pair: Pair, rng: np.random.Generator) -> str:
-    """One prompt under every pair of salt and extra key: nothing is reused across, everything within."""
+def isolated_keys(
+    pair: Pair, rng: np.random.Generator, adapters: Mapping[str, Path] = MappingProxyType({})
+) -> str:
+    """One prompt under every combination of salt, extra key and LoRA adapter: nothing is reused across, everything
+    within. Then an adapter is replaced by another one of its name: nothing of the old one's is reused.
+
+    adapters: folders by name; both servers must take them
+    """
     pair.flush()
-    prompt = draw(rng, 120)
-    keys = [{"cache_salt": salt, "extra_key": key} for salt, key in product((None, "a", "b", "ab"), repeat=2)]
+    prompt, names = draw(rng, 120), ("cache_salt", "extra_key", "lora_path")
+    for name, folder in adapters.items():
+        _load_adapter(pair, name, folder)
+    some = (None, "a", "b", "ab")
+    keys = [dict(zip(names, values, strict=True)) for values in product(some, some, (None, *adapters))]
     for again in (False, True):
         for key in keys:
-            named = {name: value for name, value in key.items() if value is not None}
-            reused = pair.ask(prompt, 4, **named).cached_tokens
-            if reused != (pair.floor(len(prompt) - 1) if again else 0):
-                raise CheckFailedError(f"{reused} tokens reused under {named}, asked again: {again}")
-    return ""
+            _ask_under(pair, prompt, key, pair.floor(len(prompt) - 1) if again else 0)
+    if adapters:
+        (first, _), *_, (_, other) = adapters.items()
+        _load_adapter(pair, first, other)
+        _ask_under(pair, prompt, {"lora_path": first}, 0)
+    return f"{len(keys)} combinations"
+
+
+def _ask_under(pair: Pair, prompt: list[int], key: Mapping[str, str | None], reuse: int) -> None:
+    named = {name: value for name, value in key.items() if value is not None}
+    reused = pair.ask(prompt, 4, **named).cached_tokens
+    if reused != reuse:
+        raise CheckFailedError(f"{reused} tokens reused under {named}, not {reuse}")
+
+
+def _load_adapter(pair: Pair, name: str, folder: Path) -> None:
+    """On both servers, in place of another of the name."""
+    for server in (pair.live, pair.off.asked):
+        server.http.post("/unload_lora_adapter", json={"lora_name": name})  # there may be none
+        server.post("/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
+    pair.off.forget()
 
 
 def salted_one_offs(pair: Pair, rng: np.random.Generator, requests: int) -> str:
@@ -236,11 +293,11 @@ def weights_replaced(pair: Pair, rng: np.random.Generator, here: str, other: str
             with ThreadPoolExecutor(8) as pool:
                 waiting = [pool.submit(pair.live.generate, request([*p, 7], 40, {})) for p in prompts]
                 time.sleep(0.1)
-                for server in (pair.live, pair.off):
+                for server in (pair.live, pair.off.asked):
                     server.post("/update_weights_from_disk", {"model_path": model})
                 for reply in waiting:
                     reply.result()
-            pair.forget_expected()
+            pair.off.forget()
         for prompt in prompts + prompts:
             pair.ask(prompt)
     return ""

@@ -10,30 +10,27 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+from checked_server import START_S, launched
 
 from marconi_ext.errors import CheckFailedError
-from marconi_ext.servers.engine_options import CPU_OPTIONS, environment, to_flags
-from marconi_ext.servers.server import Server, ServerSpec
+from marconi_ext.servers.server import Server
 
 LOGPROB_TOLERANCE = 1e-4
 OFF_OPTIONS = {"disable_radix_cache": True, "max_total_tokens": 60_000, "max_mamba_cache_size": 200}
 COMMON = {
-    **CPU_OPTIONS,
     "grammar_backend": "xgrammar",
     "skip_server_warmup": True,
     "sleep_on_idle": True,
     "log_level": "warning",
 }
-CHECKS = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1"}
-LOG_ERRORS = ("Scheduler hit an exception", "memory leak", "checkpoints dropped", "sums are wrong")
-KEYS = ("rid", "extra_key", "cache_salt")  # of a request, which change no answer
+KEYS = ("rid", "extra_key", "cache_salt", "priority")  # of a request, which change no answer
 SETTLE_S = 60.0
 
 
@@ -102,13 +99,32 @@ class Asked:
         return self.server.info()["internal_states"][0]["marconi"]
 
 
+class CacheOff:
+    """A server without a prefix cache, and what it has answered so far: several servers may be held against it."""
+
+    def __init__(self, asked: Asked) -> None:
+        self.asked = asked
+        self._answers: dict[str, list[Answer]] = {}
+
+    def answers(self, body: dict[str, Any]) -> list[Answer]:
+        """What it says to a request; names and keys of the request play no part."""
+        plain = {key: value for key, value in body.items() if key not in KEYS}
+        key = json.dumps(plain, sort_keys=True)
+        if key not in self._answers:
+            self._answers[key] = self.asked.generate(plain)
+        return self._answers[key]
+
+    def forget(self) -> None:
+        """The model's weights have changed."""
+        self._answers.clear()
+
+
 class Pair:
     """`ask` compares; `settle` takes the census. page_size: of the server with the extension"""
 
-    def __init__(self, live: Asked, off: Asked, page_size: int = 1) -> None:
+    def __init__(self, live: Asked, off: CacheOff, page_size: int = 1) -> None:
         self.live, self.off, self.page_size = live, off, page_size
         self.compared = 0
-        self._expected: dict[str, list[Answer]] = {}
 
     def ask(self, prompt: Sequence[int], answer_tokens: int = 4, **body: Any) -> Answer:
         """The answer with the extension, which is that with the cache off."""
@@ -130,17 +146,9 @@ class Pair:
         with ThreadPoolExecutor(at_once) as pool:
             return list(pool.map(lambda prompt: self.ask(prompt, answer_tokens), prompts))
 
-    def expected(self, asked: dict[str, Any]) -> list[Answer]:
-        """What the server without a prefix cache answers."""
-        plain = {key: value for key, value in asked.items() if key not in KEYS}
-        key = json.dumps(plain, sort_keys=True)
-        if key not in self._expected:
-            self._expected[key] = self.off.generate(plain)
-        return self._expected[key]
-
     def compare(self, asked: dict[str, Any], found: list[Answer]) -> None:
         """Raises CheckFailedError where they differ; of an aborted answer, what there is of it is compared."""
-        wanted = self.expected(asked)
+        wanted = self.off.answers(asked)
         if len(found) != len(wanted):
             raise CheckFailedError(f"{len(found)} choices, not {len(wanted)}")
         for one, other in zip(found, wanted, strict=True):
@@ -192,31 +200,21 @@ class Pair:
     def flush(self) -> None:
         self.live.server.flush_cache()
 
-    def forget_expected(self) -> None:
-        """The model's weights have changed."""
-        self._expected.clear()
+
+@contextmanager
+def cache_off(model: Path, **options: Any) -> Iterator[CacheOff]:
+    """The server to compare with, which may still be starting. options: beside `OFF_OPTIONS`"""
+    with launched(model, {**COMMON, **OFF_OPTIONS, **options}) as server:
+        yield CacheOff(Asked(server))
 
 
 @contextmanager
-def pair(model: Path, **options: Any) -> Iterator[Pair]:
-    """Both servers on the CPU platform, started side by side; no log may hold an error when they end.
-
-    options: of the server with the extension
-    """
-    with ExitStack() as stack:
-        servers = []
-        for marconi, own in ((True, options), (False, OFF_OPTIONS)):
-            flags = to_flags({"model_path": str(model), **COMMON, "enable_marconi": marconi, **own})
-            spec = ServerSpec(tuple(flags), {**environment(cpu=True), **CHECKS})
-            servers.append(stack.enter_context(Server(spec)))
-            servers[-1].launch()
-        for server in servers:
-            server.wait_until_healthy(280)
-        yield Pair(*map(Asked, servers), int(options.get("page_size", 1)))
-        for server in servers:
-            server.require_alive()
-            if found := [sign for sign in LOG_ERRORS if sign in server.log_text()]:
-                raise CheckFailedError(f"{found} in the log:\n{server.log_tail(60)}")
+def pair(model: Path, off: CacheOff, **options: Any) -> Iterator[Pair]:
+    """A server with the extension beside `off`, once both answer. options: of the server with the extension"""
+    with launched(model, {**COMMON, "enable_marconi": True, **options}) as server:
+        for one in (server, off.asked.server):
+            one.wait_until_healthy(START_S)
+        yield Pair(Asked(server), off, int(options.get("page_size", 1)))
 
 
 Report = Callable[[Pair, np.random.Generator], str]

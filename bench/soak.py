@@ -135,6 +135,8 @@ async def soak(
                         group.create_task(one(number))
                 await asyncio.to_thread(settled, live)
                 memory.append((numbers[-1] + 1, memory_mb(live)))
+                if not progress.console.is_terminal:
+                    progress.console.print(so_far(numbers[-1] + 1, requests, time.monotonic() - began))
                 if (start // FLUSH_EVERY) % 2:
                     live.flush_cache()
                     counts["flushes"] += 1
@@ -154,6 +156,12 @@ async def soak(
         "policy": section["policy"],
         "stats": section["stats"],
     }
+
+
+def so_far(done: int, requests: int, seconds: float) -> str:
+    """The progress bar in words, for a log."""
+    left_min = (requests - done) * seconds / done / 60
+    return f"{done:,} of {requests:,} requests, {done / seconds:.1f} a second, {left_min:.0f} min left"
 
 
 def settled(live: Server) -> dict:
@@ -226,8 +234,10 @@ def main(
             ) as live,
             Server(ServerSpec(tuple(to_flags({**common, **off})), env)) as plain,
         ):
-            live.start()
-            plain.start()
+            for server in (live, plain):
+                server.launch()
+            for server in (live, plain):
+                server.wait_until_healthy()
             result = asyncio.run(
                 soak(live, plain, requests, concurrency, seed, killing=kill_tuner, slowing=slow_rank)
             )

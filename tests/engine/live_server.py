@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+from checked_server import START_S, launched
 
-from marconi_ext.servers.engine_options import CPU_OPTIONS, environment, to_flags
-from marconi_ext.servers.server import Server, ServerSpec
+from marconi_ext.servers.engine_options import CPU_OPTIONS
+from marconi_ext.servers.server import Server
 
-LEAK_CHECKS = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1"}
 PAGE_CHECKS = {"SGLANG_CHECK_KV_PAGE_INVARIANTS": "1"}  # a sort of the KV pool a step: for small pools only
 RANK_CHECKS = {"SGLANG_ENABLE_RANK_CONSENSUS_CHECKER": "1"}  # the server ends where ranks decide differently
 OPTIONS = {
@@ -99,12 +99,6 @@ def running(
     model: Path, *, marconi: bool = True, env: dict[str, str] | None = None, **options: object
 ) -> Iterator[LiveServer]:
     """Start a server on the CPU platform; its log must hold no error when it ends."""
-    flags = to_flags({"model_path": str(model), **OPTIONS, "enable_marconi": marconi, **options})
-    with Server(ServerSpec(tuple(flags), {**environment(cpu=True), **LEAK_CHECKS, **(env or {})})) as server:
-        server.start(timeout_s=240)
-        live = LiveServer(server)
-        yield live
-        server.require_alive()
-        log = server.log_text()
-        for sign in ("Scheduler hit an exception", "memory leak", "checkpoints dropped"):
-            assert sign not in log, server.log_tail(60)
+    with launched(model, {**OPTIONS, "enable_marconi": marconi, **options}, env) as server:
+        server.wait_until_healthy(START_S)
+        yield LiveServer(server)

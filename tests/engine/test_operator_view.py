@@ -36,6 +36,7 @@ def live(model: Path, memory: Path) -> Iterator[LiveServer]:
     """A server with a tight pool after conversations that share their beginnings: states saved, hit, evicted."""
     options = {"max_mamba_cache_size": SLOTS, "max_running_requests": 4, "enable_metrics": True}
     options |= {"marconi_expose_tokens": "true", "marconi_remember": str(memory)}
+    options["marconi_quotas"] = '{"batch": {"ceiling": 0.9}, "*": {"ceiling": 1.0}}'
     with running(model, log_level="info", **options) as live:
         ask(live, seed=0)
         yield live
@@ -101,7 +102,7 @@ def test_states_held_are_those_saved_less_those_evicted(live: LiveServer) -> Non
 
 
 def test_every_metric_is_exported(live: LiveServer) -> None:
-    expected = {metric.name for metric in METRICS} - {"marconi_tenant_states"}  # none has a quota here
+    expected = {metric.name for metric in METRICS}
     if not live.marconi()["policy"]["parameters"]:
         expected.remove("marconi_parameter")  # a policy without any
     assert expected <= scrape(live).keys()
@@ -143,14 +144,18 @@ def test_tree(live: LiveServer, tmp_path: Path) -> None:
 
 
 def test_nothing_else_carries_token_ids_or_keys(live: LiveServer, tmp_path: Path) -> None:
-    """Of a request with a salt, a key and ids of its own: not the metrics, nor /server_info, its tree or the log."""
+    """Of a request with a salt, a key and ids of its own: not the metrics, nor /server_info, its tree or the log; and
+    not when its prompt is pinned, when it is explained, or remembered: all that is switched on here."""
     prompt = list(range(2_001, 2_121))
     body = {
         "input_ids": prompt,
         "sampling_params": {"max_new_tokens": 8, "temperature": 0, "ignore_eos": True},
     }
     names = {"cache_salt": "salt-of-a-user", "extra_key": "key-of-a-user", "rid": "name-of-a-request"}
-    output = live.http.post("/generate", json=body | names).json()["output_ids"]
+    body["sampling_params"]["custom_params"] = {"marconi": {"explain": True}}
+    answered = live.http.post("/generate", json=body | names).json()
+    output = answered["output_ids"]
+    answered["meta_info"]["marconi"][0].pop("request")
     folder = tmp_path / "replayed"
     trace = tmp_path / "trace.jsonl"
     line = {"session_id": "0", "turn_id": 0, "ts": 0, "input_tokens": prompt, "output_tokens": output}
@@ -158,8 +163,23 @@ def test_nothing_else_carries_token_ids_or_keys(live: LiveServer, tmp_path: Path
     marconi("replay", "--url", live.server.url, "--trace", str(trace), "--out", str(folder))
     marconi("tree", live.server.url, "--json", str(folder / "tree.json"))
     said = {path.name: path.read_text() for path in folder.rglob("*") if path.is_file()}
+    said["explained in the answer"] = json.dumps(answered["meta_info"]["marconi"])
+    prefix = {"input_ids": prompt[:-1], "name": "pinned", "cache_salt": names["cache_salt"]}
+    (tmp_path / "prefix.jsonl").write_text(json.dumps(prefix | {"extra_key": names["extra_key"]}))
+    said["pinned"] = marconi("pin", live.server.url, str(tmp_path / "prefix.jsonl"), "--json", "-")
+    for name, value in (("request", names["rid"]), ("prompt", prompt)):
+        command = {"do": "explain", name: value, "key": [1, 2]}
+        asked = {"server_args": {f"marconi:{json.dumps(command)}": 1}}
+        assert live.http.post("/set_internal_state", json=asked).json() == [True]
+        answer = live.marconi()["answers"]["1"]
+        assert answer.pop("request") in (names["rid"], None), "what was asked for by its name"
+        assert answer["tokens"]["sent"], "sealed"
+        said[f"explanation of a {name}"] = json.dumps(answer)
     said["metrics"] = live.http.get("/metrics", follow_redirects=True).text
-    said["server_info"] = json.dumps(live.marconi())
+    section = live.marconi()
+    assert section.pop("answers") and section["pins"]["states"] == 1
+    said["server_info"] = json.dumps(section)
+    marconi("pin", live.server.url, "--remove", "all")
     said["log"] = live.server.log_text()
     assert len(said) > 5 and '"live": true' in said["server_info"]
     for name, text in said.items():
@@ -195,7 +215,11 @@ def test_explain(live: LiveServer, tmp_path: Path) -> None:
     (told,) = meta["marconi"]
     assert told["hit_tokens"] == meta["cached_tokens"] and told["kv_tokens"] == 120
     assert told["divergence"] == {"at_token": 120, "other_ways": 1} == before["divergence"]
-    assert told["tokens"]["sent"][0] == prompt[120] and told["tokens"]["held"] == before["tokens"]["held"]
+    assert "tokens" not in told, "what others have asked goes to the operator alone"
+    (after,) = json.loads(marconi("explain", live.server.url, "--request", "second", "--json", "-"))[
+        "explanations"
+    ]
+    assert before["tokens"] == after["tokens"] and before["tokens"]["sent"][0] == prompt[120]
     for name in (
         "prompt_tokens",
         "hit_tokens",
@@ -309,7 +333,7 @@ def test_every_panel_draws_what_prometheus_scraped(live: LiveServer, tmp_path: P
     dashboard = json.loads((files("marconi_ext") / "dashboards" / "grafana.json").read_text(encoding="utf-8"))
     panels = [(p["title"], t["expr"]) for p in dashboard["panels"] for t in p["targets"]]
     panels += [(a["name"], a["expr"]) for a in dashboard["annotations"]["list"]]
-    may_be_empty = {"Tunings", "States by tenant"}  # none has a quota here
+    may_be_empty = {"Tunings"}
     if not live.marconi()["policy"]["parameters"]:
         may_be_empty.add("Policy parameters")
     with prometheus(tmp_path, live.server.url.removeprefix("http://")) as scraper:
