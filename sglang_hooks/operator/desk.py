@@ -40,11 +40,12 @@ class Desk:
 
     def take(self, arguments: Mapping[str, float]) -> bool:
         """Follow one command. Returns: whether an answer waits; an answer may say that the command was refused."""
-        ((text, ticket),) = arguments.items()
+        ((text, number),) = arguments.items()
         try:
+            ticket = int(number)
             command = json.loads(text.removeprefix(PREFIX))
             handler = self._handlers[command["do"]]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return False
         try:
             answer = handler(command)
@@ -57,7 +58,7 @@ class Desk:
         self._answers = {key: kept for key, kept in self._answers.items() if now - kept[0] < KEPT_S}
         while len(self._answers) >= KEPT_ANSWERS:
             del self._answers[next(iter(self._answers))]
-        self._answers[int(ticket)] = (now, answer)
+        self._answers[ticket] = (now, answer)
         return True
 
     def section(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from sglang.srt.mem_cache.events import KVCacheEventRecorder
 
 from marconi_ext.routing.block_hashes import block_hashes
 from marconi_ext.routing.state_index import StateIndex
-from sglang_hooks.observe.state_events import ResumableRecorder, StateEvents
+from sglang_hooks.observe.state_events import ResumableRecorder, StateEvents, StateRemoved, StateStored
 
 SIZES = {"context_tokens": 512, "requests": 6}
 
@@ -57,6 +57,12 @@ class Blocks:
 @pytest.fixture(scope="module", autouse=True)
 def settings() -> None:
     engineless_cache.publish_settings()
+
+
+def test_state_events_have_no_place_for_token_ids_or_keys() -> None:
+    """A hash names the block; what was asked, and under which key or salt, stays in the server."""
+    assert StateStored.__struct_fields__ == ("block_hash", "depth_tokens", "kind", "medium")
+    assert StateRemoved.__struct_fields__ == ("block_hash", "medium")
 
 
 def driver_of(page: int, slots: int, tokens: int) -> Driver:

@@ -29,11 +29,27 @@ def test_an_answer_waits_under_its_ticket() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["marconi:", "marconi:[1]", "marconi:{}", 'marconi:{"do": "fly"}', "marconi:{"]
+    "text",
+    [
+        "marconi:",
+        "marconi:[1]",
+        "marconi:{}",
+        'marconi:{"do": "fly"}',
+        'marconi:{"do": ["fly"]}',
+        "marconi:{",
+        "marconi:" + "[" * 200_000,
+    ],
+    ids=lambda text: text[:24],
 )
 def test_what_is_no_command_of_ours_is_not_taken(text: str) -> None:
     desk = Desk({})
     assert desk.is_for_us({text: 1}) and not desk.take({text: 1}) and desk.section() == {}
+
+
+@pytest.mark.parametrize("ticket", [float("inf"), float("nan")])
+def test_a_ticket_that_is_no_number_is_not_taken(ticket: float) -> None:
+    desk = Desk({"echo": lambda _command: {}})
+    assert not desk.take({'marconi:{"do": "echo"}': ticket}) and desk.section() == {}
 
 
 def test_sglangs_own_knobs_are_not_for_us() -> None:
