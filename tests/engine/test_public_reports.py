@@ -11,32 +11,17 @@ from pathlib import Path
 
 import pytest
 import report_cases as cases
-from public_reports import AMPLE, VOCABULARY
+from public_reports import AMPLE
 from report_cases import with_
 from server_pair import Pair, Report, cache_off, pair, twice
-from small_adapter import SERVER_OPTIONS, write_adapter
-
-from marconi_ext.models.toy_model import ToyModel
 
 pytestmark = pytest.mark.engine
 
 
 @pytest.fixture(scope="module")
-def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("adapters")
-    return {
-        name: write_adapter(folder / name, ToyModel(vocab=VOCABULARY), seed)
-        for seed, name in enumerate(("one", "two"))
-    }
-
-
-@pytest.fixture(scope="module")
 def both(model: Path) -> Iterator[Pair]:
-    """Chunks of an odd size, pools with room for everything, and LoRA adapters."""
-    with (
-        cache_off(model, **SERVER_OPTIONS) as off,
-        pair(model, off, chunked_prefill_size=65, **AMPLE, **SERVER_OPTIONS) as found,
-    ):
+    """Chunks of an odd size, and pools with room for everything."""
+    with cache_off(model) as off, pair(model, off, chunked_prefill_size=65, **AMPLE) as found:
         yield found
 
 
@@ -46,6 +31,7 @@ def both(model: Path) -> Iterator[Pair]:
         with_(cases.aborted_prefills, rounds=12),
         cases.short_extends,
         cases.boundary_lengths,
+        cases.isolated_keys,
         cases.several_samples,
         cases.logprobs_of_cached_tokens,
         cases.ends_of_answers,
@@ -55,7 +41,3 @@ def both(model: Path) -> Iterator[Pair]:
 )
 def test_report(both: Pair, report: Report) -> None:
     twice(both, report, seed=0)
-
-
-def test_salts_keys_and_adapters_are_isolated(both: Pair, adapters: dict[str, Path]) -> None:
-    twice(both, with_(cases.isolated_keys, adapters=adapters), seed=0)
