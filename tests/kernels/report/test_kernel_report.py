@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from marconi_ext.profiles import load_profile
 from marconi_ext.profiles.gpus import GPUS
 from marconi_kernels.report.kernel_report import (
     CHECKPOINT_COUNTS,
@@ -18,7 +19,7 @@ from marconi_kernels.report.kernel_report import (
     estimate_rows,
     over_budget,
 )
-from marconi_kernels.report.model_shapes import MODELS, NEMOTRON_H_8B
+from marconi_kernels.report.model_shapes import MODELS, NEMOTRON_H_8B, ModelShape
 from marconi_kernels.report.roofline import (
     checkpoints_ms,
     conv_checkpoint_bytes,
@@ -101,3 +102,16 @@ def test_estimates_cover_the_grid_and_say_what_they_are():
     assert all(row["estimate"] is True for row in rows)
     assert PREFILL_TOKENS[0] == 1024 and PREFILL_TOKENS[-1] == 131_072
     assert {row["model"] for row in cost_rows()} == {shape.name for shape in MODELS}
+
+
+@pytest.mark.parametrize(
+    ("shape", "profile"),
+    [*zip(MODELS, ("nemotron-h-8b", "falcon-h1-7b", "granite-4-h-small", "qwen3-next-80b-a3b"), strict=True)],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
+def test_shapes_are_those_of_the_profiles(shape: ModelShape, profile: str) -> None:
+    """The package of kernels imports none of ours, so that it has sizes of its own; they say the same."""
+    known = load_profile(profile, ssm_dtype="float32")
+    layer = shape.state_elements * 4 + shape.conv_dim * shape.conv_window * 2
+    assert known.state_bytes == shape.recurrent_layers * layer
+    assert known.kv_bytes_per_token == shape.attention_layers * shape.kv_width * 2
