@@ -4,12 +4,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kernel_cases import assert_two_times_rule, make_batch, nan_pool, plain_states, relative_error
+from scans import one_pass, two_passes
 
-from marconi_kernels.mamba2.batch_layout import logical_chunks, sequence_index
 from marconi_kernels.mamba2.conv_checkpoint import save_conv_checkpoints_torch, save_conv_checkpoints_triton
-from marconi_kernels.mamba2.scan import mamba_chunk_scan_combined
 from marconi_kernels.mamba2.ssm_checkpoint import save_ssm_checkpoints_torch, save_ssm_checkpoints_triton
-from marconi_kernels.mamba2.two_pass import two_pass_scan
 from marconi_kernels.plan import CheckpointPlan
 from marconi_kernels.torch_twins.scan import TORCH_STAGES
 
@@ -85,28 +83,8 @@ def test_one_pass_agrees_with_two_passes(data):
     plan = CheckpointPlan.from_lists(*map(list, zip(*drawn, strict=True)), device="cpu")
     shape = (batch.x.shape[1], batch.x.shape[2], batch.B.shape[2])
     one, two = nan_pool(9, shape), nan_pool(9, shape)
-    out_one, out_two = (torch.full_like(batch.x, float("nan")) for _ in range(2))
-    indices, offsets = (None, None) if batch.init is None else logical_chunks(batch.cu, batch.chunk_size)
-    final_one = mamba_chunk_scan_combined(
-        *(t[None] for t in (batch.x, batch.dt)),
-        batch.A,
-        *(t[None] for t in (batch.B, batch.C)),
-        batch.chunk_size,
-        initial_states=batch.init,
-        seq_idx=sequence_index(batch.cu),
-        chunk_indices=indices,
-        chunk_offsets=offsets,
-        cu_seqlens=batch.cu_seqlens,
-        out=out_one[None],
-        return_varlen_states=True,
-        state_dtype=torch.float32,
-        stages=TORCH_STAGES,
-        checkpoint_plan=plan,
-        checkpoint_pool=one,
-    )
-    inputs = (batch.x, batch.dt, batch.A, batch.B, batch.C, batch.chunk_size)
-    common = {"cu_seqlens": batch.cu, "plan": plan, "stages": TORCH_STAGES, "initial_states": batch.init}
-    final_two = two_pass_scan(*inputs, pool=two, out=out_two, **common)
+    out_one, final_one = one_pass(batch, TORCH_STAGES, plan=plan, pool=one)
+    out_two, final_two = two_passes(batch, TORCH_STAGES, plan, two)
     slots = [slot for _, _, slot in drawn if slot >= 0]
     for got, want in ((one[slots], two[slots]), (final_one, final_two), (out_one[None], out_two[None])):
         assert relative_error(got, want) < 1e-4

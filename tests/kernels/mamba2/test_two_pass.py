@@ -3,11 +3,9 @@
 import pytest
 import torch
 from kernel_cases import assert_two_times_rule, make_batch, nan_pool, plain_states, plan_for, relative_error
+from scans import one_pass, two_passes
 from upstream_scan import TRITON_STAGES
 
-from marconi_kernels.mamba2.batch_layout import logical_chunks, sequence_index
-from marconi_kernels.mamba2.scan import mamba_chunk_scan_combined
-from marconi_kernels.mamba2.two_pass import two_pass_scan
 from marconi_kernels.torch_twins.scan import TORCH_STAGES
 
 SMALL = {"nheads": 2, "headdim": 16, "ngroups": 1, "dstate": 16}
@@ -19,48 +17,7 @@ def interpreter(monkeypatch):
 
 
 def scan(batch, *, plan=None, pool=None, stages=TRITON_STAGES):
-    """One pass. Returns: outputs [T, nheads, headdim], final states [S, …]."""
-    indices, offsets = logical_chunks(batch.cu, batch.chunk_size) if batch.init is not None else (None, None)
-    out = torch.full_like(batch.x, float("nan"))
-    varlen = mamba_chunk_scan_combined(
-        batch.x[None],
-        batch.dt[None],
-        batch.A,
-        batch.B[None],
-        batch.C[None],
-        batch.chunk_size,
-        initial_states=batch.init,
-        seq_idx=sequence_index(batch.cu),
-        chunk_indices=indices,
-        chunk_offsets=offsets,
-        cu_seqlens=batch.cu_seqlens,
-        out=out[None],
-        return_varlen_states=True,
-        state_dtype=torch.float32,
-        stages=stages,
-        checkpoint_plan=plan,
-        checkpoint_pool=pool,
-    )
-    return out, varlen
-
-
-def two_pass(batch, plan, pool):
-    out = torch.full_like(batch.x, float("nan"))
-    final = two_pass_scan(
-        batch.x,
-        batch.dt,
-        batch.A,
-        batch.B,
-        batch.C,
-        batch.chunk_size,
-        cu_seqlens=batch.cu,
-        plan=plan,
-        pool=pool,
-        out=out,
-        stages=TRITON_STAGES,
-        initial_states=batch.init,
-    )
-    return out, final
+    return one_pass(batch, stages, plan=plan, pool=pool)
 
 
 @pytest.mark.parametrize("with_init", [True, False])
@@ -70,7 +27,7 @@ def test_same_states_and_outputs(with_init):
     plan, shape = plan_for(seq, end), (2, 16, 16)
     one, two = nan_pool(8, shape), nan_pool(8, shape)
     out_one, final_one = scan(batch, plan=plan, pool=one)
-    out_two, final_two = two_pass(batch, plan, two)
+    out_two, final_two = two_passes(batch, TRITON_STAGES, plan, two)
     assert relative_error(one[1:7], two[1:7]) < 2e-5
     assert relative_error(out_one, out_two) < 1e-4
     assert relative_error(final_one, final_two) < 2e-5
