@@ -43,6 +43,10 @@ def model(
         int | None, typer.Option(help="Tekken ids to keep, default 4096; 131072 is all of Tekken.")
     ] = None,
     context: Annotated[int | None, typer.Option(help="Longest sequence in tokens; default 131072.")] = None,
+    embedding_scale: Annotated[
+        int | None,
+        typer.Option(help="Scale of gdn's embeddings; a draft guesses the more, the larger; default 1."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the weights; default 0.")] = None,
     force: Annotated[bool, typer.Option(help="Replace a model of other sizes.")] = False,
 ) -> None:
@@ -65,6 +69,7 @@ def model(
         "mlp": mlp,
         "vocab": vocab,
         "context": context,
+        "embedding_scale": embedding_scale,
         "seed": seed,
     }
     sizes = {name: value for name, value in given.items() if value is not None}

@@ -6,6 +6,7 @@ seeded and of normal size, so that answers differ from prompt to prompt.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -18,8 +19,23 @@ HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, WIDTH = 64, 2, 4, 2, 16, 128
 
 def write_attention_model(path: Path, vocabulary: int, context: int = 131_072, seed: int = 0) -> Path:
     """Write config.json, model.safetensors and tekken.json into the folder `path` and return it."""
+    return write_attention_folder(
+        path, attention_config(vocabulary, context), attention_weights(vocabulary, seed)
+    )
+
+
+def write_attention_folder(path: Path, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> Path:
+    """Write a model's config.json, model.safetensors and tekken.json into the folder `path` and return it."""
     path.mkdir(parents=True, exist_ok=True)
-    config = {
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    write_tekken(path / "tekken.json", config["vocab_size"])
+    (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    return path
+
+
+def attention_config(vocabulary: int, context: int = 131_072) -> dict[str, Any]:
+    """The Hugging Face config."""
+    return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "torch_dtype": "float32",
@@ -39,13 +55,9 @@ def write_attention_model(path: Path, vocabulary: int, context: int = 131_072, s
         "eos_token_id": 2,
         "pad_token_id": 11,
     }
-    save_file(_weights(vocabulary, seed), path / "model.safetensors", metadata={"format": "pt"})
-    write_tekken(path / "tekken.json", vocabulary)
-    (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    return path
 
 
-def _weights(vocabulary: int, seed: int) -> dict[str, np.ndarray]:
+def attention_weights(vocabulary: int, seed: int) -> dict[str, np.ndarray]:
     """All tensors, fp32; standard deviation rows ** -0.5 keeps activations of size one."""
     rng = np.random.RandomState(seed)
 

@@ -9,12 +9,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .seeded import Seeded, check_sizes
+from .seeded import DRAFT_GAIN, Seeded, check_sizes
 
 
 @dataclass(frozen=True)
 class GdnModel:
-    """Sizes; equal values give files that are equal to the bit. Every `interval`-th layer is attention."""
+    """Sizes; equal values give files that are equal to the bit. Every `interval`-th layer is attention.
+
+    embedding_scale: of the embeddings, against what the layers add. Where it is large the next token depends mostly on
+        the last, and the layer for multi-token prediction, which knows little else, guesses it.
+    """
 
     hidden: int = 64
     layers: int = 4
@@ -31,6 +35,7 @@ class GdnModel:
     expert_width: int = 32
     vocab: int = 4096
     context: int = 131_072
+    embedding_scale: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -71,6 +76,7 @@ class GdnModel:
             "max_position_embeddings": self.context,
             "bos_token_id": 1,
             "eos_token_id": 2,
+            "marconi_embedding_scale": self.embedding_scale,
             "marconi_toy_seed": self.seed,
         }
 
@@ -84,7 +90,22 @@ class GdnModel:
             return mixer | self._experts(seeded, f"{prefix}.mlp")
 
         # Gemma's norm adds one
-        return seeded.decoder(self.vocab, self.hidden, self.layers, parts, norm_weight=0.0)
+        tensors = seeded.decoder(self.vocab, self.hidden, self.layers, parts, norm_weight=0.0)
+        tensors["model.embed_tokens.weight"] *= self.embedding_scale
+        return tensors | self._draft(seeded)
+
+    def _draft(self, seeded: Seeded) -> dict[str, np.ndarray]:
+        """The layer that drafts the token after next, from a token's embedding and the state before it (MTP)."""
+        layer = "mtp.layers.0"
+        tensors = self._attention(seeded, layer) | self._experts(seeded, f"{layer}.mlp")
+        for name in ("self_attn.o_proj", "mlp.shared_expert.down_proj"):
+            tensors[f"{layer}.{name}.weight"] *= DRAFT_GAIN
+        norms = [
+            *("pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm"),
+            *("layers.0.input_layernorm", "layers.0.post_attention_layernorm"),
+        ]
+        tensors |= {f"mtp.{norm}.weight": np.zeros(self.hidden, np.float32) for norm in norms}
+        return tensors | {"mtp.fc.weight": seeded.draft_input("mtp.fc", self.hidden)}
 
     def _linear_attention(self, seeded: Seeded, layer: str) -> dict[str, np.ndarray]:
         prefix = f"{layer}.linear_attn"

@@ -15,6 +15,10 @@ from marconi_ext.models.tekken import MIN_VOCAB, TEKKEN_FULL_VOCAB, TEKKEN_SPECI
 
 LOGIT_STD = 4.0  # spread of the next-token logits: peaked enough to differ, flat enough to stay sensitive
 
+DRAFT_GAIN = (
+    0.25  # of what a draft's layer adds to the embedding: it guesses what that alone says of the next token
+)
+
 
 def check_sizes(model: Any) -> None:
     """Raises: ValueError that begins with the name of a size that can't be."""
@@ -76,6 +80,11 @@ class Seeded:
         head = self.normal("lm_head", vocab, hidden, std=LOGIT_STD * hidden**-0.5)
         head[:TEKKEN_SPECIAL_TOKENS] = 0.0
         return head
+
+    def draft_input(self, name: str, hidden: int) -> np.ndarray:
+        """What a draft's layer reads [hidden, 2 · hidden]: the token's embedding, and a little of the state before."""
+        state = self.normal(f"{name}.weight", hidden, hidden, std=0.1 * hidden**-0.5)
+        return np.concatenate([np.eye(hidden, dtype=np.float32), state], axis=1)
 
     def conv(self, name: str, channels: int, taps: int) -> np.ndarray:
         """A depthwise kernel [channels, 1, taps]."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from marconi_ext.models.seeded import Seeded, write_folder
+from marconi_ext.models.seeded import DRAFT_GAIN, Seeded, write_folder
 from marconi_ext.models.tekken import MIN_VOCAB, TEKKEN_FULL_VOCAB
 
 MAMBA, ATTENTION, MLP = "M", "*", "-"
@@ -25,6 +25,8 @@ class ToyModel:
     """Sizes of the model; equal values give files that are equal to the bit.
 
     `pattern` lists the layers: M Mamba2, * attention, - MLP. `mlp` is the MLP's width; 0 means 2 · hidden.
+    `embedding_scale` is that of the embeddings, against what the layers add: where it is large the next token depends
+    mostly on the last, and the layer for multi-token prediction (MTP), which knows little else, guesses it.
     """
 
     hidden: int = 64
@@ -41,6 +43,7 @@ class ToyModel:
     mlp: int = 0
     vocab: int = 4096
     context: int = 131_072
+    embedding_scale: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -145,6 +148,8 @@ def config_json(model: ToyModel) -> dict:
         "bos_token_id": 1,
         "eos_token_id": 2,
         "pad_token_id": 11,
+        "mtp_hybrid_override_pattern": ATTENTION,
+        "marconi_embedding_scale": model.embedding_scale,
         "marconi_toy_seed": model.seed,
     }
 
@@ -153,7 +158,8 @@ def weights(model: ToyModel) -> dict[str, np.ndarray]:
     """All tensors, fp32, under the names of NemotronH checkpoints."""
 
     seeded, d = Seeded(model.seed), model.hidden
-    tensors = {"backbone.embeddings.weight": seeded.normal("embeddings", model.vocab, d, std=1.0)}
+    embeddings = seeded.normal("embeddings", model.vocab, d, std=1.0)
+    tensors = {"backbone.embeddings.weight": embeddings * model.embedding_scale}
     for layer, kind in enumerate(model.pattern):
         prefix = f"backbone.layers.{layer}"
         tensors[f"{prefix}.norm.weight"] = np.ones(d, np.float32)
@@ -163,6 +169,20 @@ def weights(model: ToyModel) -> dict[str, np.ndarray]:
             tensors |= seeded.linear(f"{prefix}.mixer.{name}", rows, columns, gain)
     tensors["backbone.norm_f.weight"] = np.ones(d, np.float32)
     tensors["lm_head.weight"] = seeded.head(model.vocab, d)
+    return tensors | _draft(model, seeded)
+
+
+def _draft(model: ToyModel, seeded: Seeded) -> dict[str, np.ndarray]:
+    """The attention layer that drafts the token after next, from a token's embedding and the state before it (MTP)."""
+    layer, d = "mtp.layers.0", model.hidden
+    tensors = {
+        f"{layer}.{norm}.weight": np.ones(d, np.float32)
+        for norm in ("enorm", "hnorm", "norm", "final_layernorm")
+    }
+    tensors[f"{layer}.eh_proj.weight"] = seeded.draft_input(f"{layer}.eh_proj", d)
+    for name, (rows, columns, gain) in _linears(model, ATTENTION).items():
+        least = DRAFT_GAIN if name == "o_proj" else 1.0
+        tensors |= seeded.linear(f"{layer}.mixer.{name}", rows, columns, gain * least)
     return tensors
 
 
