@@ -311,9 +311,10 @@ def build_cache(
     if cache.page_size == 1:
         pool.mamba_initial_tracking_slots = 0  # any length can be donated: nothing is tracked during decode
     context = SaverContext(len(pool.mamba_map), lambda name, n: ledger.counters.update({name: n}))
-    family = registry.family_of(linear_backend(ctx))
+    backend = linear_backend(ctx)
+    family = registry.family_of(backend)
     assert family is not None, "why_stock has looked"
-    forward = ForwardCheckpoints(ledger, family.saver(context), stats)
+    forward = ForwardCheckpoints(ledger, family.saver(context), stats, backend)
     # with an admin key, nobody else can ask for a dump
     dumps = TreeDumps(expose_tokens=config.expose_tokens or bool(ctx.server_args.admin_api_key))
     runs = AcceptedRuns(pool) if ctx.server_args.speculative_algorithm else None

@@ -23,10 +23,16 @@ logger = logging.getLogger(__name__)
 
 
 class ForwardCheckpoints:
-    """The checkpoints of the forward pass that is being launched; empty between forwards."""
+    """The checkpoints of the forward pass that is being launched; empty between forwards.
 
-    def __init__(self, ledger: CheckpointLedger, saver: StateSaver, stats: CacheStats) -> None:
+    backend: SGLang's backend of the target model's recurrent layers; the only one that states are saved from
+    """
+
+    def __init__(
+        self, ledger: CheckpointLedger, saver: StateSaver, stats: CacheStats, backend: object
+    ) -> None:
         self.saver = saver
+        self.backend = backend
         self._ledger = ledger
         self._stats = stats
         self._checkpoints: list[PendingCheckpoint] = []

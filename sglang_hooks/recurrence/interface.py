@@ -83,10 +83,16 @@ class StateSaver(ABC):
 S = TypeVar("S", bound=StateSaver)
 
 
-def live_saver(kind: type[S]) -> S | None:
-    """The running extension's saver, if it is of this class. None: a hook lets a stock model, or another's, pass."""
+def live_saver(kind: type[S], backend: object = None) -> S | None:
+    """The running extension's saver, if it is of this class and saves what runs on `backend` (None: not known here).
+
+    None: a hook lets a stock model pass, another family's, or a draft's layers: while the target's plan is armed they
+    run in the same process, on a backend object of their own.
+    """
     state = live()
-    saver = None if state is None else state.forward.saver
+    if state is None or not (backend is None or backend is state.forward.backend):
+        return None
+    saver = state.forward.saver
     return saver if isinstance(saver, kind) else None
 
 

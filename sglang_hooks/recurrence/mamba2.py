@@ -133,13 +133,13 @@ def scan_stages() -> ScanStages:
 
 
 def _bind_plan(_result: None, backend: Any, forward_batch: Any) -> None:
-    saver = live_saver(Mamba2Saver)
+    saver = live_saver(Mamba2Saver, backend)
     if saver is not None:
         saver.bind(backend)
 
 
 def _run_layer(original: Callable[..., Any], backend: Any, *args: Any, **kwargs: Any) -> Any:
-    saver = live_saver(Mamba2Saver)
+    saver = live_saver(Mamba2Saver, backend)
     if saver is None:
         return original(backend, *args, **kwargs)
     return saver.run_layer(original, backend, *args, **kwargs)

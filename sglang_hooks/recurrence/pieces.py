@@ -315,8 +315,8 @@ def _tokens_of(arguments: dict[str, Any]) -> int:
 # ---- hooks ----
 
 
-def _metadata_made(_result: Any, _backend: Any, forward_batch: Any) -> None:
-    saver = live_saver(PieceSaver)
+def _metadata_made(_result: Any, backend: Any, forward_batch: Any) -> None:
+    saver = live_saver(PieceSaver, backend)
     if saver is not None:
         saver.metadata_made(forward_batch)
 
@@ -336,7 +336,7 @@ def _forward_extend(
     **more: Any,
 ) -> Any:
     arguments = {"q": q, "k": k, "v": v, "mixed_qkv": mixed_qkv, "a": a, "b": b, **more}
-    saver = live_saver(PieceSaver)
+    saver = live_saver(PieceSaver, hybrid.linear_attn_backend)
     if saver is None or hybrid._is_full_attn(layer, more.get("layer_id")):
         return original(hybrid, layer, forward_batch, save_kv_cache, **arguments)
     return saver.run_layer(original, hybrid, layer, forward_batch, save_kv_cache, arguments)

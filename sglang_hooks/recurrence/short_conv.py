@@ -68,7 +68,7 @@ class ShortConvSaver(StateSaver):
 
 
 def _bind_plan(_result: None, backend: Any, _forward_batch: Any) -> None:
-    saver = live_saver(ShortConvSaver)
+    saver = live_saver(ShortConvSaver, backend)
     if saver is not None:
         saver.bind(backend.req_to_token_pool)
 
