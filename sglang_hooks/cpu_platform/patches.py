@@ -4,6 +4,7 @@ from sglang_hooks.cpu_platform import (
     attention,
     delta_operators,
     device_module,
+    draft,
     hierarchical_cache,
     host_memory,
     latent_attention,
@@ -30,6 +31,7 @@ def apply_all(*, fast: bool) -> None:
         delta_operators.apply()
         lightning_operators.apply()
         speculation.apply()
+        draft.apply()
     else:
         triton_interpreter.apply()
         mamba_operators.apply_interpreter()

@@ -5,6 +5,7 @@ the convolution, the state updates and the commit of accepted states.
 Why: all are compiled for accelerators or for SGLang's own CPU engine; and SGLang turns overlap scheduling off for
 speculation on a CPU, which executes in order and therefore shows what a state is at each moment.
 How: torch twins, here and in `marconi_kernels.torch_twins`; one token or several, they share their arithmetic.
+A verify takes the likeliest token whatever the temperature, as in SGLang's own CPU engine.
 As on a GPU the convolution's window of the running slot is overwritten by a verify, and put back by its commit.
 Remove when: the operators come with a portable form.
 """
@@ -32,6 +33,8 @@ def apply() -> None:
     )
     rebind(f"{OPS}.reconstruct_tree", "reconstruct_indices_from_tree_mask_func", reconstruct_tree)
     rebind(f"{OPS}.spec_tree", "verify_tree_greedy_func", verify_tree_greedy)
+    # as SGLang's own CPU engine: the kernel that verifies by sampling is for GPUs alone
+    rebind("sglang.srt.speculative.eagle_utils", "_verify_uses_greedy", lambda **_situation: True)
     rebind(f"{OPS}.cache_locs", "fill_front_out_cache_loc_func", fill_front)
     rebind(f"{OPS}.eagle", "fill_accept_out_cache_loc_func", fill_accepted)
     rebind("sglang.srt.mem_cache.allocation", "assign_req_to_token_pool_func", assign_rows)
