@@ -1,37 +1,39 @@
 """What exact states cost beside speculative decoding: counted on the real engine, stock beside the extension.
 
-    python bench/speculation_cost.py [--json FILE]
+    python bench/speculation_cost.py [--only ngram-mamba2,mtp-gdn] [--rounds N] [--json FILE]
 
-The CPU platform runs NGRAM drafts on a small hybrid. Counted are the states that commits copy and the slots that
-requests hold while they run; both are the scheduler's doing and don't depend on the device.
+The CPU platform runs n-gram drafts, or the small models' layers for multi-token prediction. Counted are the states
+that commits copy and the slots that requests hold while they run; both are the scheduler's doing and don't depend on
+the device.
 
 - copied: bytes of states (convolution windows included) that a request's verify copies to a slot, on average
 - slots: state slots of a running request, beside what the prefix cache holds
 - kept: finished requests whose last token's state is in the cache, in %
 - acceptance: tokens that a verify gives
+- time: processor time of prompts that share nothing, marconi by stock; the arms take turns
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine_in_process import Engine, Engines, Job
+import numpy as np
+from engine_in_process import Ask, Engine, Engines, Job
 from records import records_of, write
-from speculative_traffic import CONCURRENCY, Case, record
+from speculative_traffic import CONCURRENCY, MULTI_TOKEN_PREDICTION, NGRAM, VOCABULARY, Case, record
 
-from marconi_ext.models.toy_model import ToyModel, write_model
+from marconi_ext.models.families import FAMILIES, write_small_model
 
-NGRAM = {
-    "speculative_algorithm": "NGRAM",
-    "speculative_num_draft_tokens": 6,
-    "speculative_ngram_max_bfs_breadth": 2,
-    "mamba_radix_cache_strategy": "extra_buffer",
-}
+EMBEDDING_SCALE = 8  # a layer for multi-token prediction guesses about every second token
+SETTINGS = ("ngram-mamba2", "ngram-gdn", "mtp-mamba2", "mtp-gdn")
+ARMS = (("stock", False), ("marconi", True))
 
 
 @dataclass
@@ -107,30 +109,78 @@ class Count:
         return cost
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    found: dict[str, Cost] = {}
-    with tempfile.TemporaryDirectory() as folder, Engines() as engines:
-        model = Path(folder) / "model"
-        write_model(model, ToyModel(chunk_size=64))
-        cases = engines.run(Job({"model_path": model, "disable_radix_cache": True}, record))
-        for arm, marconi in (("stock", False), ("marconi", True)):
-            job = Job({"model_path": model, **NGRAM, "enable_marconi": marconi}, Count(cases))
-            found[arm] = engines.run(job)
-    print(f"{'':10}{'copied, B a verify':>20}{'slots a request':>18}{'acceptance':>12}{'cached tokens':>16}")
-    for arm, cost in found.items():
+@dataclass(frozen=True)
+class Alone:
+    """A task: prompts that share nothing. Returns processor seconds of all of them."""
+
+    seed: int
+
+    def __call__(self, engine: Engine) -> float:
+        rng = np.random.RandomState(self.seed)
+        prompts = [rng.randint(1_000, VOCABULARY, 200) for _ in range(4 * CONCURRENCY)]
+        asks = [Ask([int(token) for token in prompt], 64) for prompt in prompts]
+        engine.ask(asks[:CONCURRENCY], CONCURRENCY)  # what happens once isn't counted
+        started = time.process_time()
+        engine.ask(asks[CONCURRENCY:], CONCURRENCY)
+        return time.process_time() - started
+
+
+def measured(engines: Engines, setting: str, folder: Path, rounds: int) -> dict[str, Any]:
+    """Both arms' costs, and the ratios of their times."""
+    kind, family = setting.split("-")
+    scale = 1 if kind == "ngram" else EMBEDDING_SCALE
+    model = write_small_model(folder / setting, FAMILIES[family](embedding_scale=scale))
+    drafts = NGRAM if kind == "ngram" else MULTI_TOKEN_PREDICTION
+    options = {"model_path": model, **drafts}
+    cases = engines.run(Job({"model_path": model, "disable_radix_cache": True}, record))
+    found: dict[str, Any] = {
+        arm: engines.run(Job({**options, "enable_marconi": marconi}, Count(cases))) for arm, marconi in ARMS
+    }
+    seconds: dict[str, list[float]] = {"stock": [], "marconi": []}
+    for number in range(rounds):
+        for arm, marconi in ARMS if number % 2 else ARMS[::-1]:
+            seconds[arm].append(engines.run(Job({**options, "enable_marconi": marconi}, Alone(number))))
+    pairs = zip(seconds["marconi"], seconds["stock"], strict=True)
+    return found | {"time_ratios": [ours / theirs for ours, theirs in pairs]}
+
+
+def show(setting: str, found: dict[str, Any]) -> None:
+    print(
+        f"\n{setting:14}{'copied, B a verify':>20}{'slots a request':>18}{'acceptance':>12}{'cached tokens':>16}"
+    )
+    for arm, _ in ARMS:
+        cost = found[arm]
         print(
-            f"{arm:10}{cost.copied_per_verify:20,.0f}{cost.slots_per_request:18.2f}{cost.acceptance:12.3f}"
+            f"{arm:14}{cost.copied_per_verify:20,.0f}{cost.slots_per_request:18.2f}{cost.acceptance:12.3f}"
             f"{sum(cost.cached_tokens):16,}"
         )
-    ours = found["marconi"]
+    ours, ratios = found["marconi"], found["time_ratios"]
     print(
         f"kept: {ours.kept} of {ours.finished} last states; lost {ours.lost_tokens} of {ours.prompt_tokens:,}"
     )
+    if ratios:
+        print(
+            f"time: {statistics.median(ratios):.3f}, {min(ratios):.3f} to {max(ratios):.3f}, {len(ratios)} pairs"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--only", default="ngram-mamba2,mtp-gdn", help=f"of {', '.join(SETTINGS)}")
+    parser.add_argument("--rounds", type=int, default=5, help="pairs of runs that are timed")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    results = {}
+    with tempfile.TemporaryDirectory() as folder, Engines() as engines:
+        for setting in options.only.split(","):
+            results[setting] = measured(engines, setting, Path(folder), options.rounds)
+            show(setting, results[setting])
     if options.json:
-        rows = [{"case": "n-grams", "server": arm, **asdict(cost)} for arm, cost in found.items()]
+        rows: list[dict[str, Any]] = []
+        for setting, found in results.items():
+            for arm, _ in ARMS:
+                rows.append({"case": setting, "server": arm, **asdict(found[arm])})
+            rows[-1]["time_ratio"] = found["time_ratios"]
         write(records_of(rows, bench="speculation_cost", case=("case",), provider="server"), options.json)
 
 

@@ -25,6 +25,23 @@ class Case:
     alone: Said
 
 
+NGRAM: dict[str, object] = {
+    "speculative_algorithm": "NGRAM",
+    "speculative_num_draft_tokens": 6,
+    "speculative_ngram_max_bfs_breadth": 2,  # trees that branch
+    "mamba_radix_cache_strategy": "extra_buffer",
+}
+MULTI_TOKEN_PREDICTION: dict[
+    str, object
+] = {  # chains of three drafts by the model's own layer, as the recipes have it
+    "speculative_algorithm": "NEXTN",
+    "speculative_num_steps": 3,
+    "speculative_eagle_topk": 1,
+    "speculative_num_draft_tokens": 4,
+    "mamba_radix_cache_strategy": "extra_buffer",
+}
+
+
 @dataclass(frozen=True)
 class Pass:
     """The answers to all requests, and what the engine knew after them. acceptance: tokens a verify, since its start"""
@@ -79,13 +96,14 @@ def _ending_early(ask: Ask, answer: Said, number: int) -> Case:
 
 @dataclass(frozen=True)
 class Twice:
-    """A task: ask for all cases twice, eight at a time; the second time drafts made of answers fit."""
+    """A task: ask for all cases twice; the second time drafts made of answers fit. open: requests at a time"""
 
     cases: Sequence[Case]
+    open: tuple[int, int] = (CONCURRENCY, CONCURRENCY)
 
     def __call__(self, engine: Engine) -> list[Pass]:
         asks = [case.ask for case in self.cases]
-        return [Pass(engine.ask(asks, CONCURRENCY), engine.marconi(), engine.acceptance()) for _ in range(2)]
+        return [Pass(engine.ask(asks, number), engine.marconi(), engine.acceptance()) for number in self.open]
 
 
 def wrong(cases: Sequence[Case], answers: Sequence[Said]) -> list[int]:

@@ -9,8 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-PROVEN_ALGORITHMS = ("NGRAM",)
+PROVEN_ALGORITHMS = ("NGRAM", "EAGLE", "EAGLE3")
 """Speculative algorithms whose answers were held against the cache off."""
+
+SPECULATION_TESTED = (
+    "CPU engine (Mamba2, Gated DeltaNet): 2 × 148 requests equal the cache off, with overlap and without"
+)
 
 
 @dataclass(frozen=True)
@@ -111,11 +115,17 @@ DEPLOYMENTS = (
         "speculation, n-grams",
         "`--speculative-algorithm NGRAM --mamba-radix-cache-strategy extra_buffer`, page size 1",
         True,
-        "CPU engine (Mamba2, Gated DeltaNet): 2 × 148 requests equal the cache off, with overlap and without",
+        SPECULATION_TESTED,
         conflicts=(
             Conflict(
-                lambda a: _speculates(a) and (a.page_size or 1) > 1,
-                "supports --speculative-algorithm with --page-size 1 alone",
+                lambda a: a.speculative_algorithm == "NGRAM" and (a.page_size or 1) > 1,
+                "supports --speculative-algorithm NGRAM with --page-size 1 alone",
+            ),
+            Conflict(
+                lambda a: (
+                    _speculates(a) and 1 < (a.page_size or 1) < 2 * (a.speculative_num_draft_tokens or 0)
+                ),
+                "with --speculative-algorithm needs --page-size 1, or twice --speculative-num-draft-tokens at least",
             ),
             Conflict(
                 lambda a: _speculates(a) and a.enable_unified_memory,
@@ -132,14 +142,17 @@ DEPLOYMENTS = (
         ),
     ),
     Deployment(
-        "speculation, EAGLE and multi-token prediction",
-        "`--speculative-algorithm EAGLE`, `NEXTN` or `EAGLE3`",
-        False,
+        "speculation, multi-token prediction and EAGLE3",
+        "`--speculative-algorithm NEXTN` (or `EAGLE`, the same to SGLang) `--speculative-num-steps 3 "
+        "--speculative-eagle-topk 1 --speculative-num-draft-tokens 4 --mamba-radix-cache-strategy extra_buffer`; or "
+        "`EAGLE3` with a head's path. Page size 1, or twice the draft tokens at least",
+        True,
+        f"{SPECULATION_TESTED}; pages of 16; with Gated DeltaNet EAGLE3, and trees (`--speculative-eagle-topk 2`) "
+        "once by hand",
         conflicts=(
             Conflict(
-                _uses("EAGLE", "EAGLE3"),
-                "does not support --speculative-algorithm EAGLE, NEXTN and EAGLE3 yet: answers with a draft "
-                "model were not held against the cache off",
+                lambda a: a.enable_multi_layer_eagle,
+                "does not support --enable-multi-layer-eagle: answers with it were not held against the cache off",
             ),
         ),
     ),
@@ -150,8 +163,8 @@ DEPLOYMENTS = (
         conflicts=(
             Conflict(
                 _uses("STANDALONE"),
-                "does not support --speculative-algorithm STANDALONE: a draft's recurrent layers would be "
-                "taken for the target's",
+                "does not support --speculative-algorithm STANDALONE yet: answers with such a draft were not held "
+                "against the cache off",
             ),
         ),
     ),
@@ -175,8 +188,7 @@ DEPLOYMENTS = (
             Conflict(
                 lambda a: (
                     _speculates(a)
-                    and a.speculative_algorithm
-                    not in (*PROVEN_ALGORITHMS, "EAGLE", "EAGLE3", "STANDALONE", "DFLASH", "DSPARK")
+                    and a.speculative_algorithm not in (*PROVEN_ALGORITHMS, "STANDALONE", "DFLASH", "DSPARK")
                 ),
                 f"supports --speculative-algorithm {', '.join(PROVEN_ALGORITHMS)} alone",
             ),

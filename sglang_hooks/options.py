@@ -49,10 +49,11 @@ OPTIONS = (
     Option(
         "speculative_algorithm",
         Decision.REFUSED,
-        "all but `NGRAM`, which is tested: [deployments.md](deployments.md)",
+        "all but `NGRAM`, `NEXTN`, `EAGLE` and `EAGLE3`, which are tested: [deployments.md](deployments.md)",
         "DFLASH",
     ),
     Option("speculative_adaptive", Decision.REFUSED, "verifies turn into plain decode steps", True),
+    Option("enable_multi_layer_eagle", Decision.REFUSED, "not held against the cache off", True),
     Option("disaggregation_mode", Decision.REFUSED, "not yet", "prefill"),
     Option("enable_int8_mamba_checkpoint", Decision.REFUSED, "states are kept exact", True),
     Option("radix_cache_backend", Decision.REFUSED, "the extension brings its own cache", "other"),
@@ -268,8 +269,8 @@ OPTIONS = (
         "speculative_draft_model_revision", Decision.STOCK, "of speculative decoding; not tested together"
     ),
     Option("speculative_draft_load_format", Decision.STOCK, "of speculative decoding; not tested together"),
-    Option("speculative_num_steps", Decision.STOCK, "of speculative decoding; not tested together"),
-    Option("speculative_eagle_topk", Decision.STOCK, "of speculative decoding; not tested together"),
+    Option("speculative_num_steps", Decision.SUPPORTED, "of speculative decoding"),
+    Option("speculative_eagle_topk", Decision.SUPPORTED, "of speculative decoding"),
     Option("speculative_num_draft_tokens", Decision.SUPPORTED, "of speculative decoding"),
     Option("speculative_dflash_block_size", Decision.STOCK, "of speculative decoding; not tested together"),
     Option("speculative_dspark_block_size", Decision.STOCK, "of speculative decoding; not tested together"),
@@ -320,7 +321,6 @@ OPTIONS = (
         Decision.STOCK,
         "of speculative decoding; not tested together",
     ),
-    Option("enable_multi_layer_eagle", Decision.STOCK, "of speculative decoding; not tested together"),
     Option("speculative_adaptive_config", Decision.STOCK, "of speculative decoding; not tested together"),
     Option("decoupled_spec_bind_endpoint", Decision.STOCK, "of speculative decoding; not tested together"),
     Option(

@@ -1,4 +1,8 @@
-"""Speculative decoding: the answers are those of an empty cache, and every request's last state is kept."""
+"""Speculative decoding: the answers are those of an empty cache, and every request's last state is kept.
+
+Each model drafts in one way throughout and in each other way once: n-grams (trees that branch) with Mamba2, the layer
+for multi-token prediction (chains) with Gated DeltaNet.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +12,27 @@ from pathlib import Path
 import pytest
 import running_ahead
 from engine_in_process import Engines, Job
-from speculative_traffic import Case, Pass, Twice, record, wrong
+from speculative_traffic import (
+    CONCURRENCY,
+    MULTI_TOKEN_PREDICTION,
+    NGRAM,
+    VOCABULARY,
+    Case,
+    Pass,
+    Twice,
+    record,
+    wrong,
+)
 
-from marconi_ext.models.gdn import GdnModel
-from marconi_ext.models.seeded import write_folder
-from marconi_ext.models.toy_model import ToyModel, write_model
+from marconi_ext.models.drafts import write_eagle3_draft
+from marconi_ext.models.families import FAMILIES, write_small_model
 
 pytestmark = pytest.mark.engine
 
-NGRAM = {
-    "speculative_algorithm": "NGRAM",
-    "speculative_num_draft_tokens": 6,
-    "speculative_ngram_max_bfs_breadth": 2,  # trees that branch
-    "mamba_radix_cache_strategy": "extra_buffer",
-}
+EMBEDDING_SCALE = 8  # so that a draft is right more often than not, and often wrong
 SYNCHRONOUS = {"disable_overlap_schedule": True}
 MARCONI = {"enable_marconi": True}
+Options = dict[str, object]
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +44,7 @@ def engines() -> Iterator[Engines]:
 @pytest.fixture(scope="module", params=["mamba2", "gdn"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / request.param
-    if request.param == "mamba2":
-        write_model(folder, ToyModel(chunk_size=64))
-    else:
-        gdn = GdnModel()
-        write_folder(folder, gdn.config(), gdn.weights)
-    return folder
+    return write_small_model(folder, FAMILIES[request.param](embedding_scale=EMBEDDING_SCALE))
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +52,21 @@ def cases(engines: Engines, model: Path) -> list[Case]:
     return engines.run(Job({"model_path": model, "disable_radix_cache": True}, record))
 
 
-def assert_all_exact(cases: list[Case], passes: list[Pass]) -> None:
-    """The same answers both times, nothing lost, and the state of every last token kept; where the first ends the
-    answer, that is the prompt's end, which is saved anyway."""
-    longer = sum(len(case.alone.output_ids) > 1 for case in cases)
-    for number, one in enumerate(passes, 1):
+def drafts(model: Path) -> list[Options]:
+    """The way in which this model drafts, and the other."""
+    both: list[Options] = [NGRAM, MULTI_TOKEN_PREDICTION]
+    return both if model.name == "mamba2" else both[::-1]
+
+
+@pytest.fixture(scope="module")
+def overlapped(engines: Engines, model: Path, cases: list[Case]) -> list[Pass]:
+    options = {"model_path": model, **drafts(model)[0], **MARCONI}
+    return engines.run(Job(options, Twice(cases)))
+
+
+def assert_right(cases: list[Case], passes: list[Pass]) -> None:
+    """The same answers both times, nothing lost; some drafts were accepted and some weren't."""
+    for one in passes:
         assert wrong(cases, one.answers) == []
         facts = one.marconi
         assert facts["slots"]["unaccounted"] == facts["slots"]["held"] == facts["table"]["differences"] == 0
@@ -60,31 +74,67 @@ def assert_all_exact(cases: list[Case], passes: list[Pass]) -> None:
         assert facts["stats"]["planning_failures"] == {}
         ends = facts["speculation"]["ends"]
         assert ends["too_late"] == ends["seen_by_host"] == 0 < ends["after_a_run"]
-        counters = facts["counters"]
+    assert 1.1 < passes[1].acceptance < 3.5
+    assert passes[1].marconi["speculation"]["ends"]["inside_a_run"] > 5
+
+
+def assert_all_exact(cases: list[Case], passes: list[Pass]) -> None:
+    """Right, and the state of every last token is kept; where the first ends the answer, that is the prompt's end,
+    which is saved anyway."""
+    assert_right(cases, passes)
+    longer = sum(len(case.alone.output_ids) > 1 for case in cases)
+    for number, one in enumerate(passes, 1):
+        counters = one.marconi["counters"]
         assert counters.get("last_token_misaligned", 0) == 0
         assert counters["published_last-token"] + counters.get("duplicate", 0) >= number * longer
 
 
-@pytest.mark.parametrize("order", [{}, SYNCHRONOUS], ids=["overlap", "synchronous"])
-def test_ngram_drafts(engines: Engines, model: Path, cases: list[Case], order: dict[str, object]) -> None:
-    passes = engines.run(Job({"model_path": model, **NGRAM, **MARCONI, **order}, Twice(cases)))
-    assert_all_exact(cases, passes)
-    assert passes[1].acceptance > 1.1
-    assert passes[1].marconi["speculation"]["ends"]["inside_a_run"] > 5
+def test_with_overlap(cases: list[Case], overlapped: list[Pass]) -> None:
+    assert_all_exact(cases, overlapped)
 
 
-def test_acceptance_is_that_of_stock(engines: Engines, model: Path, cases: list[Case]) -> None:
+def test_without_overlap(engines: Engines, model: Path, cases: list[Case]) -> None:
+    options = {"model_path": model, **drafts(model)[0], **MARCONI, **SYNCHRONOUS}
+    assert_all_exact(cases, engines.run(Job(options, Twice(cases, (1, CONCURRENCY)))))
+
+
+def test_drafts_of_the_other_kind(engines: Engines, model: Path, cases: list[Case]) -> None:
+    options = {"model_path": model, **drafts(model)[1], **MARCONI}
+    assert_all_exact(cases, engines.run(Job(options, Twice(cases))))
+
+
+def test_an_eagle3_head(engines: Engines, model: Path, cases: list[Case]) -> None:
+    if model.name == "mamba2":
+        pytest.skip("SGLang's Nemotron-H shows an EAGLE3 head no layers")
+    head = write_eagle3_draft(model.with_name("head"), VOCABULARY)
+    eagle3 = {"speculative_algorithm": "EAGLE3", "speculative_draft_model_path": head}
+    options = {"model_path": model, **MULTI_TOKEN_PREDICTION, **eagle3, **MARCONI}
+    assert_all_exact(cases, engines.run(Job(options, Twice(cases))))
+
+
+def test_larger_pages(engines: Engines, model: Path, cases: list[Case]) -> None:
+    """States are kept at page multiples, tracked by SGLang or where the answer ends."""
+    options = {"model_path": model, **MULTI_TOKEN_PREDICTION, **MARCONI, "page_size": 16}
+    passes = engines.run(Job(options, Twice(cases)))
+    assert_right(cases, passes)
+    reused = [sum(answer.cached_tokens for answer in one.answers) for one in passes]
+    assert reused[1] > reused[0] > 0
+
+
+def test_acceptance_is_that_of_stock(
+    engines: Engines, model: Path, cases: list[Case], overlapped: list[Pass]
+) -> None:
     """As SGLang reports it in /server_info and sglang:spec_accept_length: the same drafts are accepted."""
-    arms = [{"model_path": model, **NGRAM, **extension} for extension in ({}, MARCONI)]
-    stock, ours = (engines.run(Job(arm, Twice(cases))) for arm in arms)
+    options = {"model_path": model, **drafts(model)[0]}
+    stock = engines.run(Job(options, Twice(cases)))
     assert wrong(cases, stock[1].answers) == []
-    for theirs, mine in zip(stock, ours, strict=True):
+    for theirs, mine in zip(stock, overlapped, strict=True):
         assert mine.acceptance == pytest.approx(theirs.acceptance, rel=0.02)
 
 
 def test_a_slot_that_runs_ahead_shows(engines: Engines, model: Path, cases: list[Case]) -> None:
     """The negative control: SGLang's own rule for what may be donated, and its own commits."""
-    options = {"model_path": model, **NGRAM, **MARCONI}
+    options = {"model_path": model, **drafts(model)[0], **MARCONI}
     passes = engines.run(Job(options, Twice(cases), before=running_ahead.apply))
     assert len(wrong(cases, passes[1].answers)) >= 12
     assert passes[1].marconi["slots"]["unaccounted"] == 0  # the census can't tell

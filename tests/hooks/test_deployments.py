@@ -28,7 +28,11 @@ def test_proven_speculation_starts(algorithm: str) -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"page_size": 16}, "--speculative-algorithm with --page-size 1 alone"),
+        ({"page_size": 16}, "NGRAM with --page-size 1 alone"),
+        (
+            {"page_size": 8, "speculative_num_draft_tokens": 5},
+            "or twice --speculative-num-draft-tokens at least",
+        ),
         ({"enable_unified_memory": True}, "--speculative-algorithm with --enable-unified-memory"),
         ({"enable_mixed_chunk": True}, "--speculative-algorithm with --enable-mixed-chunk"),
     ],
@@ -42,9 +46,9 @@ def test_what_speculation_was_not_proven_with_is_refused(setting: dict[str, obje
 @pytest.mark.parametrize(
     ("algorithm", "reason"),
     [
-        ("EAGLE3", "were not held against the cache off"),
-        ("STANDALONE", "would be taken for the target's"),
+        ("STANDALONE", "were not held against the cache off"),
         ("DSPARK", "commit states past the place"),
+        ("FROZEN_KV_MTP", "supports --speculative-algorithm NGRAM, EAGLE, EAGLE3 alone"),
         ("UNO", "supports --speculative-algorithm NGRAM"),
     ],
 )
