@@ -55,7 +55,7 @@ def test_without_tokens_or_boundaries_a_distance_before_the_end_is_learned() -> 
     assert partings.positions(None, (), 2000, after=0) == [1936]
 
 
-def test_known_boundaries_are_used_where_they_pay_and_given_up_where_they_stop() -> None:
+def test_boundaries_are_used_only_while_they_pay() -> None:
     partings = ForkPredictor()
     for _ in range(MIN_PARTINGS):
         partings.observe(None, (400, PREFIX, 1060), 1060, base=0, parted=PREFIX)

@@ -129,7 +129,7 @@ def test_a_slot_in_a_shared_buffer_spares_leaves_where_a_state_is_planned() -> N
     assert tree.gone == ["d1", 4] and tree.wanted == ["d2"]
 
 
-def test_a_newcomer_worth_less_than_all_is_refused_and_one_worth_more_takes_the_least() -> None:
+def test_a_newcomer_takes_the_least_or_is_refused() -> None:
     tree = Tree(states=[4, 5])
     assert not make_room_for_state(tree, tree.short_of(1), shared=False, newcomer=3)
     assert tree.gone == []

@@ -53,7 +53,7 @@ def test_times_count_from_the_start_and_reuse_from_all_tokens() -> None:
     assert (summary.duration_s, summary.requests_per_s, summary.most_open) == (14.0, 0.143, 2)
 
 
-def test_a_server_that_counts_text_its_own_way_gets_an_estimate_in_its_tokens() -> None:
+def test_other_token_counts_give_an_estimate_in_these() -> None:
     found = run(answered(0, ids(1, 2, 3), 0, 6), answered(1, ids(1, 2, 3, 7, 9), 6, 10))
     records = all_records(found, page_size=1)
     assert [r.ideal_tokens for r in records] == [0, 8]

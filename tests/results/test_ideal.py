@@ -64,7 +64,7 @@ def test_pages_floor_reuse_and_states() -> None:
     ]
 
 
-def test_in_a_run_a_prompt_counts_from_its_first_token_and_an_answer_from_its_end() -> None:
+def test_when_prompts_and_answers_of_a_run_begin_to_count() -> None:
     prompt, answer, follow_up = ids(1, 2, 3), ids(4, 5), ids(1, 2, 3, 4, 5, 6)
 
     def second_sent_at(sent_s: float) -> int:

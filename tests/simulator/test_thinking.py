@@ -138,7 +138,7 @@ def loops(sessions: int, at_once: int) -> Iterator[tuple[np.ndarray, np.ndarray]
             yield request
 
 
-def test_half_as_many_slots_as_sessions_hold_what_their_next_tasks_start_from() -> None:
+def test_half_as_many_slots_as_sessions_are_enough() -> None:
     requests = list(loops(24, at_once=6))
     total = sum(len(prompt) for prompt, _ in requests)
 

@@ -74,7 +74,7 @@ def test_a_whole_prompt_of_qwen3_5() -> None:
     )
 
 
-def test_a_client_that_sends_no_thoughts_back_drops_them_within_the_loop_too() -> None:
+def test_thoughts_not_sent_back_are_missing_in_the_loop_too() -> None:
     calls = list(written_calls(TEMPLATES["qwen3"], CONVERSATION, without_thoughts))
     assert "<think>" not in calls[-1][0] and all("<think>" in answer for _, answer in calls)
 

@@ -118,7 +118,7 @@ def test_mooncake_blocks_expand_to_shared_deterministic_tokens(tmp_path: Path) -
     assert first.input_ids.min() >= 1_000 and first.input_ids.max() < 131_072
 
 
-def test_messages_become_one_request_an_answer_whose_prompts_extend_each_other(tmp_path: Path) -> None:
+def test_messages_become_one_request_an_answer(tmp_path: Path) -> None:
     system = {"role": "system", "content": "Be brief."}
     record = {"session_id": "x", "messages": [system, *chat("Hi", "Hello", "More", "No")]}
     first, second = read_trace(write_lines(tmp_path / "c.jsonl", record))

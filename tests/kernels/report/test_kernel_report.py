@@ -89,7 +89,7 @@ def test_roofline_of_a_nemotron_prefill():
     assert upstream_tracking_ms(NEMOTRON_H_8B, 1, hardware) > 3 * one
 
 
-def test_one_checkpoint_of_8k_stays_under_one_percent_by_the_roofline_model():
+def test_one_checkpoint_stays_under_one_percent_by_the_roofline():
     """The aim, for every model and GPU of the report."""
     rows = [r for r in estimate_rows(GPUS.values()) if r["prefill_tokens"] == 8192 and r["checkpoints"] == 1]
     assert len(rows) == len(MODELS) * len(GPUS)

@@ -57,7 +57,7 @@ def test_superseded_states_go_first_before_anything_was_learned() -> None:
     assert order == [rows[0], rows[1], rows[2]]
 
 
-def test_a_newcomer_is_not_worth_less_for_the_state_that_serves_its_request() -> None:
+def test_the_state_that_serves_makes_no_newcomer_worth_less() -> None:
     """A conversation of 1000 tokens goes on to 1200; its old state is pinned until the request ends. The new tail
     saves all 1200 once the old one has gone, so the lone tail of 600 tokens goes, not the newcomer."""
     rule, table = Gittins(Currency()), CheckpointTable(8)
@@ -99,7 +99,7 @@ def test_a_boundary_that_was_come_back_to_counts_as_a_branch() -> None:
     assert rule._kind(table, boundary) == Kind.BRANCH
 
 
-def test_what_follows_a_boundary_that_was_come_back_to_is_worth_what_lies_below_it() -> None:
+def test_behind_a_boundary_come_back_to_counts_what_lies_below() -> None:
     """Conversations begin at a system prompt of 1000 tokens, saved as a boundary. It lasts: a new one's 200 tokens
     are worth no more than the 300 that another conversation has below it, though the boundary serves just now."""
     rule, table = Gittins(Currency()), CheckpointTable(8)
@@ -153,7 +153,7 @@ def test_a_fork_passed_often_is_told_from_one_passed_rarely() -> None:
     assert scores[0] > scores[1]
 
 
-def test_a_conversation_that_has_had_its_turns_goes_before_one_that_has_not() -> None:
+def test_a_conversation_that_had_its_turns_goes_first() -> None:
     """Twenty conversations of eight turns have ended. Of two more, used at the same time, one has had eight turns."""
     rule, table = Gittins(Currency()), CheckpointTable(8)
     tick, tails = 0, []
