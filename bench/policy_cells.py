@@ -1,16 +1,19 @@
 """Policies on a fixed set of cells: sources × pools × arrival orders, in minutes on one core.
 
-    python bench/policy_cells.py --traces FOLDER [--part slots,pools,bytes,change] [--orders 2] [--held-out]
+    python bench/policy_cells.py --traces FOLDER [--part slots,pools,bytes,change] [--orders 2]
+        [--held-out | --generated]
         [--policies lru,gittins] [--cache FOLDER] [--json FILE]
 
 What it answers: how far from LRU to the clairvoyant a policy gets, in which cells a simpler rule is ahead, and by more
 than the order of arrivals moves. Sources are split, not sessions: `TUNING` were looked at while the policy was changed,
-`HELD_OUT` are run once for the results page. Token hit rates in % of prompt tokens.
+`HELD_OUT` are run once for the results page, and `GENERATED` (`policy_sources.py`) stand for kinds without a trace.
+Token hit rates in % of prompt tokens.
 
 - slots: unlimited KV, few slots; pools: slots and KV both short; bytes: one budget for both;
 - change: 100 requests of one source after 300 of another, 16 slots: the first 30 and all 100.
 
-Order 0 is a source's own, where it has times; in all others its sessions are interleaved anew at random.
+Order 0 is a source's own, where it has times; in all others its sessions are interleaved anew at random. Of generated
+sources each order is another draw.
 `--cache` keeps tokenised sources between runs.
 """
 
@@ -26,6 +29,7 @@ from itertools import islice, permutations
 from pathlib import Path
 
 import numpy as np
+from policy_sources import generated
 
 from marconi_ext.policies.registry import parse_policy
 from marconi_ext.profiles import load_profile
@@ -50,6 +54,7 @@ class Source:
     kv: tuple[int, ...] = ()
     gigabytes: tuple[float, ...] = ()
     regenerated: float = 0.0  # share of the requests that are asked again
+    generated: bool = False  # `path` is a kind of `policy_sources.py`
 
 
 TUNING = {
@@ -65,6 +70,21 @@ HELD_OUT = {
     "tau": Source("tau_bench/gpt-4o-airline.json", (8, 16, 32), (20_000, 60_000), (2, 6)),
     "mooncake": Source("mooncake/synthetic_trace.jsonl.gz", (16, 64, 256), (1_000_000,), (64,)),
     "mooncake_chats": Source("mooncake/conversation_trace.jsonl.gz", (16, 64, 256), (1_000_000,), (64,)),
+}
+GENERATED = {
+    name: Source(name, slots, kv, gigabytes, generated=True)
+    for name, (slots, kv, gigabytes) in {
+        "agents": ((4, 8), (30_000,), (1.5,)),
+        "crowded agents": ((8, 24), (60_000,), (2,)),
+        "window agents": ((4, 8), (30_000,), (1,)),
+        "nested agents": ((4, 8), (40_000,), (2,)),
+        "documents": ((4, 8), (15_000,), (0.7,)),
+        "shared chats": ((4, 8), (15_000,), (0.7,)),
+        "one call": ((8, 16), (12_000,), (1,)),
+        "many calls": ((4, 8), (15_000,), (0.7,)),
+        "passages": ((4, 8), (8_000,), (0.5,)),
+        "few-shot": ((8, 16), (12_000,), (1,)),
+    }.items()
 }
 SIMPLE = ("lru", "seglen", "superseded-seglen", "superseded-gdsf", "superseded-hyperbolic", "forty-lines")
 POLICIES = ",".join((*SIMPLE, "gittins-basic", "gittins", "clairvoyant"))
@@ -91,11 +111,13 @@ def main() -> None:
     parser.add_argument("--orders", type=int, default=2)
     parser.add_argument("--requests", type=int, default=REQUESTS)
     parser.add_argument("--policies", default=POLICIES)
-    parser.add_argument("--held-out", action="store_true")
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--held-out", action="store_true")
+    chosen.add_argument("--generated", action="store_true")
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    sources = HELD_OUT if args.held_out else TUNING
+    sources = HELD_OUT if args.held_out else GENERATED if args.generated else TUNING
     sources = {name: s for name, s in sources.items() if not args.only or name in args.only.split(",")}
     policies = args.policies.split(",")
     rows: dict[Cell, dict[str, list[float]]] = {}
@@ -180,6 +202,8 @@ def _mean_and_span(rates: list[float]) -> str:
 
 
 def _ordered(source: Source, order: int, args: argparse.Namespace) -> list[Request]:
+    if source.generated:
+        return generated(source.path, order)[: args.requests]
     requests = _read(source, args)
     if order or source.regenerated:
         requests = interleaved(requests, order)

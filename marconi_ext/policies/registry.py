@@ -51,7 +51,7 @@ EVICTIONS: dict[str, tuple[str, bool, Callable]] = {
 ALIASES = {"ours": "gittins", "git": "gittins-basic", "learned": "fork-predictor"}  # earlier names
 PAIRS = {"vllm+": "every-block+lru", "sglang+": "judicious+lru-leaf", "sglang": "grid+lru"}
 ARTIFACTS = ("artifact-lru", "artifact-static", "artifact-marconi", "artifact-vllm")
-HINDSIGHT = ("best-static", "clairvoyant")  # offline bounds: they see the whole trace
+HINDSIGHT = ("best-static", "clairvoyant", "law")  # offline bounds: they see the whole trace
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from marconi_ext.simulator.artifact_tuning import TunedArtifact, flops_saved
 from marconi_ext.simulator.artifact_vllm import VllmTree
 from marconi_ext.simulator.capacity import Capacity
 from marconi_ext.simulator.clairvoyant import Clairvoyant, Future
+from marconi_ext.simulator.law import Law
 from marconi_ext.simulator.roofline import ttft_estimate
 from marconi_ext.simulator.simulator import Simulator
 from marconi_ext.simulator.workload import Workload
@@ -91,12 +92,14 @@ def currencies(profile: ModelProfile, options: Options, capacity: Capacity) -> t
 def simulator_of(
     workload: Workload, policy: PolicyName, capacity: Capacity, profile: ModelProfile, options: Options
 ) -> Simulator:
-    """A fresh simulator with an online policy, or with the clairvoyant one and this policy's admission."""
+    """A fresh simulator with an online policy, or with a yardstick and this policy's admission."""
     counted, currency = currencies(profile, options, capacity)
     eviction: Eviction
-    if policy.eviction == "clairvoyant":
+    if policy.eviction in ("clairvoyant", "law"):
         admission, _ = replace(policy, family="online", eviction="lru").build(currency)
-        eviction = Clairvoyant(currency, Future(workload.requests))
+        future = Future(workload.requests)
+        knows_draws = policy.eviction == "clairvoyant"
+        eviction = Clairvoyant(currency, future) if knows_draws else Law(currency, future, workload.requests)
     else:
         admission, eviction = policy.build(currency)
     return Simulator(capacity, admission, eviction, counted, options.concurrency)

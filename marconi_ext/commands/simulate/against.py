@@ -20,7 +20,7 @@ def run_against(sweep: Sweep, against: PolicyName, json: Path | None) -> None:
     """Compare each policy of the sweep at each capacity; print a table a cell and write all as JSON."""
     for policy in (*sweep.policies, against):
         if policy.family == "artifact" or policy.eviction == "best-static":
-            raise BadInputError(f"--against: {policy.text} is neither an online policy nor clairvoyant")
+            raise BadInputError(f"--against: {policy.text} is neither an online policy nor a yardstick")
     console, cells = tables(json, WIDTH), []
     for trace in sweep.traces:
         for seed in range(sweep.seeds):
