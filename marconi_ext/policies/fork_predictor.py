@@ -41,11 +41,12 @@ DISTANCES = tuple(int(2 ** (k / 2)) for k in range(6, 25))  # 8 to 4096, by half
 
 @dataclass(frozen=True, slots=True)
 class _Gains:
-    """What one parting would have gained: by place, and the places' numbers in the same order."""
+    """What one parting would have gained: by place, the places' numbers in the same order, and the gains in it."""
 
     at: int  # request
     gains: dict[Place, int]
     numbers: np.ndarray
+    amounts: np.ndarray
 
 
 class ForkPredictor:
@@ -82,7 +83,8 @@ class ForkPredictor:
         if len(self._numbers) > KEPT_PLACES:
             self._number_anew()
         numbers = [self._numbers.setdefault(place, len(self._numbers)) for place in gains]
-        self._gains.append(_Gains(self._requests, gains, np.array(numbers, np.int64)))
+        amounts = np.array(list(gains.values()), np.int64)
+        self._gains.append(_Gains(self._requests, gains, np.array(numbers, np.int64), amounts))
         if tokens is not None:
             for token in tokens[max(parted - LOOK_BACK, base) : parted].tolist():
                 if not 0 <= token < TOKEN_LIMIT:
@@ -169,7 +171,7 @@ class ForkPredictor:
             [0.5 ** ((self._requests - one.at) / HALF_LIFE_REQUESTS) for one in kept], lengths
         )
         numbers = np.concatenate([one.numbers for one in kept]) if kept else np.empty(0, np.int64)
-        gains = np.array([gain for one in kept for gain in one.gains.values()])
+        gains = np.concatenate([one.amounts for one in kept]) if kept else np.empty(0, np.int64)
         had = [0] * len(kept)
         chosen: list[Place] = []
         while len(chosen) < 2:

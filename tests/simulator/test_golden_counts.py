@@ -17,8 +17,8 @@ GOLDEN = {
     "seglen": 143_361,
     "flop-aware:1.0": 138_427,
     "gittins-basic": 140_661,
-    "gittins": 161_002,
-    "foresight+gittins": 160_196,
+    "gittins": 163_372,
+    "foresight+gittins": 162_016,
 }
 
 

@@ -96,7 +96,7 @@ class Classes:
 
 
 _MIN_BORN = 4
-SUPERSEDED = 1 / 50  # of a tail's hazard, before anything was seen: its conversation has passed it
+SUPERSEDED = 1 / 20  # of a tail's hazard, before anything was seen: its conversation has passed it
 
 BASIC = Classes(turns=(1, 2, 5), forks=(0, 1, 2, 4))
 FINE = Classes(
@@ -105,13 +105,14 @@ FINE = Classes(
     rates=(4, 16, 64),
     input_turns=True,
     prior=(
-        *(FRESH + len(_GROUPS_OF_TURNS)) * (1.0,),  # tails
+        *(1.0, *_SHARES, 1.0),  # tails that haven't gone on: as many as did of those under their fork
+        *len(_GROUPS_OF_TURNS) * (1.0,),
         *4 * (SUPERSEDED,),  # inner records that haven't forked,
         1.0,  # but for ends of inputs,
         *4 * (1.0,),  # which are superseded after their first fork
         SUPERSEDED,
         *5 * (1.0,),
-        *4 * (1.0,),  # forked often
+        *(4.0, 2.0, 1.0, 0.5),  # forked often: less by half where passed a quarter as often
         *(1 + len(_GROUPS_OF_TURNS)) * (1.0,),  # ends of inputs not used yet
     ),
 )

@@ -76,6 +76,9 @@ class Ghosts:
 
     def foresee(self, table: CheckpointTable, row: int, tick: int) -> None:
         """Find what a newcomer would serve if it were held."""
+        if not table.children[row]:
+            self._best[row] = -1
+            return
         below = np.array(self._below(table, row), np.int64)
         self._best[row] = below[self._indices(below, tick).argmax()] if len(below) else -1
 

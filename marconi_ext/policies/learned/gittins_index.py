@@ -13,7 +13,10 @@ import numpy as np
 from marconi_ext.policies.learned.hazards import BUCKET_OF, BUCKETS, WIDTHS, Hazards, bucket_of_age
 
 MOST_HAZARD = 20.0  # uses a request: e to its power is a number still
-_LATER = np.triu(np.ones((BUCKETS, BUCKETS), bool))  # [from, bucket that the window ends with]
+# windows of ages by their first bucket: that, the bucket after their last, and where each first one's windows begin
+_FROM, _LAST = np.triu_indices(BUCKETS)
+_TO = _LAST + 1
+_BEGIN = np.flatnonzero(np.diff(_FROM, prepend=-1))
 _UNREACHED = 1e-200  # chances below are lost in rounding: the hazard itself is the index there
 
 
@@ -31,6 +34,7 @@ class GittinsIndex(Hazards):
         self.half_life_requests = half_life_requests
         self.value = np.zeros((classes, BUCKETS))
         self.rate = np.zeros((classes, BUCKETS))
+        self._rows: list[list[float]] = []  # `value`: looked up for less
         self.refresh(0)
 
     def at(self, labels: np.ndarray, ages: np.ndarray) -> np.ndarray:
@@ -39,7 +43,7 @@ class GittinsIndex(Hazards):
 
     def at_one(self, label: int, age: int) -> float:
         """As `at`, for one record."""
-        return self.value.item(label, bucket_of_age(age))
+        return self._rows[label][bucket_of_age(age)]
 
     def believe_less(self, share: float) -> None:
         """Count only this share of all that was seen."""
@@ -52,6 +56,7 @@ class GittinsIndex(Hazards):
         rates, of_class = self.rates()
         self.rate = rates[of_class]
         self.value = gittins(rates)[of_class]
+        self._rows = self.value.tolist()
 
 
 def gittins(rates: np.ndarray) -> np.ndarray:
@@ -62,9 +67,9 @@ def gittins(rates: np.ndarray) -> np.ndarray:
     used = survival[:, :-1] - survival[:, 1:]
     # ∫ S from each bucket's start on; the smallest terms are added first, or they would be lost in rounding
     rest = np.hstack([np.cumsum((used / rates)[:, ::-1], axis=1)[:, ::-1], start])
-    # [row, from, to]: chances of a use in the window, and the slot-steps held
-    chance = survival[:, :-1, None] - survival[:, None, 1:]
-    steps = rest[:, :-1, None] - rest[:, None, 1:]
-    known = _LATER & (steps > _UNREACHED)
-    ratio = np.divide(chance, steps, out=np.zeros_like(chance), where=known)
-    return np.maximum(ratio.max(axis=2), np.where(survival[:, :-1] > _UNREACHED, 0.0, rates))
+    # [row, window]: chance of a use in the window, and the slot-steps held
+    chance = survival.take(_FROM, axis=1) - survival.take(_TO, axis=1)
+    steps = rest.take(_FROM, axis=1) - rest.take(_TO, axis=1)
+    ratio = np.divide(chance, steps, out=np.zeros_like(chance), where=steps > _UNREACHED)
+    best = np.maximum.reduceat(ratio, _BEGIN, axis=1)
+    return np.maximum(best, np.where(survival[:, :-1] > _UNREACHED, 0.0, rates))

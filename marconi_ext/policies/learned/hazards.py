@@ -20,6 +20,7 @@ _EDGES = np.array([0.0, *(2.0 ** (k / 2) for k in range(BUCKETS))])  # bucket k:
 WIDTHS = np.diff(_EDGES)
 _LOWER = np.maximum(_EDGES[:-1], 1.0)
 _EDGES_LIST = _EDGES.tolist()
+_INNER_EDGES = _EDGES_LIST[1:BUCKETS]
 # of ages in whole requests, up to the last bucket's first: looking one up costs less than a search
 _AGES = np.arange(int(_EDGES[BUCKETS - 1]) + 2)
 BUCKET_OF = (_EDGES.searchsorted(_AGES, side="right") - 1).astype(np.int8)
@@ -38,7 +39,7 @@ def age_bucket(age: np.ndarray) -> np.ndarray:
 
 def bucket_of_age(age: float) -> int:
     """As `age_bucket`, for one age."""
-    return min(bisect_right(_EDGES_LIST, age) - 1, BUCKETS - 1)
+    return bisect_right(_INNER_EDGES, age)
 
 
 class Hazards:

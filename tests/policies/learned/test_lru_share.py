@@ -35,14 +35,31 @@ def test_a_lead_counts_from_where_it_began(held) -> None:
     for tick in range(1, 501):
         assert not share.request(table, [b], b, tick)
         assert share.lead == 0.0 and not share.kept
-    for tick in range(501, 507):
+    for tick in range(501, 504):
         assert not share.request(table, [a], -1, tick)
         assert share.lead == pytest.approx(tick - 500)
+        assert share.share == pytest.approx(share.lead / 3)
         assert share.kept == {a}
     assert share.since == 501
-    assert share.request(table, [a], -1, 507)
-    assert (share.lead, share.changes, share.began, share.unused_since) == (0.0, 1, 507, 501)
-    assert share.anew(507 + FEW_REQUESTS) and not share.anew(508 + FEW_REQUESTS)
+    assert share.request(table, [a], -1, 504)
+    assert (share.lead, share.changes, share.began, share.unused_since) == (0.0, 1, 504, 501)
+    assert share.anew(504 + FEW_REQUESTS) and not share.anew(505 + FEW_REQUESTS)
+
+
+def test_a_lead_is_worth_less_where_states_from_before_it_are_hit(held) -> None:
+    """LRU serves three of six requests that the cache doesn't, and both serve the others."""
+    share, table, a, b = held
+    share._shadow[b] = None
+    table.last_use[b] = 400
+    for tick in range(501, 507):
+        served = b if tick % 2 == 0 else -1
+        assert not share.request(table, [b if served == b else a], served, tick)
+        table.last_use[b] = 400  # another state of its kind is used each time
+    assert share.lead == pytest.approx(3.0) and share.since == 501
+    assert share.share == pytest.approx(3 / (3 + 3))
+    table.last_use[b] = 502  # states used since the lead began are no evidence
+    share.request(table, [b], b, 508)
+    assert share.share == pytest.approx(3 / (3 + 3))
 
 
 def test_lru_keeps_its_newest_states_in_as_many_slots_as_its_lead_is_worth(held) -> None:
@@ -51,11 +68,11 @@ def test_lru_keeps_its_newest_states_in_as_many_slots_as_its_lead_is_worth(held)
     for row in rows:
         share.offered(table, row)
     share.request(table, [a], -1, 1)
-    assert share.kept == {a, rows[-1]}  # a lead of one in six: 2 of 12 slots
+    assert share.kept == {a, *rows[2:]}  # a lead of one in three: 4 of 12 slots
     share.forgotten(a)
-    assert share.kept == {rows[-1]}
+    assert share.kept == set(rows[2:])
     share.request(table, [rows[0]], -1, 2)
-    assert share.kept == {rows[0], *rows[2:]}
+    assert share.kept == set(rows)  # 8 slots, and five states
 
 
 def test_a_superseded_state_leaves_the_shadow(held) -> None:
@@ -104,7 +121,7 @@ def test_what_lru_keeps_goes_last() -> None:
 
 
 def test_what_was_before_a_change_counts_little() -> None:
-    """LRU alone would have served seven requests in a row: what was learned counts a sixteenth, and so does a state
+    """LRU alone would have served four requests in a row: what was learned counts a sixteenth, and so does a state
     that isn't used since, until 256 requests later."""
     rule, table = Gittins(Currency()), CheckpointTable(8)
     rows = [table.add(-1, 1000, Kind.LAST_TOKEN, 1) for _ in range(2)]
