@@ -8,7 +8,6 @@ in one piece.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -66,9 +65,8 @@ class LiveRules:
         self.records = TreeRecords(self.runtime, lambda node: len(node.tokens))
         self.serving = Serving(self.runtime, self.records, kinds)
         self.serving.headers = headers or MessageHeaders()
-        self.held = HeldStates(self.runtime, self.records, self.serving, self)
-        self._dead_leaves = DeadLeaves(lambda node: node.serial, self._is_free_dead_leaf)
-        self._locks: Counter[Node] = Counter()
+        self.held = HeldStates(self.runtime, self.records, self.serving, self.tree)
+        self._dead_leaves = DeadLeaves(lambda node: node.serial, self.tree.dead_leaf_may_go)
         self._pending: list[_Pending] = []
         self._held_slots = 0  # by the running request, its own and those of states not published yet
         self._held_tokens = 0  # KV that is not in the tree yet
@@ -99,7 +97,7 @@ class LiveRules:
         table = self.runtime.table
         table.check()
         assert self._held_slots == self._held_tokens == 0, "the last request left something behind"
-        assert not self.held.claims and not self._locks and not table.pins.any(), "a state is still pinned"
+        assert not self.held.claims and not table.pins.any(), "a state is still pinned"
         assert self.tree.num_states == table.num_live, "states miscounted"
         assert self._fits(0, 0), "more than the pools have"
         for node in self.tree.nodes():
@@ -148,7 +146,7 @@ class LiveRules:
         is_new = node.state is None
         if is_new and self.serving.saves_last_token(plan, len(sequence)):
             self.tree.set_state(node, True)
-        if self.holds_state(node):
+        if node.state is not None:
             self.held.arrived(node, len(sequence), Kind.LAST_TOKEN, is_new=is_new)
         for homeless, depth in sorted(plan.homeless.items(), key=lambda item: item[1]):
             below = self.tree.boundary(node, depth, self.runtime.tick)
@@ -167,28 +165,16 @@ class LiveRules:
                 self.records.tend(child)
         return done.node
 
-    # --- locks, as `HeldStates` asks for them ------------------------------------------------------------
-
-    def holds_state(self, node: Node) -> bool:
-        """Whether there is a state at the node."""
-        return node.state is not None
-
-    def locks(self, node: Node) -> int:
-        """Requests that keep the node's state."""
-        return self._locks.get(node, 0)
-
     def _lock(self, node: Node | None) -> None:
         if node is not None:
             self.tree.pin(node)
-            self._locks[node] += 1
+            self.tree.lock(node)
             self.held.locks_changed(node)
 
     def _unlock(self, node: Node | None) -> None:
         if node is not None:
             self.tree.unpin(node)
-            self._locks[node] -= 1
-            if not self._locks[node]:
-                del self._locks[node]
+            self.tree.unlock(node)
             self.held.locks_changed(node)
 
     # --- room --------------------------------------------------------------------------------------------
@@ -269,8 +255,3 @@ class LiveRules:
     def _note_dead(self, node: Node) -> None:
         if node is not self.tree.root and node.is_leaf and node.state is None:
             self._dead_leaves.add(node)
-
-    def _is_free_dead_leaf(self, node: Node) -> bool | None:
-        if node.parent is None or not node.is_leaf or node.state is not None:
-            return None
-        return not node.pins

@@ -3,8 +3,8 @@
 KV of a prompt can be cut at any token, a recurrent state can't: it stands for exactly the tokens from the
 root to the node that holds it. So an edge is an array of tokens whose KV is held, and a node may or may not
 hold a state. `lookup` is pure; `insert`, `split`, `boundary`, `set_state`, `drop_state`, `touch`,
-`remove_leaf`, `merge_into_child`, `pin` and `unpin` change the tree. Time is an integer tick that the caller
-hands in.
+`remove_leaf`, `merge_into_child`, `pin`, `unpin`, `lock` and `unlock` change the tree. Time is an integer tick that
+the caller hands in. A request pins a path, whose KV then stays, and locks one state.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class Node:
         "children",
         "depth_tokens",
         "last_tick",
+        "locks",
         "parent",
         "pins",
         "record",
@@ -62,6 +63,7 @@ class Node:
         self.children: dict[int, Node] = {}
         self.state: Any = None
         self.pins = 0  # requests whose path goes through this node
+        self.locks = 0  # requests that keep its state
         self.last_tick = tick
         self.record: Any = None  # the owner's own
 
@@ -245,6 +247,30 @@ class RadixTree:
                 raise ValueError(f"node: not pinned: {node}")
             node.pins -= 1
             node = node.parent
+
+    def holds_state(self, node: Node) -> bool:
+        """Whether there is a state at the node."""
+        return node.state is not None
+
+    def locks(self, node: Node) -> int:
+        """Requests that keep the node's state."""
+        return node.locks
+
+    def lock(self, node: Node) -> None:
+        """Keep the node's state for a running request."""
+        node.locks += 1
+
+    def unlock(self, node: Node) -> None:
+        """Undo one `lock(node)`."""
+        if node.locks <= 0:
+            raise ValueError(f"node: not locked: {node}")
+        node.locks -= 1
+
+    def dead_leaf_may_go(self, node: Node) -> bool | None:
+        """Whether a leaf without a state is free to leave; None: it is none any more."""
+        if node.parent is None or not node.is_leaf or node.state is not None:
+            return None
+        return not node.pins
 
     def nodes(self) -> Iterator[Node]:
         """All nodes but the root, depth first, children in the order in which they were attached."""

@@ -8,7 +8,7 @@ never fed back, so it has no KV. With concurrency c up to c requests hold their 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter, deque
+from collections import deque
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -65,11 +65,10 @@ class Simulator:
         self.table = self.runtime.table
         self.counts = self.runtime.counts
         self.records = TreeRecords(self.runtime, lambda node: len(node.tokens))
-        self.held = HeldStates(self.runtime, self.records, None, self)
-        self._locks: Counter[Node] = Counter()
+        self.held = HeldStates(self.runtime, self.records, None, self.tree)
         self.running: deque[Running] = deque()
         self._dead_leaves = DeadLeaves(
-            lambda node: node.serial, self._is_free_dead_leaf, lambda node: node.last_tick
+            lambda node: node.serial, self.tree.dead_leaf_may_go, lambda node: node.last_tick
         )
         self._bounded_kv = capacity.bytes is not None or capacity.tokens is not None
 
@@ -214,26 +213,14 @@ class Simulator:
         if self._bounded_kv and node.is_leaf:
             self._dead_leaves.add(node)
 
-    # --- locks, as `HeldStates` asks for them ------------------------------------------------------------
-
-    def holds_state(self, node: Node) -> bool:
-        """Whether there is a state at the node."""
-        return node.state is not None
-
-    def locks(self, node: Node) -> int:
-        """Requests that keep the node's state."""
-        return self._locks.get(node, 0)
-
     def _lock(self, node: Node | None) -> None:
         if node is not None:
-            self._locks[node] += 1
+            self.tree.lock(node)
             self.held.locks_changed(node)
 
     def _unlock(self, node: Node | None) -> None:
         if node is not None:
-            self._locks[node] -= 1
-            if not self._locks[node]:
-                del self._locks[node]
+            self.tree.unlock(node)
             self.held.locks_changed(node)
 
     # --- room --------------------------------------------------------------------------------------------
@@ -300,8 +287,3 @@ class Simulator:
     def _drop_state(self, node: Node) -> None:
         self.tree.drop_state(node)
         self.held.left(node, "evicted")
-
-    def _is_free_dead_leaf(self, node: Node) -> bool | None:
-        if node.parent is None or not node.is_leaf or node.state is not None:
-            return None
-        return not node.pins
