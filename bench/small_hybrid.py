@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import torch
 
-from marconi_kernels.torch_twins import conv, delta_rule
+from marconi_kernels.torch_twins import conv, delta_rule, kda
 
 WIDTH, HEADS, KEY, VALUE = 4, 2, 8, 8
 CHANNELS = HEADS * (2 * KEY + VALUE)
@@ -43,6 +43,7 @@ class Backend:
         self.per_key = per_key
         self.planned = 0
         self.saver = None
+        self.stages = {}  # in place of the torch pipeline's own, by its arguments' names
 
     def init_forward_metadata(self, batch: SimpleNamespace) -> None:
         starts = torch.cat([batch.extend_start_loc, (batch.extend_start_loc + batch.extend_seq_lens)[-1:]])
@@ -69,12 +70,17 @@ class Backend:
             seq_lens_cpu=batch.extend_seq_lens_cpu,
         ).T
         q, k, v = delta_rule.split_qkv(mixed, cache.temporal)
-        decay = a if a.dim() == 2 else a[0].unflatten(1, (HEADS, KEY))
-        beta = mixed.new_full((len(mixed), HEADS), 0.6)
-        out = delta_rule.prefill_batch(
-            q, k, v, decay, beta, cache.temporal, meta.mamba_cache_indices, meta.query_start_loc, KEY**-0.5
-        )
-        return out.unsqueeze(0)
+        beta = mixed.new_full((1, len(mixed), HEADS), 0.6)
+        shared = {
+            "initial_state": cache.temporal,
+            "initial_state_indices": meta.mamba_cache_indices,
+            "use_qk_l2norm_in_kernel": True,
+            "cu_seqlens": meta.query_start_loc,
+        }
+        q, k, v = (x.unsqueeze(0) for x in (q, k, v))
+        if self.per_key:
+            return kda.chunk_kda(q, k, v, a.unflatten(2, (HEADS, KEY)), beta, **shared, **self.stages)
+        return delta_rule.chunk_gated_delta_rule(q, k, v, a.unsqueeze(0), beta, **shared, **self.stages)[0]
 
 
 class Hybrid:

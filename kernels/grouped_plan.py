@@ -21,6 +21,10 @@ class GroupedPlan:
     end: torch.Tensor
     slot: torch.Tensor
 
+    def host_rows(self) -> tuple[list[int], list[int], list[int]]:
+        """first, end and slot as lists; on a GPU this waits for the device."""
+        return self.first.tolist(), self.end.tolist(), self.slot.tolist()
+
     @property
     def device(self) -> torch.device:
         return self.end.device

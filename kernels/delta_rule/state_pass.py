@@ -17,9 +17,11 @@ as they were: every factor is one or less, and at a chunk's end they become the 
 A linear attention without the delta rule (lightning) has no w: v_new = u.
 
 Numerics: fp32 state; h and whichever of v_new and k is scaled are rounded to k's dtype before each dot. A checkpoint
-has the bits of a pass that ends there, always: the chunk grid restarts with each sequence.
+has the bits of a pass that ends there, always: the chunk grid restarts with each sequence. The dots are formed as the
+engine's, keys first, so that the sum over a chunk's tokens is taken apart from the decayed state.
 Source: SGLang 0.5.23, kernels/ops/attention/fla/chunk_delta_h.py.
-Deviates: any number of saved states at any tokens; one key block instead of slices of 64.
+Deviates: any number of saved states at any tokens; one key block instead of slices of 64, so that with more than 64
+keys the dot with w is one sum where the engine has several. Whether the bits are the engine's there, hardware says.
 """
 
 from __future__ import annotations
@@ -41,19 +43,24 @@ def delta_state_pass_torch(
     u: torch.Tensor,
     g_cumsum: torch.Tensor,
     cu_seqlens: torch.Tensor,
-    plan: GroupedPlan,
+    plan: GroupedPlan | None,
     pool: torch.Tensor,
     *,
     initial_indices: torch.Tensor,
     h: torch.Tensor | None = None,
     v_new: torch.Tensor | None = None,
     update_initial: bool = False,
+    chunk_offsets: torch.Tensor | None = None,
+    keys_at_chunk_end: bool = False,
 ) -> None:
-    """The same in torch, vectorised over heads. Arguments as `delta_state_pass`."""
-    cu, chunk_of, first = cu_seqlens.tolist(), first_chunks(cu_seqlens).tolist(), plan.first.tolist()
-    ends, slots = plan.end.tolist(), plan.slot.tolist()
-    repeat, per_key = u.shape[1] // k.shape[1], g_cumsum.dim() == 3
-    power = torch.exp2 if per_key else torch.exp
+    """The same in torch, vectorised over heads. Arguments as `delta_state_pass`; plan: None saves nothing.
+
+    keys_at_chunk_end: k is scaled to its chunk's end already, as the engine's stage takes it; then plan must be None
+    """
+    cu = cu_seqlens.tolist()
+    chunk_of = (first_chunks(cu_seqlens) if chunk_offsets is None else chunk_offsets).tolist()
+    first, ends, slots = ([0] * len(cu), [], []) if plan is None else plan.host_rows()
+    repeat, power = u.shape[1] // k.shape[1], torch.exp2 if g_cumsum.dim() == 3 else torch.exp
     for seq, initial in enumerate(initial_indices.tolist()):
         state = pool[initial].float() if initial >= 0 else torch.zeros(pool.shape[1:], dtype=torch.float32)
         rows = list(range(first[seq], first[seq + 1]))
@@ -64,18 +71,18 @@ def delta_state_pass_torch(
             stop = min(begin + CHUNK_SIZE, cu[seq + 1])
             if h is not None:
                 h[chunk_of[seq] + c] = state.to(h.dtype)
-            values = u[begin:stop].float()
+            values = u[begin:stop].float().transpose(0, 1)  # [heads, t, V]
             if w is not None:
-                values = values - torch.einsum("thk,hvk->thv", w[begin:stop].float(), state)
+                values = values - w[begin:stop].float().transpose(0, 1) @ state.transpose(1, 2)
             if v_new is not None:
-                v_new[begin:stop] = values.to(v_new.dtype)
+                v_new[begin:stop] = values.transpose(0, 1).to(v_new.dtype)
             keys = k[begin:stop].float().repeat_interleave(repeat, dim=1)
             g = g_cumsum[begin:stop].float().reshape(stop - begin, u.shape[1], -1)  # [t, heads, K or 1]
 
             def state_at(count, state=state, values=values, keys=keys, g=g):
-                scaled = keys[:count] * power(g[count - 1] - g[:count])
+                scaled = keys if keys_at_chunk_end else keys[:count] * power(g[count - 1] - g[:count])
                 decayed = state * power(g[count - 1])[:, None, :]
-                return decayed + torch.einsum("thv,thk->hvk", values[:count], scaled)
+                return torch.baddbmm(decayed, values[:, :count].transpose(1, 2), scaled.transpose(0, 1))
 
             for row in rows:
                 if begin < ends[row] <= stop:
@@ -203,20 +210,21 @@ def _delta_state_pass_kernel(
             due = (row < last_row) & (end <= first + count)
             upto = tl.where(due, (end - first).to(tl.int32), count)
             mask_upto = offs_t < upto
-            k = load_tile(chunk_k_ptr, offs_t, offs_k, stride_k_token, stride_k_dim, mask_upto, mask_k)
+            k = load_tile(chunk_k_ptr, offs_k, offs_t, stride_k_dim, stride_k_token, mask_k, mask_upto)
             if PER_KEY:
-                g = load_tile(chunk_g_ptr, offs_t, offs_k, stride_g_token, stride_g_dim, mask_upto, mask_k)
+                g = load_tile(chunk_g_ptr, offs_k, offs_t, stride_g_dim, stride_g_token, mask_k, mask_upto)
                 g_end_ptr = chunk_g_ptr + (upto - 1) * stride_g_token + offs_k * stride_g_dim
                 g_end = tl.load(g_end_ptr, mask=mask_k, other=0.0).to(tl.float32)
-                scaled_k = (k * tl.exp2(g_end[None, :] - g)).to(k.dtype)  # k is zero where masked
+                k = (k * tl.exp2(g_end[:, None] - g)).to(k.dtype)  # k is zero where masked
                 decayed = state * tl.exp2(g_end)[None, :]
-                upcoming = decayed + tl.dot(tl.trans(values.to(k.dtype)), scaled_k)
+                scaled = values.to(k.dtype)
             else:
                 g = tl.load(chunk_g_ptr + offs_t * stride_g_token, mask=mask_upto, other=0.0).to(tl.float32)
                 g_end = tl.load(chunk_g_ptr + (upto - 1) * stride_g_token).to(tl.float32)
                 scale = tl.where(mask_upto, tl.exp(g_end - g), 0.0)
+                decayed = state * tl.exp(g_end)
                 scaled = (values * scale[:, None]).to(k.dtype)
-                upcoming = state * tl.exp(g_end) + tl.dot(tl.trans(scaled), k)
+            upcoming = decayed + tl.trans(tl.dot(k, scaled))
             slot = tl.load(plan_slot_ptr + row, mask=due, other=0)
             tl.store(
                 pool_ptr + slot * stride_pool_slot + offs_pool,
@@ -261,6 +269,7 @@ def delta_state_pass_triton(
     h: torch.Tensor | None = None,
     v_new: torch.Tensor | None = None,
     update_initial: bool = False,
+    chunk_offsets: torch.Tensor | None = None,
 ) -> None:
     """Launch the kernel. Arguments as `delta_state_pass`; nothing is checked here."""
     num_slots, heads, value_dim, key_dim = pool.shape
@@ -275,7 +284,7 @@ def delta_state_pass_triton(
         v_new_ptr=v_new,
         pool_ptr=pool,
         cu_seqlens_ptr=cu_seqlens,
-        first_chunk_ptr=first_chunks(cu_seqlens),
+        first_chunk_ptr=first_chunks(cu_seqlens) if chunk_offsets is None else chunk_offsets,
         initial_ptr=initial_indices,
         plan_first_ptr=plan.first,
         plan_end_ptr=plan.end,
@@ -314,6 +323,7 @@ def delta_state_pass(
     h: torch.Tensor | None = None,
     v_new: torch.Tensor | None = None,
     update_initial: bool = False,
+    chunk_offsets: torch.Tensor | None = None,
 ) -> None:
     """Walk through every sequence and save the planned states.
 
@@ -323,6 +333,7 @@ def delta_state_pass(
     pool: [num_slots, heads, V, K], any strides; initial_indices: int[S], below zero: from zeros
     h: [NT, heads, V, K] or None; v_new: [T, heads, V] or None - written where given
     update_initial: whether the final states replace the initial ones, as the engine wants
+    chunk_offsets: int[S] or longer, or None - index into h of each sequence's first chunk, if it is at hand
 
     Mutates: the plan's slots of pool, h, v_new; with update_initial the initial slots.
     Raises: ValueError naming the argument.
@@ -358,4 +369,5 @@ def delta_state_pass(
         h=h,
         v_new=v_new,
         update_initial=update_initial,
+        chunk_offsets=chunk_offsets,
     )

@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-CHUNK_TOKENS = 64
+from marconi_kernels.torch_twins import delta_stages
+
 L2_EPSILON = 1e-6
 
 
@@ -19,64 +20,6 @@ def l2norm(x: torch.Tensor) -> torch.Tensor:
     """Each row of the last dimension scaled to length one, fp32."""
     x = x.float()
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + L2_EPSILON)
-
-
-def delta_rule_prefill(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    g: torch.Tensor,
-    beta: torch.Tensor,
-    state: torch.Tensor,
-    chunk_states: list[torch.Tensor] | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One sequence, in chunks of 64 tokens that begin at its first.
-
-    q, k: fp32[T, HV, K], scaled and normalised; v: fp32[T, HV, V]; g: fp32[T, HV] or [T, HV, K], natural log;
-    beta: fp32[T, HV]; state: fp32[HV, V, K], left as it is; chunk_states: gets the state before each chunk.
-    Returns: outputs fp32[T, HV, V], and the state after the last token.
-    """
-    tokens = q.shape[0]
-    per_key = g.dim() == 3
-    chunks = -(-tokens // CHUNK_TOKENS)
-    pad = chunks * CHUNK_TOKENS - tokens
-
-    def chunked(
-        x: torch.Tensor,
-    ) -> torch.Tensor:  # [T, HV, …] -> [chunks, HV, 64, …]; padding changes no state
-        x = F.pad(x, (0, 0) * (x.dim() - 1) + (0, pad))
-        return x.unflatten(0, (chunks, CHUNK_TOKENS)).transpose(1, 2)
-
-    q, k, v, g, beta = map(chunked, (q, k, v, g if per_key else g.unsqueeze(-1), beta.unsqueeze(-1)))
-    total = g.cumsum(2)  # [chunks, HV, 64, K or 1]
-    ahead = torch.ones(CHUNK_TOKENS, CHUNK_TOKENS, dtype=torch.bool, device=q.device).triu(1)
-    if per_key:
-        span = total.unsqueeze(3) - total.unsqueeze(2)  # [chunks, HV, i, j, K]; above zero only where j > i
-        decay = span.masked_fill_(ahead[..., None], 0.0).exp_()
-        keys = torch.einsum("chik,chijk,chjk->chij", k, decay, k)
-        scores = torch.einsum("chik,chijk,chjk->chij", q, decay, k)
-    else:
-        span = total - total.transpose(2, 3)
-        decay = span.masked_fill_(ahead, 0.0).exp_()
-        keys, scores = (k @ k.transpose(2, 3)) * decay, (q @ k.transpose(2, 3)) * decay
-    coupling = (keys * beta).masked_fill_(ahead, 0.0)
-    coupling.diagonal(dim1=2, dim2=3).fill_(1.0)
-    scores.masked_fill_(ahead, 0.0)
-    since = total.exp()
-    solved = torch.linalg.solve_triangular(
-        coupling, torch.cat([v * beta, k * since * beta], dim=3), upper=False, unitriangular=True
-    )
-    updates, absorbed = solved.split([v.shape[3], k.shape[3]], dim=3)
-    last = total[:, :, -1:]
-    q_since, k_until, kept = q * since, k * (last - total).exp(), last.exp()
-    outputs = torch.empty_like(v)
-    for chunk in range(chunks):
-        if chunk_states is not None:
-            chunk_states.append(state)
-        update = updates[chunk] - absorbed[chunk] @ state.transpose(1, 2)
-        outputs[chunk] = q_since[chunk] @ state.transpose(1, 2) + scores[chunk] @ update
-        state = state * kept[chunk] + update.transpose(1, 2) @ k_until[chunk]
-    return outputs.transpose(1, 2).flatten(0, 1)[:tokens], state
 
 
 def delta_rule_step(
@@ -107,43 +50,6 @@ def delta_rule_step(
     return out
 
 
-def prefill_batch(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    g: torch.Tensor,
-    beta: torch.Tensor,
-    pool: torch.Tensor,
-    slots: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    scale: float,
-    chunk_states: list[torch.Tensor] | None = None,
-) -> torch.Tensor:
-    """A ragged batch, each sequence from its slot's state, which becomes the state after its last token.
-
-    q, k: [T, H, K], not normalised; v: [T, HV, V]; g: [T, HV] or [T, HV, K]; beta: [T, HV];
-    pool: [slots, HV, V, K]; slots: int[S]; cu_seqlens: int[S+1]; chunk_states: gets the states before all chunks, one
-    sequence after another. Mutates pool. Returns fp32[T, HV, V].
-    """
-    heads = v.shape[1]
-    q, k = (l2norm(x).repeat_interleave(heads // x.shape[1], dim=1) for x in (q, k))
-    q = q * scale
-    v, g, beta = v.float(), g.float(), beta.float()
-    out = torch.zeros_like(v)
-    starts = cu_seqlens.tolist()
-    for start, stop, slot in zip(starts[:-1], starts[1:], slots.tolist(), strict=True):
-        if stop > start and slot >= 0:
-            span = slice(start, stop)
-            before = pool[slot].to(
-                torch.float32, copy=True
-            )  # kept in chunk_states, and the slot is written below
-            out[span], state = delta_rule_prefill(
-                q[span], k[span], v[span], g[span], beta[span], before, chunk_states
-            )
-            pool[slot] = state.to(pool.dtype)
-    return out
-
-
 # ---- under the names and with the arguments of SGLang's own operators ----
 
 
@@ -166,8 +72,10 @@ def chunk_gated_delta_rule(
     head_first=False,
     use_qk_l2norm_in_kernel=False,
     inplace_update=True,
+    state_pass=None,
 ):
-    """q, k: [1, T, H, K]; v: [1, T, HV, V]; g, beta: [1, T, HV]; initial_state: the layer's pool.
+    """q, k: [1, T, H, K]; v: [1, T, HV, V]; g, beta: [1, T, HV]; initial_state: the layer's pool; state_pass: stands
+    for the stage that walks through the states.
     Returns outputs [1, T, HV, V], None, and the states before each chunk [1, NT, HV, V, K] in k's dtype.
     Raises: NotImplementedError for what SGLang's GDN backend doesn't ask for."""
     if head_first or not use_qk_l2norm_in_kernel or initial_state_indices is None or cu_seqlens is None:
@@ -175,13 +83,23 @@ def chunk_gated_delta_rule(
             "the torch delta rule takes ragged batches of raw keys and a pool of states"
         )
     scale = k.shape[-1] ** -0.5 if scale is None else scale
-    pool = initial_state if inplace_update else initial_state.clone()
-    states: list[torch.Tensor] = []
-    out = prefill_batch(
-        q[0], k[0], v[0], g[0], beta[0], pool, initial_state_indices, cu_seqlens, scale, states
+    q, k_normed, v_wide = l2norm(q) * scale, l2norm(k), v.float()
+    grid = delta_stages.chunk_grid(cu_seqlens)
+    total = delta_stages.decay_sums(g[0].float(), grid)
+    w, u, scores = delta_stages.solve(q[0], k_normed[0], v_wide[0], total, beta[0].float(), grid)
+    h, v_new = (state_pass or delta_stages.chunk_gated_delta_rule_fwd_h)(
+        k=k_normed,
+        w=w.unsqueeze(0),
+        u=u.unsqueeze(0),
+        g=total.unsqueeze(0),
+        initial_state=initial_state,
+        initial_state_indices=initial_state_indices,
+        cu_seqlens=cu_seqlens,
+        chunk_indices=grid.indices,
+        inplace_update=inplace_update,
     )
-    h = torch.stack(states) if states else pool.new_empty(0, *pool.shape[1:])
-    return out.to(v.dtype).unsqueeze(0), None, h.to(k.dtype).unsqueeze(0)
+    out = delta_stages.outputs(q[0], v_new[0], total, scores, h[0], grid)
+    return out.to(v.dtype).unsqueeze(0), None, h.to(k.dtype)
 
 
 def fused_recurrent_gated_delta_rule_packed_decode(

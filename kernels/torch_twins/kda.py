@@ -8,13 +8,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from marconi_kernels.torch_twins.delta_rule import (
-    CHUNK_TOKENS,
-    delta_rule_step,
-    l2norm,
-    prefill_batch,
-    split_qkv,
-)
+from marconi_kernels.torch_twins import delta_stages
+from marconi_kernels.torch_twins.delta_rule import delta_rule_step, l2norm, split_qkv
+
+LOG2_E = 1.4426950408889634
 
 
 def kda_gate(
@@ -48,37 +45,42 @@ def chunk_kda(
     track_state=None,
     track_chunk_idx=None,
     beta_is_raw=False,
+    intra=None,
+    state_pass=None,
     **unused,
 ):
-    """q, k: [1, T, H, K]; v: [1, T, H, V]; g: [1, T, H, K], raw; beta: [1, T, H]; initial_state: the layer's pool.
+    """q, k: [1, T, H, K]; v: [1, T, H, V]; g: [1, T, H, K], raw, or log decays without A_log;
+    beta: [1, T, H]; initial_state: the layer's pool; intra, state_pass: stand for these two stages.
     Mutates initial_state, and track_state [S, H, V, K], which gets each sequence's state before its chunk
     track_chunk_idx (int[S], −1: none). Returns outputs [1, T, H, V]; with output_intermediate_states also the states
     before each chunk [1, NT, H, V, K]. Raises: NotImplementedError for what SGLang's KDA backend doesn't ask for."""
-    if not use_qk_l2norm_in_kernel or initial_state_indices is None or cu_seqlens is None or A_log is None:
-        raise NotImplementedError(
-            "the torch KDA takes ragged batches of raw keys and gates, and a pool of states"
-        )
-    decay = kda_gate(g[0], A_log, dt_bias, lower_bound)
-    rate = beta[0].float().sigmoid() if beta_is_raw else beta[0]
+    if not use_qk_l2norm_in_kernel or initial_state_indices is None or cu_seqlens is None:
+        raise NotImplementedError("the torch KDA takes ragged batches of raw keys and a pool of states")
+    decay = g[0].float() if A_log is None else kda_gate(g[0], A_log, dt_bias, lower_bound)
+    rate = beta[0].float().sigmoid() if beta_is_raw else beta[0].float()
     scale = k.shape[-1] ** -0.5 if scale is None else scale
-    states: list[torch.Tensor] | None = [] if output_intermediate_states or track_state is not None else None
-    out = prefill_batch(
-        q[0], k[0], v[0], decay, rate, initial_state, initial_state_indices, cu_seqlens, scale, states
+    grid = delta_stages.chunk_grid(cu_seqlens)
+    total = delta_stages.decay_sums(decay * LOG2_E, grid).unsqueeze(0)
+    queries, keys, values = l2norm(q), l2norm(k), v.float()
+    shared = {"cu_seqlens": cu_seqlens, "chunk_indices": grid.indices}
+    w, u, _, ends, scores, _ = (intra or delta_stages.chunk_kda_fwd_intra)(
+        q=queries, k=keys, v=values, gk=total, beta=rate.unsqueeze(0), scale=scale, **shared
     )
-    if track_state is not None:
-        first = 0
-        assert states is not None
-        for row, (length, chunk) in enumerate(
-            zip(cu_seqlens.diff().tolist(), track_chunk_idx.tolist(), strict=True)
-        ):
-            if chunk >= 0:
-                track_state[row] = states[first + chunk]
-            first += -(-length // CHUNK_TOKENS)
+    h, v_new = (state_pass or delta_stages.chunk_gated_delta_rule_fwd_h)(
+        k=ends,
+        w=w,
+        u=u,
+        gk=total,
+        initial_state=initial_state,
+        initial_state_indices=initial_state_indices,
+        use_exp2=True,
+        track_state=track_state,
+        track_chunk_idx=track_chunk_idx,
+        **shared,
+    )
+    out = delta_stages.outputs(queries[0] * scale, v_new[0], total[0], scores, h[0], grid)
     out = out.to(v.dtype).unsqueeze(0)
-    if not output_intermediate_states:
-        return out
-    h = torch.stack(states) if states else initial_state.new_empty(0, *initial_state.shape[1:])
-    return out, h.to(k.dtype).unsqueeze(0)
+    return (out, h.to(k.dtype)) if output_intermediate_states else out
 
 
 def fused_recurrent_kda_packed_decode(

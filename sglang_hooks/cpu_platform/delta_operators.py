@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from marconi_kernels.torch_twins import delta_rule as torch_delta_rule
+from marconi_kernels.torch_twins import delta_stages
 from marconi_kernels.torch_twins import kda as torch_kda
 from sglang_hooks.cpu_platform.rebind import rebind
 
@@ -18,13 +19,19 @@ OPS = "sglang.kernels.ops.attention"
 def apply() -> None:
     """Bind the torch operators; fast mode only."""
     _device_module()
-    rebind(f"{OPS}.fla.chunk", "chunk_gated_delta_rule", torch_delta_rule.chunk_gated_delta_rule)
+    rebind(
+        f"{OPS}.fla.chunk_delta_h",
+        "chunk_gated_delta_rule_fwd_h",
+        delta_stages.chunk_gated_delta_rule_fwd_h,
+    )
+    rebind(f"{OPS}.fla.chunk_intra", "chunk_kda_fwd_intra", delta_stages.chunk_kda_fwd_intra)
+    rebind(f"{OPS}.fla.chunk", "chunk_gated_delta_rule", chunk_gated_delta_rule)
     rebind(
         f"{OPS}.fla.fused_recurrent",
         "fused_recurrent_gated_delta_rule_packed_decode",
         torch_delta_rule.fused_recurrent_gated_delta_rule_packed_decode,
     )
-    rebind(f"{OPS}.fla.kda", "chunk_kda", torch_kda.chunk_kda)
+    rebind(f"{OPS}.fla.kda", "chunk_kda", chunk_kda)
     rebind(
         f"{OPS}.fla.fused_recurrent",
         "fused_recurrent_kda_packed_decode",
@@ -46,6 +53,23 @@ def apply() -> None:
     from sglang.kernels.ops.attention.fla.fused_norm_gate import FusedRMSNormGated
 
     FusedRMSNormGated.forward = gated_rms_norm
+
+
+def chunk_gated_delta_rule(*args, **kwargs):
+    """The torch pipeline, with the stage that stands under SGLang's name: the extension may have hooked it."""
+    from sglang.kernels.ops.attention.fla import chunk
+
+    return torch_delta_rule.chunk_gated_delta_rule(
+        *args, **kwargs, state_pass=chunk.chunk_gated_delta_rule_fwd_h
+    )
+
+
+def chunk_kda(*args, **kwargs):
+    """The same for KDA, whose stages are two."""
+    from sglang.kernels.ops.attention.fla import kda
+
+    stages = {"intra": kda.chunk_kda_fwd_intra, "state_pass": kda.chunk_gated_delta_rule_fwd_h}
+    return torch_kda.chunk_kda(*args, **kwargs, **stages)
 
 
 def _device_module() -> None:

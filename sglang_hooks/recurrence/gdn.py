@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from .in_kernel import DeltaStages
 from .interface import Recurrence
 from .options import REPLAYED_DECODE, WHOLE_PREFILL_GRAPHS
 from .pieces import PIECE_HOOKS, PieceSaver
+from .stage_hooks import STATE_STAGE_HOOK
 
+_KERNEL = ("sglang.srt.layers.attention.linear.kernels.gdn_triton", "TritonGDNKernel")
 BYPASSES = "its layers read the state pool themselves and never reach the seam where states are saved"
 
 NO_EXTRA_BUFFER = "SGLang gives it no extra buffer of states"
@@ -13,7 +16,7 @@ NO_EXTRA_BUFFER = "SGLang gives it no extra buffer of states"
 GDN = Recurrence(
     name="Gated DeltaNet",
     state="convolution window [q+k+v channels, K−1], matrix [value heads, value width, key width]",
-    method="pieces and forks",
+    method="in SGLang's Triton stages; with other kernels pieces and forks",
     backends=("sglang.srt.layers.attention.linear.gdn_backend.GDNAttnBackend",),
     architectures=(
         "Qwen3NextForCausalLM",
@@ -25,8 +28,8 @@ GDN = Recurrence(
         "MiniCPMV4_6ForConditionalGeneration",
         "MiniCPMV4_7ForConditionalGeneration",
     ),
-    hooks=PIECE_HOOKS,
-    saver=PieceSaver,
+    hooks=(*PIECE_HOOKS, STATE_STAGE_HOOK),
+    saver=lambda context: PieceSaver(context, DeltaStages(_KERNEL, window_first=False)),
     refused={
         "Qwen4ExpForConditionalGeneration": "a slot has side states (short_conv_pool, ngram_pool) that aren't saved",
         "JetNemotronForCausalLM": BYPASSES,

@@ -6,11 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 from ..hooks import Hook
+from .in_kernel import DeltaStages
 from .interface import Recurrence
 from .options import REPLAYED_DECODE, WHOLE_PREFILL_GRAPHS
 from .pieces import PIECE_HOOKS, PieceSaver
+from .stage_hooks import SOLVE_STAGE_HOOK, STATE_STAGE_HOOK
 
 _BACKEND = "sglang.srt.layers.attention.linear.kda_backend.KDAAttnBackend"
+
+_KERNEL = ("sglang.srt.layers.attention.linear.kernels.kda_triton", "TritonKDAKernel")
 
 
 def _no_prefill_graph(_original: Callable[..., bool], _backend: Any) -> bool:
@@ -21,7 +25,7 @@ def _no_prefill_graph(_original: Callable[..., bool], _backend: Any) -> bool:
 KDA = Recurrence(
     name="KDA",
     state="convolution window [K−1, q+k+v channels], matrix [heads, value width, key width]",
-    method="pieces and forks",
+    method="in SGLang's Triton stages; with other kernels pieces and forks",
     backends=(_BACKEND,),
     architectures=(
         "KimiLinearForCausalLM",
@@ -32,6 +36,8 @@ KDA = Recurrence(
     ),
     hooks=(
         *PIECE_HOOKS,
+        STATE_STAGE_HOOK,
+        SOLVE_STAGE_HOOK,
         Hook(
             f"{_BACKEND}.supports_prefill_graph_extend",
             "around",
@@ -40,7 +46,7 @@ KDA = Recurrence(
             parameters="self",
         ),
     ),
-    saver=PieceSaver,
+    saver=lambda context: PieceSaver(context, DeltaStages(_KERNEL, window_first=True)),
     conflicts=(REPLAYED_DECODE, WHOLE_PREFILL_GRAPHS),
     tested={"KimiLinearForCausalLM": "CPU engine"},
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .in_kernel import BesideLightning
 from .interface import Recurrence
 from .options import WHOLE_PREFILL_GRAPHS
 from .pieces import PIECE_HOOKS, PieceSaver
@@ -9,11 +10,11 @@ from .pieces import PIECE_HOOKS, PieceSaver
 LIGHTNING = Recurrence(
     name="lightning attention",
     state="matrix [heads, key width, value width]",
-    method="pieces and forks",
+    method="a launch beside seg_la; with minimax pieces and forks",
     backends=("sglang.srt.layers.attention.linear.lightning_backend.LightningAttentionBackend",),
     architectures=("BailingMoeV2_5ForCausalLM",),
     hooks=PIECE_HOOKS,
-    saver=PieceSaver,
+    saver=lambda context: PieceSaver(context, BesideLightning()),
     refused={"MiniCPMSALAForCausalLM": "SGLang switches its prefix cache off"},
     conflicts=(WHOLE_PREFILL_GRAPHS,),
     tested={"BailingMoeV2_5ForCausalLM": "CPU engine"},

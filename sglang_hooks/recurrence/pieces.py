@@ -1,5 +1,8 @@
 """Exact states of any recurrence whose backend runs behind `HybridLinearAttnBackend.forward_extend`.
 
+Where the family's own kernels can save the states inside an extend on their way, they do (`in_kernel.py`; `form.py`
+decides). Everywhere else, and with any kernel:
+
 The family's own kernels leave in the running slot the state after the tokens that they were given. So an extend is
 run in pieces that end at the checkpoints, and the running slot is copied to the checkpoint's slot after each; or a
 piece is run a second time, shorter, in the checkpoint's slot (a fork; see `piece_plan`). Whole slots are copied, so
@@ -11,7 +14,6 @@ the attributes that it changed are kept and put back around the piece. Nothing i
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,17 +21,12 @@ from typing import Any
 import torch
 
 from ..hooks import Hook
+from .form import choose
+from .in_kernel import InKernel, KernelPlan
 from .interface import ArmedCheckpoints, SaverContext, StateSaver, live_saver
+from .narrowing import index_tensor, metadata_for, narrow_batch, swap
 from .piece_plan import Copy, PiecePlan, Round, plan_pieces
 
-_MISSING = object()
-_NO_TRACKING = (
-    "mamba_track_indices",
-    "mamba_track_mask",
-    "mamba_track_seqlens",
-    "mamba_track_seqlens_cpu",
-    "mamba_prefill_track_mask_cpu",
-)
 _OUTPUT_BUFFER = "linear_attn_output"  # FlashInfer writes into it, and where pieces run the caller copies
 
 
@@ -66,27 +63,30 @@ class Prepared:
         """Call the layer with the backend set to this round; copy the states around it."""
         if self.before is not None:
             self.before.run(layer_states)
-        saved = _swap(backend, self.metadata)
+        saved = swap(backend, self.metadata)
         try:
             result = call()
         finally:
-            _swap(backend, saved)
+            swap(backend, saved)
         if self.after is not None:
             self.after.run(layer_states)
         return result
 
 
 class PieceSaver(StateSaver):
-    """Cuts and forks; every recurrent layer must pass `run_layer`."""
+    """In the kernel, or cuts and forks; every recurrent layer must pass `run_layer`."""
 
     _armed: ArmedCheckpoints | None
     _batch: Any
     _plan: PiecePlan | None
 
-    def __init__(self, context: SaverContext) -> None:
+    def __init__(self, context: SaverContext, in_kernel: InKernel | None = None) -> None:
+        """in_kernel: how the family's kernels save states, where they can"""
         self._num_layers = context.num_layers
         self._count = context.count
         self._building = False
+        self.in_kernel = in_kernel
+        self._form_chosen = False
         self.reset()
 
     def begin(self, armed: ArmedCheckpoints) -> None:
@@ -112,15 +112,23 @@ class PieceSaver(StateSaver):
             return forward(hybrid, layer, forward_batch, save_kv_cache, **arguments)
         backend = hybrid.linear_attn_backend
         if self._plan is None:
-            self._prepare(backend, forward_batch)
+            self._prepare(backend, forward_batch, layer, arguments)
         assert self._plan is not None
-        self._layers += 1
-        last = self._layers == self._num_layers
-        if self._plan.plain:
+        saved = True
+        if self._in_kernel_plan is not None and self.in_kernel is not None:
+            result, saved = self.in_kernel.run(
+                self._in_kernel_plan,
+                backend,
+                layer,
+                arguments,
+                lambda: forward(hybrid, layer, forward_batch, save_kv_cache, **arguments),
+            )
+        elif self._plan.plain:
             result = forward(hybrid, layer, forward_batch, save_kv_cache, **arguments)
         else:
             result = self._run_rounds(forward, hybrid, layer, save_kv_cache, arguments)
-        if last and self._at_end is not None:
+        self._layers += saved
+        if self._layers == self._num_layers and self._at_end is not None:
             # All layers at once, with whatever else belongs to a slot.
             backend.req_to_token_pool.mamba_pool.copy_from(self._at_end.source, self._at_end.target)
         return result
@@ -135,10 +143,11 @@ class PieceSaver(StateSaver):
         self._batch = None
         self._plan = None
         self._rounds: list[Prepared] = []
+        self._in_kernel_plan: KernelPlan | None = None
         self._at_end: Copies | None = None
         self._layers = 0
 
-    def _prepare(self, backend: Any, forward_batch: Any) -> None:
+    def _prepare(self, backend: Any, forward_batch: Any, layer: Any, arguments: dict[str, Any]) -> None:
         """Plan the forward and put it on the device; once for all layers."""
         batch = forward_batch if self._batch is None else self._batch
         lengths = [int(n) for n in batch.extend_seq_lens_cpu]
@@ -148,6 +157,12 @@ class PieceSaver(StateSaver):
         running = backend.forward_metadata.mamba_cache_indices.to(torch.int64)
         slots = armed.physical_slots(backend.req_to_token_pool)
         self._at_end = _copies(plan.at_end, running, slots)
+        self._count("extend_forwards_with_checkpoints", 1)
+        if not plan.plain and self._saves_in_kernel(backend, layer, arguments):
+            self._in_kernel_plan = _kernel_plan(armed, lengths, backend, layer, batch, running)
+            self._count("states_saved_in_kernel", len(self._in_kernel_plan.rows))
+            self._plan = plan
+            return
         if not plan.plain:
             starts = [0]
             for length in lengths:
@@ -160,10 +175,17 @@ class PieceSaver(StateSaver):
             finally:
                 self._building = False
         self._plan = plan
-        self._count("extend_forwards_with_checkpoints", 1)
         self._count("extend_cuts", plan.cuts)
         self._count("extend_forks", sum(len(r.spans) - r.pieces for r in plan.rounds))
         self._count("forked_tokens", plan.forked_tokens)
+
+    def _saves_in_kernel(self, backend: Any, layer: Any, arguments: dict[str, Any]) -> bool:
+        """Decided once, at the first forward that has a state inside an extend."""
+        if self.in_kernel is not None and not self._form_chosen:
+            if not choose(self.in_kernel, backend, layer, arguments):
+                self.in_kernel = None
+            self._form_chosen = True
+        return self.in_kernel is not None
 
     def _run_rounds(
         self,
@@ -194,6 +216,30 @@ class PieceSaver(StateSaver):
         return out
 
 
+def _kernel_plan(
+    armed: ArmedCheckpoints,
+    lengths: Sequence[int],
+    backend: Any,
+    layer: Any,
+    batch: Any,
+    running: torch.Tensor,
+) -> KernelPlan:
+    """The states inside the extends; those at their ends are copied."""
+    inner = ArmedCheckpoints()
+    for row, offset, flat_end, slot in zip(armed.row, armed.offset, armed.flat_end, armed.slot, strict=True):
+        if offset < lengths[row]:
+            inner.add(row, offset, flat_end, slot)
+    pool = backend.req_to_token_pool
+    return KernelPlan.of(
+        inner.plan(pool),
+        backend.forward_metadata.query_start_loc,
+        running,
+        batch.extend_prefix_lens > 0,
+        num_tokens=sum(lengths),
+        num_slots=len(pool.mamba2_layer_cache(layer.layer_id).temporal),
+    )
+
+
 def _prepare_round(
     backend: Any,
     batch: Any,
@@ -207,11 +253,11 @@ def _prepare_round(
     flat = [range(starts[s.row] + s.start, starts[s.row] + s.stop) for s in spans]
     tokens = torch.tensor([t for span in flat for t in span], dtype=torch.int64).to(device, non_blocking=True)
     narrowed = narrow_batch(batch, [(s.row, s.start, s.stop) for s in spans], tokens)
-    metadata = _metadata_for(backend, narrowed)
+    metadata = metadata_for(backend, narrowed)
     forks = [s.checkpoint for s in spans if s.checkpoint is not None]
     if forks:
         indices = metadata["forward_metadata"].mamba_cache_indices
-        indices[round_.pieces :] = slots[_index(forks, device)].to(indices.dtype)
+        indices[round_.pieces :] = slots[index_tensor(forks, device)].to(indices.dtype)
     return Prepared(
         batch=narrowed,
         metadata=metadata,
@@ -222,67 +268,6 @@ def _prepare_round(
     )
 
 
-def narrow_batch(batch: Any, spans: Sequence[tuple[int, int, int]], tokens: torch.Tensor) -> Any:
-    """A copy of an extend's ForwardBatch that holds only these spans, each as a sequence of its own.
-
-    spans: (row, start, stop), in tokens of the row's extend; tokens: int64[t], the same as indices into the batch
-    """
-    narrowed = copy.copy(batch)
-    device = batch.seq_lens.device
-    rows = [row for row, _, _ in spans]
-    lengths = [stop - start for _, start, stop in spans]
-    prefixes = [int(batch.extend_prefix_lens_cpu[row]) + start for row, start, _ in spans]
-    totals = [prefix + length for prefix, length in zip(prefixes, lengths, strict=True)]
-    begins = [sum(lengths[:i]) for i in range(len(lengths))]
-
-    def like(original: torch.Tensor, values: Sequence[int]) -> torch.Tensor:
-        return torch.tensor(values, dtype=original.dtype).to(original.device, non_blocking=True)
-
-    narrowed.batch_size = len(spans)
-    narrowed.req_pool_indices = batch.req_pool_indices[_index(rows, device)]
-    narrowed.seq_lens = like(batch.seq_lens, totals)
-    narrowed.seq_lens_sum = sum(totals)
-    if batch.seq_lens_cpu is not None:
-        narrowed.seq_lens_cpu = torch.tensor(totals, dtype=batch.seq_lens_cpu.dtype)
-    narrowed.extend_num_tokens = sum(lengths)
-    narrowed.extend_seq_lens = like(batch.extend_seq_lens, lengths)
-    narrowed.extend_seq_lens_cpu = lengths
-    narrowed.extend_prefix_lens = like(batch.extend_prefix_lens, prefixes)
-    narrowed.extend_prefix_lens_cpu = prefixes
-    narrowed.extend_start_loc = like(batch.extend_start_loc, begins)
-    if batch.input_ids is not None:
-        narrowed.input_ids = batch.input_ids[tokens]
-    if batch.out_cache_loc is not None:
-        narrowed.out_cache_loc = batch.out_cache_loc[tokens]
-    if batch.global_num_token_non_padded_cpu is not None:
-        narrowed.global_num_token_non_padded_cpu = sum(lengths)
-    for name in _NO_TRACKING:  # ours is the only tracking, and their slots are translated in place
-        setattr(narrowed, name, None)
-    return narrowed
-
-
-def _metadata_for(backend: Any, batch: Any) -> dict[str, Any]:
-    """What the backend's own planning sets for `batch`; the backend itself is left as it was."""
-    before = dict(vars(backend))
-    backend.init_forward_metadata(batch)
-    changed = {
-        name: value for name, value in vars(backend).items() if before.get(name, _MISSING) is not value
-    }
-    _swap(backend, {name: before.get(name, _MISSING) for name in changed})
-    return changed
-
-
-def _swap(target: Any, attributes: dict[str, Any]) -> dict[str, Any]:
-    """Set the attributes (or take them away), and return what stood there."""
-    old = {name: vars(target).get(name, _MISSING) for name in attributes}
-    for name, value in attributes.items():
-        if value is _MISSING:
-            vars(target).pop(name, None)
-        else:
-            setattr(target, name, value)
-    return old
-
-
 def _copies(copies: Sequence[Copy], running: torch.Tensor, slots: torch.Tensor) -> Copies | None:
     """Rows of the pool for the copies. A copy from another checkpoint reads that one's slot."""
     if not copies:
@@ -290,11 +275,9 @@ def _copies(copies: Sequence[Copy], running: torch.Tensor, slots: torch.Tensor) 
     device = running.device
     both = torch.cat([running, slots])  # a row's running slot, then the checkpoints' slots
     source = [c.row if c.source_checkpoint is None else len(running) + c.source_checkpoint for c in copies]
-    return Copies(both[_index(source, device)], slots[_index([c.checkpoint for c in copies], device)])
-
-
-def _index(values: Sequence[int], device: torch.device) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)
+    return Copies(
+        both[index_tensor(source, device)], slots[index_tensor([c.checkpoint for c in copies], device)]
+    )
 
 
 def _token_dim(value: torch.Tensor) -> int:

@@ -12,6 +12,7 @@ from live_server import Answer, LiveServer, plugin_environment, running
 
 from marconi_ext.models.families import FAMILIES, write_small_model
 from marconi_ext.traces.script import draw_tokens
+from sglang_hooks.recurrence import form
 
 pytestmark = pytest.mark.engine
 
@@ -45,18 +46,40 @@ def differing(answers: list[Answer], expected: list[Answer]) -> list[int]:
     ]
 
 
-@pytest.fixture(params=[family for family in FAMILIES if family != "mamba2"])
-def live(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LiveServer]:
+IN_KERNEL, IN_PIECES = "states_saved_in_kernel", "extend_forks"
+CASES = {
+    "gdn": ("gdn", IN_KERNEL),
+    "gdn-in-pieces": ("gdn", IN_PIECES),  # as with every prefill kernel but SGLang's Triton stages
+    "kda": ("kda", IN_KERNEL),
+    "lightning": ("lightning", IN_KERNEL),
+    "lfm2": ("lfm2", None),
+}
+
+
+def test_every_family_is_asked() -> None:
+    assert {family for family, _ in CASES.values()} == set(FAMILIES) - {"mamba2"}
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def live(case: str, tmp_path: Path) -> Iterator[LiveServer]:
     """A server of the family's small model; while `early` lies in the test's folder its states are wrong."""
-    model = FAMILIES[request.param]()
-    folder = write_small_model(tmp_path / "model", model)
+    family, counter = CASES[case]
+    folder = write_small_model(tmp_path / "model", FAMILIES[family]())
     env = plugin_environment(tmp_path / "plugin", "early_states")
     env["EARLY_STATES_SIGN"] = str(tmp_path / "early")
+    env[form.VARIABLE] = "pieces" if counter == IN_PIECES else ""
     with running(folder, env=env, marconi_eviction="exact+lru", chunked_prefill_size=256) as server:
         yield server
 
 
-def test_hits_are_exact_and_outputs_those_of_an_empty_cache(live: LiveServer, tmp_path: Path) -> None:
+def test_hits_are_exact_and_outputs_those_of_an_empty_cache(
+    live: LiveServer, case: str, tmp_path: Path
+) -> None:
     prompts = requests(4_096)
     asked = [(prompt, ANSWER_TOKENS) for prompt in prompts]
     alone = []
@@ -67,6 +90,9 @@ def test_hits_are_exact_and_outputs_those_of_an_empty_cache(live: LiveServer, tm
     first = [live.generate(*one) for one in asked]
     second = live.generate_all(asked, 8)
     live.assert_nothing_leaked()
+    counters = live.marconi()["counters"]
+    forms = [name for name in (IN_KERNEL, IN_PIECES) if counters.get(name)]
+    assert forms == [name for name in CASES[case][1:] if name]
     assert [answer.cached_tokens for answer in first[:4]] == [0, 0, 150, 199]
     assert first[-1].cached_tokens == len(prompts[-4]) - 1
     assert [answer.cached_tokens for answer in second] == [len(prompt) - 1 for prompt in prompts]

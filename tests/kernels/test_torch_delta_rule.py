@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from marconi_kernels.torch_twins.delta_rule import delta_rule_prefill, delta_rule_step, l2norm
+from marconi_kernels.torch_twins.delta_rule import (
+    L2_EPSILON,
+    chunk_gated_delta_rule,
+    delta_rule_step,
+    l2norm,
+)
+from marconi_kernels.torch_twins.kda import chunk_kda
 
 HEADS, KEY, VALUE = 3, 16, 8
 
@@ -41,10 +47,20 @@ def inputs(tokens: int, per_key: bool) -> list[torch.Tensor]:
 @pytest.mark.parametrize("per_key", [False, True], ids=["gdn", "kda"])
 @pytest.mark.parametrize("tokens", [1, 63, 64, 65, 200])
 def test_chunks_equal_the_recurrence(tokens: int, per_key: bool) -> None:
-    arguments = inputs(tokens, per_key)
-    ours = delta_rule_prefill(*arguments)
-    expected = recurrence(*(x.double() for x in arguments))
-    for found, exact in zip(ours, expected, strict=True):
+    q, k, v, g, beta, state = inputs(tokens, per_key)
+    pool = state.unsqueeze(0).clone()
+    out = (chunk_kda if per_key else chunk_gated_delta_rule)(
+        *(x.unsqueeze(0) for x in (q, k, v, g, beta)),
+        scale=1.0,
+        initial_state=pool,
+        initial_state_indices=torch.tensor([0]),
+        use_qk_l2norm_in_kernel=True,
+        cu_seqlens=torch.tensor([0, tokens]),
+    )
+    out = out if per_key else out[0]
+    q, k = (x.double() / (x.double().square().sum(-1, keepdim=True) + L2_EPSILON).sqrt() for x in (q, k))
+    expected = recurrence(q, k, *(x.double() for x in (v, g, beta, state)))
+    for found, exact in zip((out[0], pool[0]), expected, strict=True):
         assert (found - exact).norm() / exact.norm() < 2e-6
 
 

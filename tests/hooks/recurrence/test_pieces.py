@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 import torch
 from small_hybrid import CHANNELS, HEADS, KEY, WIDTH, Backend, Hybrid, Pool, batch_of
 
+from marconi_kernels.torch_twins import delta_stages
 from sglang_hooks.recurrence import pieces
+from sglang_hooks.recurrence.in_kernel import DeltaStages
 from sglang_hooks.recurrence.interface import ArmedCheckpoints, SaverContext
 
 LAYERS, REQUESTS, SLOTS = 2, 4, 40
@@ -21,7 +24,7 @@ TOLERANCE = {"rtol": 1e-4, "atol": 2e-5}
 class Model:
     """Two recurrent layers, one after the other, each fed the tokens' own inputs."""
 
-    def __init__(self, per_key: bool, seed: int) -> None:
+    def __init__(self, per_key: bool, seed: int, in_kernel: DeltaStages | None = None) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.pool = Pool(LAYERS, SLOTS)
         self.backend = Backend(self.pool, torch.arange(REQUESTS), per_key)
@@ -36,8 +39,10 @@ class Model:
         self.per_key = per_key
         self.counts: Counter[str] = Counter()
         context = SaverContext(LAYERS, lambda name, n: self.counts.update({name: n}))
-        self.saver = pieces.PieceSaver(context)
+        self.saver = pieces.PieceSaver(context, in_kernel)
         self.backend.saver = self.saver
+        if in_kernel is not None:
+            self.backend.stages = hooked(in_kernel, per_key)
 
     def prefill(
         self, prefixes: list[int], lengths: list[int], armed: ArmedCheckpoints | None = None
@@ -62,6 +67,21 @@ class Model:
         return self.pool.conv[:, slot].clone(), self.pool.temporal[:, slot].clone()
 
 
+def hooked(stages: DeltaStages, per_key: bool) -> dict[str, Callable]:
+    """The pipeline's stages as the hooks leave them."""
+    names = ("g", "gk", "track_state", "track_chunk_idx", "chunk_offsets")
+
+    def state_pass(**given):
+        given = dict.fromkeys(names) | {"inplace_update": True, "save_new_value": True} | given
+        return stages.state_stage(delta_stages.chunk_gated_delta_rule_fwd_h, given)
+
+    def intra(**given):
+        stages.solving(given["k"])
+        return delta_stages.chunk_kda_fwd_intra(**given)
+
+    return {"state_pass": state_pass} | ({"intra": intra} if per_key else {})
+
+
 def arm(lengths: list[int], rows: list[int], offsets: list[int]) -> ArmedCheckpoints:
     armed = ArmedCheckpoints()
     for number, (row, offset) in enumerate(zip(rows, offsets, strict=True)):
@@ -69,16 +89,25 @@ def arm(lengths: list[int], rows: list[int], offsets: list[int]) -> ArmedCheckpo
     return armed
 
 
-@pytest.mark.parametrize("fork_tokens", [0, 30, 10_000], ids=["cuts", "both", "forks"])
+FORMS = {"cuts": 0, "both": 30, "forks": 10_000, "in-place": None, "beside": None}
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("per_key", [False, True], ids=["gdn", "kda"])
-def test_random_batches(per_key: bool, fork_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_batches(per_key: bool, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ragged, chained extends with duplicate positions, 0- and 1-token rows, and checkpoints at ends."""
-    plan = pieces.plan_pieces
-    monkeypatch.setattr(pieces, "plan_pieces", lambda *args: plan(*args, fork_tokens=fork_tokens))
-    rng = np.random.default_rng(fork_tokens)
+    plan, fork_tokens = pieces.plan_pieces, FORMS[form]
+    stages = None
+    if fork_tokens is None:
+        stages = DeltaStages(("", ""), window_first=False)
+        stages.in_place = form == "in-place"
+        monkeypatch.setattr(pieces, "choose", lambda *args: True)
+    else:
+        monkeypatch.setattr(pieces, "plan_pieces", lambda *args: plan(*args, fork_tokens=fork_tokens))
+    rng = np.random.default_rng(list(FORMS).index(form))
     seen: Counter[str] = Counter()
     for case in range(4):
-        one, plain = Model(per_key, case), Model(per_key, case)
+        one, plain = Model(per_key, case, stages), Model(per_key, case)
         prefixes = [0] * REQUESTS
         for _ in range(2):
             lengths = [int(rng.choice([0, 1, 2, int(rng.integers(3, 150))])) for _ in range(REQUESTS)]
@@ -93,6 +122,7 @@ def test_random_batches(per_key: bool, fork_tokens: int, monkeypatch: pytest.Mon
             assert not rows or one.saver.missed() is None
             for ours, expected in zip(outputs, plain.prefill(prefixes, lengths), strict=True):
                 torch.testing.assert_close(ours, expected, **TOLERANCE)
+                assert stages is None or torch.equal(ours, expected)
             after = [plain.states(r) for r in range(REQUESTS)]
             for number, (row, offset) in enumerate(zip(rows, offsets, strict=True)):
                 restore(plain, before)
@@ -114,8 +144,9 @@ def test_random_batches(per_key: bool, fork_tokens: int, monkeypatch: pytest.Mon
                     torch.testing.assert_close(running, expected, **TOLERANCE)
             prefixes = [p + n for p, n in zip(prefixes, lengths, strict=True)]
         seen.update(one.counts)
-    assert (seen["extend_cuts"] > 0) == (fork_tokens < 10_000)
-    assert (seen["extend_forks"] > 0) == (fork_tokens > 0)
+    assert (seen["extend_cuts"] > 0) == (form in ("cuts", "both"))
+    assert (seen["extend_forks"] > 0) == (form in ("both", "forks"))
+    assert (seen["states_saved_in_kernel"] > 0) == (stages is not None)
 
 
 def restore(model: Model, states: list[tuple[torch.Tensor, torch.Tensor]]) -> None:

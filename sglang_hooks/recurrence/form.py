@@ -1,0 +1,166 @@
+"""Which way states inside an extend are saved: in the layer's own kernels, or in pieces and forks.
+
+One decision a process, at the first forward that has such a state, with its reasons in the log. In the kernel takes
+fewer launches and leaves the outputs as they are, but it needs SGLang's own Triton stages, and a kernel of ours that is
+right on this device. So it is tried first: the family's prefill runs on random inputs at the layer's shape, and each
+state is held against that of a prefill that ends there. It stands in place of the engine's stage only if all outputs
+keep their bits, and it is taken only if one state costs no more than a cut would. `MARCONI_STATE_FORM=pieces` skips it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from marconi_kernels.plan import CheckpointPlan
+
+if TYPE_CHECKING:
+    from .in_kernel import InKernel
+
+logger = logging.getLogger(__name__)
+
+VARIABLE = "MARCONI_STATE_FORM"
+LENGTHS = (150, 64, 1, 97)
+ENDS = ((2, 64, 65, 149), (63,), (), (32, 32, 96))
+COST_TOKENS = 2_048
+REPEATS = 3
+TOLERANCES = {torch.float32: 1e-4}  # of a pool in less precision: a few of its roundings
+LOW_PRECISION = 1e-2
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A family's prefill of one layer on random inputs.
+
+    pool: [slots, …], the states that it begins with, one slot a sequence first
+    prefill: prefill(pool, lengths, into) - the first tokens of each sequence; `into` saves states on the way.
+        Mutates pool. Returns the outputs.
+    """
+
+    pool: torch.Tensor
+    prefill: Callable[[torch.Tensor, Sequence[int], CheckpointPlan | None], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a trial says of the states. error: relative L2, the worst state; same_outputs: to the bit, and the running
+    states with them"""
+
+    error: float
+    same_outputs: bool
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a state inside costs one layer's extend of 2,048 tokens, beyond the extend itself."""
+
+    in_kernel_ms: float
+    cut_ms: float
+
+
+def choose(in_kernel: InKernel, backend: Any, layer: Any, arguments: dict[str, Any]) -> bool:
+    """Whether states go through `in_kernel`; sets whether it stands in place of the engine's stage. Logs why."""
+    reason = f"{VARIABLE}=pieces" if os.environ.get(VARIABLE) == "pieces" else in_kernel.why_not(backend)
+    if reason is None:
+        try:
+            reason = tried(in_kernel, in_kernel.trial(backend, layer, arguments))
+        except Exception as error:  # a kernel that can't be compiled here must not end the server
+            reason = f"the trial failed: {type(error).__name__}: {error}"
+    if reason is None:
+        return True
+    logger.info("marconi-ext: states inside an extend are saved in pieces and forks: %s", reason)
+    return False
+
+
+def tried(in_kernel: InKernel, trial: Trial) -> str | None:
+    """Set in_kernel.in_place, and say why pieces are the better way, or None."""
+    in_kernel.in_place = in_kernel.has_stages
+    found = held(trial)
+    if in_kernel.in_place and not found.same_outputs:
+        in_kernel.in_place = False
+        found = held(trial)
+    if not found.same_outputs or not found.error <= TOLERANCES.get(trial.pool.dtype, LOW_PRECISION):
+        return f"our kernel's states are off by {found.error:.1e} on this device"
+    cost = costs(trial)
+    figures = f"a state of {COST_TOKENS:,} tokens takes {cost.in_kernel_ms:+.3f} ms a layer, a cut {cost.cut_ms:+.3f}"
+    if cost.in_kernel_ms > cost.cut_ms:
+        return figures
+    where = (
+        "in place of SGLang's pass through the states" if in_kernel.in_place else "beside SGLang's kernels"
+    )
+    logger.info(
+        "marconi-ext: states inside an extend are saved in the kernel, %s: "
+        "they are those of a prefill that ends there to %.0e, outputs to the bit; %s",
+        where,
+        found.error,
+        figures,
+    )
+    return None
+
+
+def held(trial: Trial) -> Held:
+    """Run the trial: a ragged batch with states, without them, and cut off at each of them."""
+    rows = [(seq, end) for seq, ends in enumerate(ENDS) for end in ends]
+    first = [sum(LENGTHS[:seq]) for seq in range(len(LENGTHS))]
+    slots = [len(LENGTHS) + number for number in range(len(rows))]
+    device = trial.pool.device
+    plan = CheckpointPlan.from_lists(
+        [seq for seq, _ in rows], [first[seq] + end for seq, end in rows], slots, device=device
+    )
+    plain, saved = trial.pool.clone(), trial.pool.clone()
+    expected, outputs = trial.prefill(plain, LENGTHS, None), trial.prefill(saved, LENGTHS, plan)
+    running = len(LENGTHS)
+    same = torch.equal(expected, outputs) and torch.equal(plain[:running], saved[:running])
+    errors = [0.0]
+    for number in range(max(map(len, ENDS))):
+        pool = trial.pool.clone()
+        # SGLang counts the chunks of a batch wrong where a sequence has no token at all.
+        lengths = [ends[number] if number < len(ends) else 1 for ends in ENDS]
+        trial.prefill(pool, lengths, None)
+        for (seq, end), slot in zip(rows, slots, strict=True):
+            if end == lengths[seq]:
+                exact = pool[seq].double()
+                errors.append(float((saved[slot].double() - exact).norm() / exact.norm()))
+    return Held(float(torch.tensor(errors).max()), same)  # not a number, where one isn't
+
+
+def costs(trial: Trial) -> Costs:
+    """Time one layer's extend plain, with a state just before its end, and cut there."""
+    device = trial.pool.device
+    one = CheckpointPlan.from_lists([0], [COST_TOKENS - 1], [len(LENGTHS)], device=device)
+
+    def cut() -> None:
+        trial.prefill(trial.pool.clone(), [COST_TOKENS - 1], None)
+        trial.prefill(trial.pool.clone(), [1], None)
+
+    plain, saved, cut_ms = (
+        _milliseconds(run, device)
+        for run in (
+            lambda: trial.prefill(trial.pool.clone(), [COST_TOKENS], None),
+            lambda: trial.prefill(trial.pool.clone(), [COST_TOKENS], one),
+            cut,
+        )
+    )
+    return Costs(saved - plain, cut_ms - plain)
+
+
+def _milliseconds(run: Callable[[], object], device: torch.device) -> float:
+    """The least of a few; on a CPU of this thread's own time, which other work doesn't lengthen."""
+    on_cpu = device.type == "cpu"
+    clock = time.thread_time if on_cpu else time.perf_counter
+    times = []
+    for _ in range(REPEATS):
+        if not on_cpu:
+            torch.get_device_module(device).synchronize()
+        started = clock()
+        run()
+        if not on_cpu:
+            torch.get_device_module(device).synchronize()
+        times.append(clock() - started)
+    return 1e3 * min(times)
