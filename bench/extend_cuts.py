@@ -46,7 +46,10 @@ class Recorded(LiveRules):
 
 @dataclass(frozen=True)
 class Row:
-    """One trace under one bound. Shares are of extends, added tokens are in % of the extends' own."""
+    """One trace under one bound. Shares are of extends, added tokens are in % of the extends' own.
+
+    work: what cuts and forks add to the recurrence, in % of its own, where a cut counts as so many tokens
+    """
 
     trace: str
     fork_tokens: int
@@ -57,6 +60,7 @@ class Row:
     cut: float
     forked_tokens: float
     most_cuts: int
+    work: float
 
 
 def extends_of(path: Path, requests: int, max_prompt_tokens: int) -> list[tuple[int, int, list[int]]]:
@@ -77,7 +81,7 @@ def extends_of(path: Path, requests: int, max_prompt_tokens: int) -> list[tuple[
     return rules.extends
 
 
-def row(trace: str, extends: list[tuple[int, int, list[int]]], fork_tokens: int) -> Row:
+def row(trace: str, extends: list[tuple[int, int, list[int]]], fork_tokens: int, cut_tokens: int) -> Row:
     """Chunked as the engine does it, each chunk planned alone."""
     lengths, inside, tails, cuts, forked = [], 0, 0, [], 0
     for hit, total, depths in extends:
@@ -102,6 +106,7 @@ def row(trace: str, extends: list[tuple[int, int, list[int]]], fork_tokens: int)
         100 * sum(map(bool, cuts)) / count,
         100 * forked / sum(lengths),
         max(cuts),
+        100 * (forked + cut_tokens * sum(cuts)) / sum(lengths),
     )
 
 
@@ -110,6 +115,9 @@ def main(
     requests: Annotated[int, typer.Option(min=1, help="Of each trace.")] = 300,
     max_prompt_tokens: Annotated[int, typer.Option(min=1)] = 24_000,
     fork_tokens: Annotated[str, typer.Option(help="Bounds to compare, comma-separated.")] = "0,256,1024",
+    cut_tokens: Annotated[
+        int, typer.Option(help="Forked tokens that cost what a cut costs (cut_or_fork.py).")
+    ] = 256,
     json: Annotated[Path | None, typer.Option(metavar="FILE")] = None,
 ) -> None:
     """Plan every extend of every trace."""
@@ -119,11 +127,11 @@ def main(
         "| trace | bound | extends | median tokens | with a state inside % | only one token short % | cut % |",
         end="",
     )
-    print(" forked tokens % | most cuts |\n" + "|---" * 9 + "|")
+    print(" forked tokens % | most cuts | added work % |\n" + "|---" * 10 + "|")
     for name, path in (TRACES | MORE_TRACES).items():
         extends = extends_of(traces / path, requests, max_prompt_tokens)
         for bound in map(int, fork_tokens.split(",")):
-            one = row(name, extends, bound)
+            one = row(name, extends, bound, cut_tokens)
             rows.append(one)
             cells = [one.trace, one.fork_tokens, one.extends, one.median_tokens, f"{one.inside:.1f}"]
             cells += [
@@ -131,6 +139,7 @@ def main(
                 f"{one.cut:.1f}",
                 f"{one.forked_tokens:.1f}",
                 one.most_cuts,
+                f"{one.work:.1f}",
             ]
             print("| " + " | ".join(map(str, cells)) + " |", flush=True)
     if json:

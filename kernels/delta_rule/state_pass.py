@@ -60,7 +60,10 @@ def delta_state_pass_torch(
     cu = cu_seqlens.tolist()
     chunk_of = (first_chunks(cu_seqlens) if chunk_offsets is None else chunk_offsets).tolist()
     first, ends, slots = ([0] * len(cu), [], []) if plan is None else plan.host_rows()
-    repeat, power = u.shape[1] // k.shape[1], torch.exp2 if g_cumsum.dim() == 3 else torch.exp
+    power = torch.exp2 if g_cumsum.dim() == 3 else torch.exp
+    all_keys = k.float().repeat_interleave(u.shape[1] // k.shape[1], dim=1).transpose(0, 1)  # [heads, T, K]
+    all_values, all_w = u.float().transpose(0, 1), None if w is None else w.float().transpose(0, 1)
+    all_g = g_cumsum.float().reshape(len(k), u.shape[1], -1).transpose(0, 1)  # [heads, T, K or 1]
     for seq, initial in enumerate(initial_indices.tolist()):
         state = pool[initial].float() if initial >= 0 else torch.zeros(pool.shape[1:], dtype=torch.float32)
         rows = list(range(first[seq], first[seq + 1]))
@@ -70,24 +73,22 @@ def delta_state_pass_torch(
         for c, begin in enumerate(range(cu[seq], cu[seq + 1], CHUNK_SIZE)):
             stop = min(begin + CHUNK_SIZE, cu[seq + 1])
             if h is not None:
-                h[chunk_of[seq] + c] = state.to(h.dtype)
-            values = u[begin:stop].float().transpose(0, 1)  # [heads, t, V]
-            if w is not None:
-                values = values - w[begin:stop].float().transpose(0, 1) @ state.transpose(1, 2)
+                h[chunk_of[seq] + c] = state
+            values = all_values[:, begin:stop]
+            if all_w is not None:
+                values = values - all_w[:, begin:stop] @ state.transpose(1, 2)
             if v_new is not None:
-                v_new[begin:stop] = values.transpose(0, 1).to(v_new.dtype)
-            keys = k[begin:stop].float().repeat_interleave(repeat, dim=1)
-            g = g_cumsum[begin:stop].float().reshape(stop - begin, u.shape[1], -1)  # [t, heads, K or 1]
+                v_new[begin:stop] = values.transpose(0, 1)
 
-            def state_at(count, state=state, values=values, keys=keys, g=g):
-                scaled = keys if keys_at_chunk_end else keys[:count] * power(g[count - 1] - g[:count])
-                decayed = state * power(g[count - 1])[:, None, :]
-                return torch.baddbmm(decayed, values[:, :count].transpose(1, 2), scaled.transpose(0, 1))
+            def state_at(end, state=state, begin=begin, values=values):
+                keys, g, last = all_keys[:, begin:end], all_g[:, begin:end], all_g[:, end - 1 : end]
+                scaled = keys if keys_at_chunk_end else keys * power(last - g)
+                return torch.baddbmm(state * power(last), values[:, : end - begin].transpose(1, 2), scaled)
 
             for row in rows:
                 if begin < ends[row] <= stop:
-                    pool[slots[row]] = state_at(ends[row] - begin).to(pool.dtype)
-            state = state_at(stop - begin)
+                    pool[slots[row]] = state_at(ends[row]).to(pool.dtype)
+            state = state_at(stop)
         if update_initial and initial >= 0:
             pool[initial] = state.to(pool.dtype)
 

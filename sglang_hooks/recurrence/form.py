@@ -1,10 +1,11 @@
 """Which way states inside an extend are saved: in the layer's own kernels, or in pieces and forks.
 
-One decision a process, at the first forward that has such a state, with its reasons in the log. In the kernel takes
-fewer launches and leaves the outputs as they are, but it needs SGLang's own Triton stages, and a kernel of ours that is
-right on this device. So it is tried first: the family's prefill runs on random inputs at the layer's shape, and each
-state is held against that of a prefill that ends there. It stands in place of the engine's stage only if all outputs
-keep their bits, and it is taken only if one state costs no more than a cut would. `MARCONI_STATE_FORM=pieces` skips it.
+Pieces, until it is asked for otherwise: no GPU has run our kernel in SGLang's pipelines yet. With
+`MARCONI_STATE_FORM=kernel` it is tried, once a process, at the first forward that has such a state, and the log says
+why it was taken or not. It takes fewer launches and leaves the outputs as they are, but it needs SGLang's own Triton
+stages, and a kernel of ours that is right on this device. So the family's prefill runs on random inputs at the layer's
+shape, and each state is held against that of a prefill that ends there. Ours stands in place of the engine's stage only
+if all outputs keep their bits, and either way only if one state costs no more than a cut would.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-VARIABLE = "MARCONI_STATE_FORM"
+VARIABLE, PIECES, KERNEL = "MARCONI_STATE_FORM", "pieces", "kernel"
 LENGTHS = (150, 64, 1, 97)
 ENDS = ((2, 64, 65, 149), (63,), (), (32, 32, 96))
 COST_TOKENS = 2_048
@@ -64,9 +65,17 @@ class Costs:
     cut_ms: float
 
 
+def kernel_wanted() -> bool:
+    """Whether the server's environment asks to try the kernel. Raises: ValueError for a value that says nothing."""
+    wanted = os.environ.get(VARIABLE) or PIECES
+    if wanted not in (PIECES, KERNEL):
+        raise ValueError(f"{VARIABLE} must be {PIECES} or {KERNEL}; got {wanted!r}")
+    return wanted == KERNEL
+
+
 def choose(in_kernel: InKernel, backend: Any, layer: Any, arguments: dict[str, Any]) -> bool:
     """Whether states go through `in_kernel`; sets whether it stands in place of the engine's stage. Logs why."""
-    reason = f"{VARIABLE}=pieces" if os.environ.get(VARIABLE) == "pieces" else in_kernel.why_not(backend)
+    reason = in_kernel.why_not(backend)
     if reason is None:
         try:
             reason = tried(in_kernel, in_kernel.trial(backend, layer, arguments))
@@ -74,7 +83,7 @@ def choose(in_kernel: InKernel, backend: Any, layer: Any, arguments: dict[str, A
             reason = f"the trial failed: {type(error).__name__}: {error}"
     if reason is None:
         return True
-    logger.info("marconi-ext: states inside an extend are saved in pieces and forks: %s", reason)
+    logger.warning("marconi-ext: states inside an extend are saved in pieces and forks: %s", reason)
     return False
 
 

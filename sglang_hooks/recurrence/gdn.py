@@ -7,6 +7,7 @@ from .interface import Recurrence
 from .options import REPLAYED_DECODE, WHOLE_PREFILL_GRAPHS
 from .pieces import PIECE_HOOKS, PieceSaver
 from .stage_hooks import STATE_STAGE_HOOK
+from .trials import gdn_trial
 
 _KERNEL = ("sglang.srt.layers.attention.linear.kernels.gdn_triton", "TritonGDNKernel")
 BYPASSES = "its layers read the state pool themselves and never reach the seam where states are saved"
@@ -16,7 +17,7 @@ NO_EXTRA_BUFFER = "SGLang gives it no extra buffer of states"
 GDN = Recurrence(
     name="Gated DeltaNet",
     state="convolution window [q+k+v channels, K−1], matrix [value heads, value width, key width]",
-    method="in SGLang's Triton stages; with other kernels pieces and forks",
+    method="pieces and forks; on request in SGLang's Triton stages",
     backends=("sglang.srt.layers.attention.linear.gdn_backend.GDNAttnBackend",),
     architectures=(
         "Qwen3NextForCausalLM",
@@ -29,7 +30,7 @@ GDN = Recurrence(
         "MiniCPMV4_7ForConditionalGeneration",
     ),
     hooks=(*PIECE_HOOKS, STATE_STAGE_HOOK),
-    saver=lambda context: PieceSaver(context, DeltaStages(_KERNEL, window_first=False)),
+    saver=lambda context: PieceSaver(context, DeltaStages(_KERNEL, window_first=False, trial=gdn_trial)),
     refused={
         "Qwen4ExpForConditionalGeneration": "a slot has side states (short_conv_pool, ngram_pool) that aren't saved",
         "JetNemotronForCausalLM": BYPASSES,
@@ -39,5 +40,5 @@ GDN = Recurrence(
     },
     conflicts=(REPLAYED_DECODE, WHOLE_PREFILL_GRAPHS),
     speculates=True,
-    tested={"Qwen3NextForCausalLM": "CPU engine"},
+    tested={"Qwen3NextForCausalLM": "CPU engine, Triton's interpreter"},
 )

@@ -14,7 +14,7 @@ has no stages: ours runs before its fused kernel.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -28,6 +28,7 @@ from marconi_kernels.mamba2.conv_checkpoint import save_conv_checkpoints
 from marconi_kernels.plan import CheckpointPlan
 
 from .form import Trial
+from .interface import ArmedCheckpoints
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,33 @@ class KernelPlan:
         return (flat - start) % CHUNK_SIZE + 1
 
 
+def kernel_plan(
+    armed: ArmedCheckpoints,
+    lengths: Sequence[int],
+    backend: Any,
+    layer: Any,
+    batch: Any,
+    running: torch.Tensor,
+) -> KernelPlan:
+    """The states inside the extends; those at their ends are copied."""
+    inner = ArmedCheckpoints()
+    for row, offset, flat_end, slot in zip(armed.row, armed.offset, armed.flat_end, armed.slot, strict=True):
+        if offset < lengths[row]:
+            inner.add(row, offset, flat_end, slot)
+    pool = backend.req_to_token_pool
+    return KernelPlan.of(
+        inner.plan(pool),
+        backend.forward_metadata.query_start_loc,
+        running,
+        batch.extend_prefix_lens > 0,
+        num_tokens=sum(lengths),
+        num_slots=len(pool.mamba2_layer_cache(layer.layer_id).temporal),
+    )
+
+
+TrialMaker = Callable[["InKernel", Any, Any, dict[str, Any]], Trial]
+
+
 class InKernel(ABC):
     """How one family's layers save states on their way. One forward, and in it one layer, runs at a time.
 
@@ -77,12 +105,16 @@ class InKernel(ABC):
 
     has_stages = False
 
-    def __init__(self) -> None:
+    def __init__(self, trial: TrialMaker | None = None) -> None:
+        """trial: makes the family's prefill at a layer's shape, for `form.py`"""
         self.in_place = False
+        self._trial = trial
 
-    @abstractmethod
     def trial(self, backend: Any, layer: Any, arguments: dict[str, Any]) -> Trial:
-        """The family's prefill at this layer's shape, for `form.py`. arguments: as of `run`"""
+        """The family's prefill at this layer's shape. arguments: as of `run`"""
+        if self._trial is None:
+            raise NotImplementedError(f"{type(self).__name__} has no trial")
+        return self._trial(self, backend, layer, arguments)
 
     @abstractmethod
     def why_not(self, backend: Any) -> str | None:
@@ -111,9 +143,11 @@ class DeltaStages(InKernel):
     _waiting: KernelPlan | None
     _keys: torch.Tensor | None
 
-    def __init__(self, kernel: tuple[str, str], *, window_first: bool) -> None:
+    def __init__(
+        self, kernel: tuple[str, str], *, window_first: bool, trial: TrialMaker | None = None
+    ) -> None:
         """kernel: module and class of the prefill kernel; window_first: conv windows are [W, channels] (KDA)."""
-        super().__init__()
+        super().__init__(trial)
         self._kernel = kernel
         self._window_first = window_first
         self._waiting = self._keys = None
@@ -121,25 +155,6 @@ class DeltaStages(InKernel):
     def why_not(self, backend: Any) -> str | None:
         kernel = backend.kernel_dispatcher.extend_kernel
         return None if runs_class(kernel, *self._kernel) else f"{type(kernel).__name__} has no such stage"
-
-    def trial(self, backend: Any, layer: Any, arguments: dict[str, Any]) -> Trial:
-        from .trials import delta_trial
-
-        pool = backend.req_to_token_pool.mamba2_layer_cache(layer.layer_id).temporal
-        dtype = arguments["mixed_qkv"].dtype
-        return delta_trial(
-            self, pool, layer.num_k_heads, dtype, per_key=self._window_first, pipeline=self._pipeline()
-        )
-
-    def _pipeline(self) -> Callable[..., Any]:
-        """SGLang's, looked up when it is wanted: the CPU platform binds its own."""
-        if self._window_first:
-            from sglang.kernels.ops.attention.fla.kda import chunk_kda
-
-            return chunk_kda
-        from sglang.kernels.ops.attention.fla.chunk import chunk_gated_delta_rule
-
-        return lambda *args, **kwargs: chunk_gated_delta_rule(*args, **kwargs)[0]
 
     def run(
         self, plan: KernelPlan, backend: Any, layer: Any, arguments: dict[str, Any], call: Callable[[], Any]
@@ -225,12 +240,6 @@ class BesideLightning(InKernel):
         return (
             None if backend.linear_backend == "seg_la" else f"{backend.linear_backend} keeps its states apart"
         )
-
-    def trial(self, backend: Any, layer: Any, arguments: dict[str, Any]) -> Trial:
-        from .trials import lightning_trial
-
-        pool = backend.req_to_token_pool.mamba2_layer_cache(layer.layer_id).temporal
-        return lightning_trial(pool, backend.tp_slope[layer.layer_id], arguments["k"].dtype)
 
     def run(
         self, plan: KernelPlan, backend: Any, layer: Any, arguments: dict[str, Any], call: Callable[[], Any]

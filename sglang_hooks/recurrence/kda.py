@@ -11,6 +11,7 @@ from .interface import Recurrence
 from .options import REPLAYED_DECODE, WHOLE_PREFILL_GRAPHS
 from .pieces import PIECE_HOOKS, PieceSaver
 from .stage_hooks import SOLVE_STAGE_HOOK, STATE_STAGE_HOOK
+from .trials import kda_trial
 
 _BACKEND = "sglang.srt.layers.attention.linear.kda_backend.KDAAttnBackend"
 
@@ -25,7 +26,7 @@ def _no_prefill_graph(_original: Callable[..., bool], _backend: Any) -> bool:
 KDA = Recurrence(
     name="KDA",
     state="convolution window [K−1, q+k+v channels], matrix [heads, value width, key width]",
-    method="in SGLang's Triton stages; with other kernels pieces and forks",
+    method="pieces and forks; on request in SGLang's Triton stages",
     backends=(_BACKEND,),
     architectures=(
         "KimiLinearForCausalLM",
@@ -46,7 +47,7 @@ KDA = Recurrence(
             parameters="self",
         ),
     ),
-    saver=lambda context: PieceSaver(context, DeltaStages(_KERNEL, window_first=True)),
+    saver=lambda context: PieceSaver(context, DeltaStages(_KERNEL, window_first=True, trial=kda_trial)),
     conflicts=(REPLAYED_DECODE, WHOLE_PREFILL_GRAPHS),
-    tested={"KimiLinearForCausalLM": "CPU engine"},
+    tested={"KimiLinearForCausalLM": "CPU engine, Triton's interpreter"},
 )

@@ -6,15 +6,16 @@ from .in_kernel import BesideLightning
 from .interface import Recurrence
 from .options import WHOLE_PREFILL_GRAPHS
 from .pieces import PIECE_HOOKS, PieceSaver
+from .trials import seg_la_trial
 
 LIGHTNING = Recurrence(
     name="lightning attention",
     state="matrix [heads, key width, value width]",
-    method="a launch beside seg_la; with minimax pieces and forks",
+    method="pieces and forks; on request in the kernel beside `seg_la`",
     backends=("sglang.srt.layers.attention.linear.lightning_backend.LightningAttentionBackend",),
     architectures=("BailingMoeV2_5ForCausalLM",),
     hooks=PIECE_HOOKS,
-    saver=lambda context: PieceSaver(context, BesideLightning()),
+    saver=lambda context: PieceSaver(context, BesideLightning(seg_la_trial)),
     refused={"MiniCPMSALAForCausalLM": "SGLang switches its prefix cache off"},
     conflicts=(WHOLE_PREFILL_GRAPHS,),
     tested={"BailingMoeV2_5ForCausalLM": "CPU engine"},

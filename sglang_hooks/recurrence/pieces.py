@@ -14,6 +14,7 @@ the attributes that it changed are kept and put back around the piece. Nothing i
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,11 +22,13 @@ from typing import Any
 import torch
 
 from ..hooks import Hook
-from .form import choose
-from .in_kernel import InKernel, KernelPlan
+from .form import choose, kernel_wanted
+from .in_kernel import InKernel, KernelPlan, kernel_plan
 from .interface import ArmedCheckpoints, SaverContext, StateSaver, live_saver
 from .narrowing import index_tensor, metadata_for, narrow_batch, swap
 from .piece_plan import Copy, PiecePlan, Round, plan_pieces
+
+logger = logging.getLogger(__name__)
 
 _OUTPUT_BUFFER = "linear_attn_output"  # FlashInfer writes into it, and where pieces run the caller copies
 
@@ -81,12 +84,14 @@ class PieceSaver(StateSaver):
     _plan: PiecePlan | None
 
     def __init__(self, context: SaverContext, in_kernel: InKernel | None = None) -> None:
-        """in_kernel: how the family's kernels save states, where they can"""
+        """in_kernel: how the family's kernels save states, where they can and are wanted to.
+        Raises: ValueError where the environment's MARCONI_STATE_FORM says nothing."""
         self._num_layers = context.num_layers
         self._count = context.count
         self._building = False
-        self.in_kernel = in_kernel
+        self.in_kernel = in_kernel if kernel_wanted() else None
         self._form_chosen = False
+        self._unfit = False  # a layer passed without its states; what it missed isn't published
         self.reset()
 
     def begin(self, armed: ArmedCheckpoints) -> None:
@@ -128,6 +133,7 @@ class PieceSaver(StateSaver):
         else:
             result = self._run_rounds(forward, hybrid, layer, save_kv_cache, arguments)
         self._layers += saved
+        self._unfit |= not saved
         if self._layers == self._num_layers and self._at_end is not None:
             # All layers at once, with whatever else belongs to a slot.
             backend.req_to_token_pool.mamba_pool.copy_from(self._at_end.source, self._at_end.target)
@@ -159,7 +165,7 @@ class PieceSaver(StateSaver):
         self._at_end = _copies(plan.at_end, running, slots)
         self._count("extend_forwards_with_checkpoints", 1)
         if not plan.plain and self._saves_in_kernel(backend, layer, arguments):
-            self._in_kernel_plan = _kernel_plan(armed, lengths, backend, layer, batch, running)
+            self._in_kernel_plan = kernel_plan(armed, lengths, backend, layer, batch, running)
             self._count("states_saved_in_kernel", len(self._in_kernel_plan.rows))
             self._plan = plan
             return
@@ -180,7 +186,12 @@ class PieceSaver(StateSaver):
         self._count("forked_tokens", plan.forked_tokens)
 
     def _saves_in_kernel(self, backend: Any, layer: Any, arguments: dict[str, Any]) -> bool:
-        """Decided once, at the first forward that has a state inside an extend."""
+        """Decided once, at the first forward that has a state inside an extend; given up where a layer is missed."""
+        if self._unfit and self.in_kernel is not None:
+            logger.error(
+                "marconi-ext: a prefill passed our kernel by: states are saved in pieces and forks from now on"
+            )
+            self.in_kernel = None
         if self.in_kernel is not None and not self._form_chosen:
             if not choose(self.in_kernel, backend, layer, arguments):
                 self.in_kernel = None
@@ -214,30 +225,6 @@ class PieceSaver(StateSaver):
                 out = part.new_zeros(shape)
             out.index_copy_(dim, prepared.tokens[: prepared.kept], part.narrow(dim, 0, prepared.kept))
         return out
-
-
-def _kernel_plan(
-    armed: ArmedCheckpoints,
-    lengths: Sequence[int],
-    backend: Any,
-    layer: Any,
-    batch: Any,
-    running: torch.Tensor,
-) -> KernelPlan:
-    """The states inside the extends; those at their ends are copied."""
-    inner = ArmedCheckpoints()
-    for row, offset, flat_end, slot in zip(armed.row, armed.offset, armed.flat_end, armed.slot, strict=True):
-        if offset < lengths[row]:
-            inner.add(row, offset, flat_end, slot)
-    pool = backend.req_to_token_pool
-    return KernelPlan.of(
-        inner.plan(pool),
-        backend.forward_metadata.query_start_loc,
-        running,
-        batch.extend_prefix_lens > 0,
-        num_tokens=sum(lengths),
-        num_slots=len(pool.mamba2_layer_cache(layer.layer_id).temporal),
-    )
 
 
 def _prepare_round(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
 from marconi_kernels.plan import CheckpointPlan
 
 from .form import COST_TOKENS, ENDS, LENGTHS, Trial
-from .in_kernel import DeltaStages, KernelPlan, save_lightning
+from .in_kernel import DeltaStages, InKernel, KernelPlan, save_lightning
 
 
 class Streams:
@@ -125,3 +126,45 @@ def lightning_trial(pool: torch.Tensor, slopes: torch.Tensor, dtype: torch.dtype
         return out
 
     return Trial(streams.pool(), prefill)
+
+
+# ---- one a family: (how it saves, backend, layer, the layer's tensors by name) ----
+
+
+def gdn_trial(stages: InKernel, backend: Any, layer: Any, arguments: dict[str, Any]) -> Trial:
+    """Gated DeltaNet's, on SGLang's chunked prefill as it stands now: the CPU platform binds its own."""
+    from sglang.kernels.ops.attention.fla.chunk import chunk_gated_delta_rule
+
+    def pipeline(**given: Any) -> torch.Tensor:
+        out: torch.Tensor = chunk_gated_delta_rule(**given)[0]
+        return out
+
+    return _of_layer(stages, backend, layer, arguments, pipeline, per_key=False)
+
+
+def kda_trial(stages: InKernel, backend: Any, layer: Any, arguments: dict[str, Any]) -> Trial:
+    """Kimi Delta Attention's."""
+    from sglang.kernels.ops.attention.fla.kda import chunk_kda
+
+    return _of_layer(stages, backend, layer, arguments, chunk_kda, per_key=True)
+
+
+def seg_la_trial(_beside: InKernel, backend: Any, layer: Any, arguments: dict[str, Any]) -> Trial:
+    """Lightning attention's."""
+    pool = backend.req_to_token_pool.mamba2_layer_cache(layer.layer_id).temporal
+    return lightning_trial(pool, backend.tp_slope[layer.layer_id], arguments["k"].dtype)
+
+
+def _of_layer(
+    stages: InKernel,
+    backend: Any,
+    layer: Any,
+    arguments: dict[str, Any],
+    pipeline: Callable[..., torch.Tensor],
+    *,
+    per_key: bool,
+) -> Trial:
+    assert isinstance(stages, DeltaStages)
+    pool = backend.req_to_token_pool.mamba2_layer_cache(layer.layer_id).temporal
+    dtype = arguments["mixed_qkv"].dtype
+    return delta_trial(stages, pool, layer.num_k_heads, dtype, per_key=per_key, pipeline=pipeline)

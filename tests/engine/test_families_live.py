@@ -49,8 +49,8 @@ def differing(answers: list[Answer], expected: list[Answer]) -> list[int]:
 IN_KERNEL, IN_PIECES = "states_saved_in_kernel", "extend_forks"
 CASES = {
     "gdn": ("gdn", IN_KERNEL),
-    "gdn-in-pieces": ("gdn", IN_PIECES),  # as with every prefill kernel but SGLang's Triton stages
     "kda": ("kda", IN_KERNEL),
+    "gdn-in-pieces": ("gdn", IN_PIECES),
     "lightning": ("lightning", IN_KERNEL),
     "lfm2": ("lfm2", None),
 }
@@ -72,7 +72,7 @@ def live(case: str, tmp_path: Path) -> Iterator[LiveServer]:
     folder = write_small_model(tmp_path / "model", FAMILIES[family]())
     env = plugin_environment(tmp_path / "plugin", "early_states")
     env["EARLY_STATES_SIGN"] = str(tmp_path / "early")
-    env[form.VARIABLE] = "pieces" if counter == IN_PIECES else ""
+    env[form.VARIABLE] = form.KERNEL if counter == IN_KERNEL else form.PIECES
     with running(folder, env=env, marconi_eviction="exact+lru", chunked_prefill_size=256) as server:
         yield server
 

@@ -14,6 +14,9 @@ from marconi_kernels.torch_twins.lightning import seg_la_fwd
 from sglang_hooks.recurrence import form
 from sglang_hooks.recurrence.form import Costs, Trial
 from sglang_hooks.recurrence.in_kernel import BesideLightning, DeltaStages, InKernel
+from sglang_hooks.recurrence.interface import SaverContext
+from sglang_hooks.recurrence.pieces import PieceSaver
+from sglang_hooks.recurrence.trials import seg_la_trial
 
 
 class Counting(InKernel):
@@ -45,7 +48,6 @@ class Counting(InKernel):
 
 @pytest.fixture
 def costs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(form.VARIABLE, raising=False)
     monkeypatch.setattr(form, "costs", lambda trial: Costs(in_kernel_ms=0.1, cut_ms=1.0))
 
 
@@ -70,10 +72,6 @@ class TestTheChoice:
     def test_other_kernels_of_sglang_are_left_alone(self) -> None:
         assert not form.choose(Counting(stock="FlashInfer has no such stage"), None, None, {})
 
-    def test_the_variable_asks_for_pieces(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv(form.VARIABLE, "pieces")
-        assert not form.choose(Counting(), None, None, {})
-
     def test_what_costs_more_than_a_cut_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(form, "costs", lambda trial: Costs(in_kernel_ms=1.1, cut_ms=1.0))
         assert not form.choose(Counting(), None, None, {})
@@ -84,6 +82,15 @@ class TestTheChoice:
         with caplog.at_level("INFO"):
             assert not form.choose(kernel, None, None, {})
         assert "ZeroDivisionError" in caplog.text
+
+
+def test_the_kernel_is_tried_only_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value, wanted in {"": False, form.PIECES: False, form.KERNEL: True}.items():
+        monkeypatch.setenv(form.VARIABLE, value)
+        assert form.kernel_wanted() == wanted
+    monkeypatch.setenv(form.VARIABLE, "kernels")
+    with pytest.raises(ValueError, match="MARCONI_STATE_FORM must be pieces or kernel; got 'kernels'"):
+        PieceSaver(SaverContext(1, lambda name, n: None))
 
 
 def test_only_sglangs_own_kernel_class_has_the_stage() -> None:
@@ -107,7 +114,7 @@ def test_lightnings_states_are_those_of_its_own_prefill(monkeypatch: pytest.Monk
         tp_slope=[torch.tensor([0.5, 0.1, 0.02, 0.001]).view(4, 1, 1)],
         req_to_token_pool=SimpleNamespace(mamba2_layer_cache=lambda i: SimpleNamespace(temporal=pool)),
     )
-    kernel, layer = BesideLightning(), SimpleNamespace(layer_id=0)
+    kernel, layer = BesideLightning(seg_la_trial), SimpleNamespace(layer_id=0)
     trial = kernel.trial(backend, layer, {"k": pool})
     found = form.held(trial)
     assert found.same_outputs and found.error < 1e-6

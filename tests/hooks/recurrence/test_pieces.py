@@ -12,7 +12,7 @@ import torch
 from small_hybrid import CHANNELS, HEADS, KEY, WIDTH, Backend, Hybrid, Pool, batch_of
 
 from marconi_kernels.torch_twins import delta_stages
-from sglang_hooks.recurrence import pieces
+from sglang_hooks.recurrence import form, pieces
 from sglang_hooks.recurrence.in_kernel import DeltaStages
 from sglang_hooks.recurrence.interface import ArmedCheckpoints, SaverContext
 
@@ -89,22 +89,27 @@ def arm(lengths: list[int], rows: list[int], offsets: list[int]) -> ArmedCheckpo
     return armed
 
 
+def take_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(form.VARIABLE, form.KERNEL)
+    monkeypatch.setattr(pieces, "choose", lambda *args: True)
+
+
 FORMS = {"cuts": 0, "both": 30, "forks": 10_000, "in-place": None, "beside": None}
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("way", FORMS)
 @pytest.mark.parametrize("per_key", [False, True], ids=["gdn", "kda"])
-def test_random_batches(per_key: bool, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_batches(per_key: bool, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ragged, chained extends with duplicate positions, 0- and 1-token rows, and checkpoints at ends."""
-    plan, fork_tokens = pieces.plan_pieces, FORMS[form]
+    plan, fork_tokens = pieces.plan_pieces, FORMS[way]
     stages = None
     if fork_tokens is None:
         stages = DeltaStages(("", ""), window_first=False)
-        stages.in_place = form == "in-place"
-        monkeypatch.setattr(pieces, "choose", lambda *args: True)
+        stages.in_place = way == "in-place"
+        take_the_kernel(monkeypatch)
     else:
         monkeypatch.setattr(pieces, "plan_pieces", lambda *args: plan(*args, fork_tokens=fork_tokens))
-    rng = np.random.default_rng(list(FORMS).index(form))
+    rng = np.random.default_rng(list(FORMS).index(way))
     seen: Counter[str] = Counter()
     for case in range(4):
         one, plain = Model(per_key, case, stages), Model(per_key, case)
@@ -144,8 +149,8 @@ def test_random_batches(per_key: bool, form: str, monkeypatch: pytest.MonkeyPatc
                     torch.testing.assert_close(running, expected, **TOLERANCE)
             prefixes = [p + n for p, n in zip(prefixes, lengths, strict=True)]
         seen.update(one.counts)
-    assert (seen["extend_cuts"] > 0) == (form in ("cuts", "both"))
-    assert (seen["extend_forks"] > 0) == (form in ("both", "forks"))
+    assert (seen["extend_cuts"] > 0) == (way in ("cuts", "both"))
+    assert (seen["extend_forks"] > 0) == (way in ("both", "forks"))
     assert (seen["states_saved_in_kernel"] > 0) == (stages is not None)
 
 
@@ -181,3 +186,18 @@ def test_a_missed_layer_is_said() -> None:
     model.layers.pop()
     model.prefill([0] * 4, [10, 0, 0, 0], arm([10, 0, 0, 0], [0], [10]))
     assert model.saver.missed() == "1 prefills of 2 recurrent layers"
+
+
+def test_a_layer_that_passes_our_kernel_by_is_said_and_pieces_follow(monkeypatch: pytest.MonkeyPatch) -> None:
+    take_the_kernel(monkeypatch)
+    model, plain = Model(False, 0, DeltaStages(("", ""), window_first=False)), Model(False, 0)
+    model.backend.stages = {}  # as if SGLang took another pipeline
+    lengths = [70, 5, 2, 1]
+    model.prefill([0] * 4, lengths, arm(lengths, [0, 1], [40, 3]))
+    assert model.saver.missed() == "0 prefills of 2 recurrent layers"
+    plain.prefill([0] * 4, lengths)
+    model.prefill(lengths, lengths, arm(lengths, [0, 1], [40, 3]))
+    assert model.saver.missed() is None and model.counts["extend_forks"] == 2
+    plain.prefill(lengths, [40, 3, 2, 1])
+    for saved, expected in zip(model.states(REQUESTS), plain.states(0), strict=True):
+        torch.testing.assert_close(saved, expected, **TOLERANCE)
