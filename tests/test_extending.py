@@ -69,6 +69,8 @@ def test_a_trace_format_is_told_by_its_fields(installed: Path, tmp_path: Path) -
         found = marconi("trace", "info", chats, "--json", "-", *options)
         assert found.returncode == 0 and "chats.jsonl:3: asked: empty" in found.stderr, found.stderr
         assert json.loads(found.stdout)["requests"] == 2
+    refused = marconi("trace", "info", chats, "--template", "plain")
+    assert refused.returncode == 2 and "chatlog, which has no messages" in refused.stderr
     refused = marconi("trace", "info", chats, "--format", "chatblog")
     assert refused.returncode == 2 and "chatlog" in refused.stderr
 

@@ -109,10 +109,15 @@ def read_trace(
     if not files:
         raise TraceError(f"--trace {path}: no trace file there (looked for {', '.join(SUFFIXES)})")
     format, files = _choose(path, files, ALIASES.get(format, format), problems)
-    if template and format in (*FLAT, "bbh_fewshot"):
+    if template and _has_no_messages(format):
         raise TraceError(f"--template {template}: {path} is {format}, which has no messages to write")
     stream = _stream(format, files, problems, tokenizer, template, arrivals or Arrivals())
     return _never_empty(islice(stream, limit), path, problems)
+
+
+def _has_no_messages(format: str) -> bool:
+    other = None if format in SIGNS else _other(format)
+    return format in (*FLAT, "bbh_fewshot") or (other is not None and other.requests is not None)
 
 
 def _read_standard_input(**options: Any) -> Iterator[Request]:
