@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-Message = dict[str, str]
+Message = dict[str, Any]
 
 TAIL_TOKENS = 16  # of a prompt: a header that ends among them is the answer's
 _TEXTS = ("Zebras", "quite another")  # that no first and no last token has in common
@@ -182,7 +182,8 @@ def _said(role: str, text: str) -> Message:
 
 def _answer(text: str, thoughts: str | None = None) -> Message:
     answer = _said("assistant", text)
-    return answer if thoughts is None else answer | {"reasoning_content": thoughts, "reasoning": thoughts}
+    fields = ("reasoning_content", "reasoning", "thinking")  # as one family or another calls them
+    return answer if thoughts is None else answer | dict.fromkeys(fields, thoughts)
 
 
 def _conversations() -> Iterator[tuple[list[Message], str, list[Message]]]:
@@ -193,6 +194,23 @@ def _conversations() -> Iterator[tuple[list[Message], str, list[Message]]]:
     yield [user], "assistant", [user]
     yield [user, assistant], "user", []
     yield [user, assistant], "tool", []
+
+
+def read_template(render: Render, special: Collection[int]) -> MessageHeaders:
+    """Headers and endings of a chat template. special: as of `headers_of`"""
+
+    def in_parts(
+        messages: list[Message], generation: bool = False, thinking: bool | None = None
+    ) -> Sequence[int]:
+        parted = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
+        return render(parted, generation, thinking)
+
+    found = MessageHeaders()
+    for how in (render, in_parts):  # models that see may take lists of parts alone
+        found = MessageHeaders(headers_of(how, special).headers, endings_of(how))
+        if found.headers or found.endings:
+            break
+    return found
 
 
 def from_tokenizer(tokenizer: Any, template: str | None = None) -> MessageHeaders:
@@ -209,4 +227,4 @@ def from_tokenizer(tokenizer: Any, template: str | None = None) -> MessageHeader
             messages, tokenize=True, return_dict=False, add_generation_prompt=generation, **how, **chosen
         )
 
-    return MessageHeaders(headers_of(render, special).headers, endings_of(render))
+    return read_template(render, special)
