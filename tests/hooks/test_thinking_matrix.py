@@ -59,13 +59,24 @@ def test_a_mark_alone_is_no_worse_than_nothing(known: str) -> None:
     assert ours.lost_late == 0, ours
 
 
-@pytest.mark.parametrize("template", ["plain", "qwen3.5-kept"])
-def test_rewritten_answers_lose_no_more_than_an_answer_a_turn(template: str) -> None:
-    """What of an answer comes before the change has no state of its own. Stock with its best flag has some there, which
-    is more where thoughts of 80 tokens are kept, and less where an answer is shorter than its grid."""
+KEPT = pytest.param(
+    "qwen3.5-kept",
+    marks=pytest.mark.xfail(
+        strict=True, reason="page 1 keeps no state inside an answer, and with it its thoughts are lost"
+    ),
+)
+
+
+@pytest.mark.parametrize("template", ["plain", "qwen3.5", KEPT])
+def test_rewritten_answers_lose_no_more_than_stock(template: str) -> None:
     ours, stock = both(template, "rewritten", 1, "auto")
+    assert ours.lost <= stock.lost, (ours, stock)
+
+
+def test_rewritten_answers_lose_an_answer_a_turn_at_most() -> None:
+    """What of an answer comes before the change has no state of its own."""
+    ours, _ = both("qwen3.5-kept", "rewritten", 1, "auto")
     assert 0 < ours.lost_late / (6 * 4 / 2) < 60 + 80 + 16
-    assert (stock.lost > ours.lost) == (template == "plain")
 
 
 def test_what_auto_finds_in_the_template() -> None:
