@@ -196,7 +196,8 @@ def _ends(facts: PromptFacts, prompt: Prompt) -> list[Offer]:
     """The ends of the prompt's input, of the prompt and of the sequence."""
     end = facts.prompt_tokens - 1
     inputs = {min(facts.prompt_tokens - distance, end) for distance in prompt.distances}
-    offers = [Offer(depth, Kind.INPUT_END) for depth in inputs if 0 < depth < end]
+    inside = Kind.BOUNDARY if prompt.guessed else Kind.INPUT_END
+    offers = [Offer(depth, inside, spare=prompt.guessed) for depth in inputs if 0 < depth < end]
     if end > 0:
         kind = Kind.INPUT_END if end in inputs else Kind.PROMPT_END
         offers.append(Offer(end, kind, prompt_tokens=facts.prompt_tokens, prompt_class=prompt.number))

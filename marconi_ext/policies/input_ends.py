@@ -6,6 +6,7 @@ a *class*: how it ends (see `InputEnd.kind`), and whether it repeats an earlier 
 all, as calls in a tool loop do. Of each class is counted how many tokens before their ends later prompts part from
 its prompts, looked up in the *earlier* prompt, which is the one in which the state must be saved. A prompt that ends as
 none did before is served by what was seen of all: as far before its end as any parted, which loses the tokens between.
+The very first prompts get a guess, in a free slot.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ KNOWN_PARTINGS = 16.0  # that what a template says counts for: more than MIN_SHA
 GUESSED_PARTINGS = 2.0  # that what a header says does
 MIN_GAIN = 16  # tokens, over the states above
 PLACES = 2  # for one prompt
+GUESSED_PROMPTS = 3  # the first ones, while nothing parted near an end and no answer was repeated
+GUESS_TOKENS = 2 * TAIL_TOKENS  # before an end: far enough above all partings that it hides none
 FEW_PROMPTS = 16  # of a class, up to which it is new, and last-token states aren't known to be useless
 TRIED_EACH = 16  # prompts: they are saved all the same, for what was true may not stay so
 
@@ -37,11 +40,13 @@ class Prompt:
     number: of its class, > 0
     distances: from the prompt's end to where its input may end, tokens; 0: the prompt's end itself
     last_token: the last token's state may serve
+    guessed: nothing is known of `distances`, which are worth a free slot and nobody else's
     """
 
     number: int
     distances: tuple[int, ...]
     last_token: bool
+    guessed: bool = False
 
 
 @dataclass(slots=True)
@@ -96,15 +101,27 @@ class InputEnds:
     def went_through(self, number: int) -> None:
         """A prompt repeats one of class `number`, and what was answered to it."""
         if (one := self._by_number.get(number)) is not None:
-            one.went_through += 1
+            for counted in (one, one.whole):
+                counted.went_through += 1
 
     def plan(self, last_token: int, goes_through: bool, known: InputEnd | None) -> Prompt:
         """A prompt of such an end. goes_through: it repeats an earlier one, and what was answered to it"""
         one = self._class(last_token if known is None else known.kind, goes_through)
         one.began()
         one.whole.began()
+        if not goes_through and known is None and self._knows_nothing():
+            return Prompt(one.number, (GUESS_TOKENS,), last_token=True, guessed=True)
         distances = self._distances(one, None if goes_through else known)
         return Prompt(one.number, distances, self._wants_last_token(one))
+
+    def _knows_nothing(self) -> bool:
+        """Of the first prompts: how they go on hasn't been seen yet."""
+        whole = self._whole[False]
+        return (
+            whole.planned <= GUESSED_PROMPTS
+            and whole.parted() < MIN_PARTINGS
+            and not any(one.went_through for one in self._whole.values())
+        )
 
     def _class(self, kind: int, goes_through: bool) -> _Class:
         key = (kind, goes_through)

@@ -7,6 +7,7 @@ import numpy as np
 from marconi_ext.policies.admission import ForkPredicting, PromptFacts
 from marconi_ext.policies.currency import Currency
 from marconi_ext.policies.fork_predictor import MIN_PARTINGS, ForkPredictor
+from marconi_ext.policies.input_ends import GUESS_TOKENS
 from marconi_ext.policies.registry import parse_policy
 from marconi_ext.policies.table.checkpoints import Kind
 from marconi_ext.simulator.capacity import Capacity
@@ -95,7 +96,8 @@ def test_guesses_take_free_room_only_and_proven_places_are_offered() -> None:
     placement = ForkPredicting()
     first = placement.plan(facts(3, kv_tokens=0, diverges=False))
     assert [(o.depth_tokens, o.spare) for o in first if o.kind == Kind.BOUNDARY] == [
-        (PREFIX + 620 - 181, True)
+        (PREFIX + 620 - 181, True),
+        (PREFIX + 620 - GUESS_TOKENS, True),  # where the input may end
     ]
     for number in range(8):
         placement.plan(facts(number))

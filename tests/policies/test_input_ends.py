@@ -8,7 +8,13 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from marconi_ext.policies.input_ends import FEW_PROMPTS, TRIED_EACH, InputEnds
+from marconi_ext.policies.input_ends import (
+    FEW_PROMPTS,
+    GUESS_TOKENS,
+    GUESSED_PROMPTS,
+    TRIED_EACH,
+    InputEnds,
+)
 from marconi_ext.policies.messages import Ending, InputEnd, MessageHeaders, endings_of
 
 START, END, LINE, THINK, CLOSE = 1, 2, 3, 4, 5
@@ -111,9 +117,9 @@ def test_without_an_ending_the_last_header_tells() -> None:
 def test_two_partings_at_one_distance_are_enough() -> None:
     ends = InputEnds()
     first = ends.plan(7, False, None)
-    assert first.distances == ()
+    assert first.guessed and first.distances == (GUESS_TOKENS,)
     ends.parted(first.number, 3)
-    assert ends.plan(7, False, None).distances == ()
+    assert ends.plan(7, False, None).guessed
     ends.parted(first.number, 3)
     assert ends.plan(7, False, None).distances == (3,)
     assert ends.plan(8, False, None).distances == (3,)  # that ends otherwise: as others, until more is known
@@ -121,6 +127,17 @@ def test_two_partings_at_one_distance_are_enough() -> None:
         ends.plan(8, False, None)
     assert ends.plan(8, False, None).distances == ()
     assert ends.plan(7, True, None).distances == ()  # a call in a tool loop
+
+
+def test_the_first_prompts_are_guessed_until_something_is_known() -> None:
+    ends = InputEnds()
+    guessed = [ends.plan(7, False, None).guessed for _ in range(GUESSED_PROMPTS + 2)]
+    assert guessed == [True] * GUESSED_PROMPTS + [False] * 2
+    ends = InputEnds()
+    assert not ends.plan(7, False, InputEnd(-1, 2, True, known=True)).guessed
+    first = ends.plan(7, False, None)
+    ends.went_through(first.number)  # a template that keeps everything
+    assert first.guessed and not ends.plan(7, False, None).guessed
 
 
 def test_at_larger_pages_the_distance_is_what_all_partings_agree_with() -> None:

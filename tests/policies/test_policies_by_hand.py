@@ -44,8 +44,10 @@ def positions(offers) -> list[int]:
 def test_judicious_and_exact() -> None:
     assert positions(Judicious().plan(facts())) == [700, 1100]
     assert positions(Judicious().plan(facts(diverges=False))) == [1100]  # extends a leaf: no fork
-    assert positions(Exact().plan(facts())) == [700, 999, 1100]
-    assert positions(Exact().plan(facts(kv_tokens=300, sequence_tokens=1000))) == [999]  # no answer
+    # the first prompts' inputs are guessed to end 32 tokens before them, where a slot is free
+    assert positions(Exact().plan(facts())) == [700, 968, 999, 1100]
+    assert [offer.spare for offer in Exact().plan(facts())] == [False, True, False, False]
+    assert positions(Exact().plan(facts(kv_tokens=300, sequence_tokens=1000))) == [968, 999]  # no answer
 
 
 def test_every_block() -> None:
@@ -66,14 +68,16 @@ def test_grid_branch_displaces_the_tail_of_its_extend() -> None:
 
 
 def test_selective_wants_a_gain_and_saves_proven_forks_again() -> None:
-    """A match of 700 asks for a gain of min(64, 87) = 64 tokens; a smaller one takes room only if it is free."""
+    """A match of 700 asks for a gain of min(64, 87) = 64 tokens; a smaller one takes room only if it is free. So does
+    the guess of a first prompt, at 968."""
 
     def planned(**changes: object) -> list[tuple[int, bool]]:
         return [(offer.depth_tokens, offer.spare) for offer in Selective().plan(facts(**changes))]
 
-    assert planned(hit_tokens=637) == [(700, True), (999, False), (1100, False)]
-    assert planned(hit_tokens=636) == [(700, False), (999, False), (1100, False)]
-    assert planned(proven_forks=(650,)) == [(650, False), (700, True), (999, False), (1100, False)]
+    ends = [(968, True), (999, False), (1100, False)]
+    assert planned(hit_tokens=637) == [(700, True), *ends]
+    assert planned(hit_tokens=636) == [(700, False), *ends]
+    assert planned(proven_forks=(650,)) == [(650, False), (700, True), *ends]
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ GOLDEN = {
     "vllm+": 0,
     "sglang": 111_872,
     "lru-leaf": 136_261,
-    "lru": 110_600,
-    "seglen": 143_361,
-    "flop-aware:1.0": 138_427,
-    "gittins-basic": 140_661,
-    "gittins": 163_372,
-    "foresight+gittins": 162_016,
+    "lru": 110_968,
+    "seglen": 142_513,
+    "flop-aware:1.0": 134_456,
+    "gittins-basic": 143_243,
+    "gittins": 165_178,
+    "foresight+gittins": 161_295,
 }
 
 

@@ -174,14 +174,19 @@ def test_a_conversation_that_had_its_turns_goes_first() -> None:
 
 
 def test_where_kv_is_short_a_leaf_goes_by_what_its_kv_is_worth() -> None:
-    """Agents of long conversations have ended, then few-shot prompts come, in 20,000 tokens of KV."""
+    """Agents of long conversations have ended, then few-shot prompts come, in 20,000 tokens of KV. Three seeds,
+    for a state more or less at the start moves one of them by 4 %."""
 
     def hits(eviction: str) -> int:
-        currency = Currency()
-        capacity = Capacity(slots=16, tokens=20_000)
-        simulator = Simulator(capacity, *parse_policy(eviction).build(currency), currency)
-        for request in synthetic("agent", sessions=20):
-            simulator.serve(request)
-        return sum(simulator.serve(request).hit_tokens for request in synthetic("few-shot", sessions=200))
+        found = 0
+        for seed in range(3):
+            currency = Currency()
+            capacity = Capacity(slots=16, tokens=20_000)
+            simulator = Simulator(capacity, *parse_policy(eviction).build(currency), currency)
+            for request in synthetic("agent", sessions=20, seed=seed):
+                simulator.serve(request)
+            few_shot = synthetic("few-shot", sessions=200, seed=seed)
+            found += sum(simulator.serve(request).hit_tokens for request in few_shot)
+        return found
 
-    assert hits("gittins") > 0.99 * hits("fork-predictor+seglen") > 1.3 * hits("lru")
+    assert hits("gittins") > 0.99 * hits("fork-predictor+seglen") > 1.25 * hits("lru")
