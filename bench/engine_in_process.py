@@ -33,12 +33,14 @@ OPTIONS: dict[str, object] = {
 
 @dataclass(frozen=True)
 class Ask:
-    """A greedy request. stops: tokens that end it; none: its length does. sampling: further parameters"""
+    """A greedy request. stops: tokens that end it; none: its length does. sampling: further parameters
+    abort_after: steps of the scheduler after which it is aborted, if it hasn't ended; None: never"""
 
     prompt: list[int]
     answer_tokens: int
     stops: tuple[int, ...] = ()
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    abort_after: int | None = None
 
 
 @dataclass(frozen=True)
@@ -111,12 +113,16 @@ class Engine:
         publish(arguments, role="scheduler", ranks=SpawnRanks(world_rank=0, dp_rank=None, gpu_id=0))
         self.scheduler = Scheduler(arguments, PortArgs.init_new(arguments))
         self.scheduler.ingest_requests = self._feed
-        self.scheduler.ipc_channels.send_to_detokenizer.send_output = self._take
+        channels = self.scheduler.ipc_channels
+        channels.send_to_detokenizer.send_output = channels.send_to_tokenizer.send_output = self._take
         self._number = 0
+        self.aborted = 0
 
     def ask(self, requests: Sequence[Ask], concurrency: int = 1) -> list[Said]:
-        """The answers to the requests, `concurrency` of which are open at a time."""
+        """The answers to the requests, `concurrency` of which are open at a time; `aborted`: how many were cut off."""
         self._answers: dict[str, Said] = {}
+        self._to_abort: dict[str, int] = {}  # steps left
+        self.aborted = 0
         self._waiting, self._names = list(requests)[::-1], []
         self._concurrency = concurrency
         self.scheduler.gracefully_exit = False
@@ -137,6 +143,7 @@ class Engine:
         return metrics.spec_total_num_accept_tokens / max(1, metrics.spec_total_num_forward_ct)
 
     def _feed(self, *_args: Any, **_kwargs: Any) -> list[Any]:
+        self._abort()
         open_requests = len(self._names) - len(self._answers)
         while self._waiting and open_requests < self._concurrency:
             self._submit(self._waiting.pop())
@@ -146,12 +153,22 @@ class Engine:
             scheduler.gracefully_exit = True
         return []
 
+    def _abort(self) -> None:
+        from sglang.srt.managers.io_struct import AbortReq
+
+        for name, steps in list(self._to_abort.items()):
+            self._to_abort[name] = steps - 1
+            if steps == 0 and name not in self._answers:
+                self.scheduler.abort_request(AbortReq(rid=name))
+
     def _submit(self, request: Ask) -> None:
         from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
         from sglang.srt.sampling.sampling_params import SamplingParams
 
         self._number += 1
-        self._names.append(str(self._number))
+        self._names.append(f"{self._number:06d}")  # SGLang aborts all whose names begin alike
+        if request.abort_after is not None:
+            self._to_abort[self._names[-1]] = request.abort_after
         sampling = SamplingParams(
             temperature=0,
             max_new_tokens=request.answer_tokens,
@@ -179,11 +196,16 @@ class Engine:
         )
 
     def _take(self, output: Any, *_args: Any) -> None:
+        if type(output).__name__ == "AbortReq":  # it was still waiting
+            self._answers[output.rid] = Said([], [], 0)
+            self.aborted += 1
+            return
         for number, name in enumerate(getattr(output, "rids", None) or ()):
             if output.finished_reasons[number] is not None:
+                self.aborted += output.finished_reasons[number]["type"] == "abort"
                 self._answers[name] = Said(
                     [int(token) for token in output.output_ids[number]],
-                    [float(value) for value in output.output_token_logprobs_val[number]],
+                    [float(value) for value in output.output_token_logprobs_val[number] or ()],
                     int(output.cached_tokens[number]),
                 )
 

@@ -1,7 +1,8 @@
 """Public reports about caches of hybrid models, sent to a live server (CPU platform) and to one with its cache off.
 
 Each report's requests are sent twice; every answer is compared, and slots, table, tree and sums are checked after each
-pass. tests/engine/test_public_reports.py runs a part of it with smaller numbers.
+pass. tests/engine/test_public_reports.py runs a part of it with smaller numbers; test_chunk_sizes.py has every size of
+a prefill's chunks.
 
     python bench/public_reports.py [--only ample,tight,…] [--json FILE]
 """
@@ -20,8 +21,7 @@ import report_cases as cases
 import typer
 from report_cases import with_
 from rich.console import Console
-from server_pair import CacheOff, Pair, Report, cache_off, pair, twice
-from small_adapter import SERVER_OPTIONS, write_adapter
+from server_pair import Pair, Report, cache_off, pair, twice
 
 from marconi_ext.errors import CheckFailedError
 from marconi_ext.models.toy_model import ToyModel, write_model
@@ -39,34 +39,10 @@ class Group:
     options: Mapping[str, Any]
     reports: tuple[Report, ...]
 
-    @property
-    def takes_adapters(self) -> bool:
-        """Whether the server, and so the one to compare with, takes LoRA adapters."""
-        return SERVER_OPTIONS.items() <= self.options.items()
 
-
-@dataclass(frozen=True)
-class Folders:
-    """here, other: the model that is served, and one of its shape with other weights; adapters: LoRA, by name"""
-
-    here: Path
-    other: Path
-    adapters: Mapping[str, Path]
-
-    @classmethod
-    def written(cls, folder: Path) -> Folders:
-        model = ToyModel(vocab=VOCABULARY)
-        return cls(
-            write_model(folder / "model", model),
-            write_model(folder / "other", ToyModel(vocab=VOCABULARY, seed=1)),
-            {name: write_adapter(folder / name, model, seed) for seed, name in enumerate(("one", "two"))},
-        )
-
-
-def groups(folders: Folders) -> dict[str, Group]:
-    """By name."""
-    weights = {"here": str(folders.here), "other": str(folders.other)}
-    found = {
+def groups(here: Path, other: Path) -> dict[str, Group]:
+    """here, other: the model that is served, and one of its shape with other weights"""
+    return {
         "ample": Group(
             {**AMPLE, "chunked_prefill_size": 65},
             (
@@ -74,11 +50,12 @@ def groups(folders: Folders) -> dict[str, Group]:
                 cases.short_extends,
                 cases.boundary_lengths,
                 cases.dropped_generation_prompts,
+                cases.isolated_keys,
                 cases.several_samples,
                 cases.logprobs_of_cached_tokens,
                 cases.ends_of_answers,
                 cases.paused_with_waiting_requests,
-                with_(cases.weights_replaced, **weights),
+                with_(cases.weights_replaced, here=str(here), other=str(other)),
             ),
         ),
         "tight": Group(
@@ -102,9 +79,6 @@ def groups(folders: Folders) -> dict[str, Group]:
                 with_(cases.documents_between_turns, documents=32),
             ),
         ),
-        "adapters": Group(
-            {**AMPLE, **SERVER_OPTIONS}, (with_(cases.isolated_keys, adapters=folders.adapters),)
-        ),
         "page-16": Group(
             {**AMPLE, "page_size": 16, "chunked_prefill_size": 64},
             (
@@ -125,12 +99,6 @@ def groups(folders: Folders) -> dict[str, Group]:
             (with_(cases.churned_host_tier, prompts=81), with_(cases.aborted_prefills, rounds=10)),
         ),
     }
-    for size in (1, 2, 3, 7, 16, 63):
-        found[f"chunks-of-{size}"] = Group(
-            {**AMPLE, "chunked_prefill_size": size},
-            (cases.short_extends, with_(cases.aborted_prefills, rounds=5)),
-        )
-    return found
 
 
 def outcome(both: Pair, report: Report, seed: int) -> dict[str, Any]:
@@ -155,20 +123,18 @@ def main(
     rows: list[dict[str, Any]] = []
     console = Console()
     with tempfile.TemporaryDirectory(prefix="marconi-reports-") as place, ExitStack() as stack:
-        folders = Folders.written(Path(place))
-        known = groups(folders)
+        here = write_model(Path(place) / "model", ToyModel(vocab=VOCABULARY))
+        other = write_model(Path(place) / "other", ToyModel(vocab=VOCABULARY, seed=1))
+        known = groups(here, other)
         chosen = only.split(",") if only else list(known)
         if unknown := set(chosen) - set(known):
             raise typer.BadParameter(
                 f"{', '.join(unknown)}; there are {', '.join(known)}", param_hint="--only"
             )
-        without: dict[bool, CacheOff] = {}  # one for all groups: they send many requests alike
+        without = stack.enter_context(cache_off(here))  # one for all groups, which send many requests alike
         for name in chosen:
             group = known[name]
-            if group.takes_adapters not in without:
-                own = SERVER_OPTIONS if group.takes_adapters else {}
-                without[group.takes_adapters] = stack.enter_context(cache_off(folders.here, **own))
-            with pair(folders.here, without[group.takes_adapters], **group.options) as both:
+            with pair(here, without, **group.options) as both:
                 for report in group.reports:
                     if reports and report.__name__ not in reports.split(","):
                         continue
