@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-PROVEN_ALGORITHMS = ("NGRAM", "EAGLE", "EAGLE3")
+PROVEN_ALGORITHMS = ("NGRAM", "EAGLE", "EAGLE3", "STANDALONE")
 """Speculative algorithms whose answers were held against the cache off."""
 
 SPECULATION_TESTED = (
@@ -51,6 +51,19 @@ def _speculates(arguments: Any) -> bool:
 
 def _uses(*algorithms: str) -> Callable[[Any], bool]:
     return lambda arguments: arguments.speculative_algorithm in algorithms
+
+
+def draft_is_recurrent(arguments: Any) -> bool:
+    """Whether the draft model has layers with recurrent states."""
+    from sglang.srt.configs.hybrid_arch import mambaish_config
+    from sglang.srt.configs.model_config import ModelConfig
+
+    config = ModelConfig(
+        model_path=arguments.speculative_draft_model_path,
+        revision=arguments.speculative_draft_model_revision,
+        trust_remote_code=arguments.trust_remote_code,
+    )
+    return mambaish_config(config) is not None
 
 
 DEPLOYMENTS = (
@@ -158,13 +171,15 @@ DEPLOYMENTS = (
     ),
     Deployment(
         "speculation, a draft model of its own",
-        "`--speculative-algorithm STANDALONE`",
-        False,
+        "`--speculative-algorithm STANDALONE --speculative-draft-model-path …`, a model without recurrent layers; page "
+        "size as above",
+        True,
+        "CPU engine (Mamba2): 2 × 148 requests equal the cache off, with overlap",
         conflicts=(
             Conflict(
-                _uses("STANDALONE"),
-                "does not support --speculative-algorithm STANDALONE yet: answers with such a draft were not held "
-                "against the cache off",
+                lambda a: a.speculative_algorithm == "STANDALONE" and draft_is_recurrent(a),
+                "does not support a draft model with recurrent layers: SGLang would keep its states in the target's "
+                "slots",
             ),
         ),
     ),
@@ -187,8 +202,7 @@ DEPLOYMENTS = (
         conflicts=(
             Conflict(
                 lambda a: (
-                    _speculates(a)
-                    and a.speculative_algorithm not in (*PROVEN_ALGORITHMS, "STANDALONE", "DFLASH", "DSPARK")
+                    _speculates(a) and a.speculative_algorithm not in (*PROVEN_ALGORITHMS, "DFLASH", "DSPARK")
                 ),
                 f"supports --speculative-algorithm {', '.join(PROVEN_ALGORITHMS)} alone",
             ),

@@ -49,7 +49,7 @@ OPTIONS = (
     Option(
         "speculative_algorithm",
         Decision.REFUSED,
-        "all but `NGRAM`, `NEXTN`, `EAGLE` and `EAGLE3`, which are tested: [deployments.md](deployments.md)",
+        "all but what [deployments.md](deployments.md) shows as tested",
         "DFLASH",
     ),
     Option("speculative_adaptive", Decision.REFUSED, "verifies turn into plain decode steps", True),

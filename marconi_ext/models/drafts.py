@@ -1,8 +1,8 @@
-"""A small EAGLE3 head that drafts for a small hybrid.
+"""Small models that draft for a small hybrid: a model of its own (STANDALONE), and an EAGLE3 head.
 
-It has the hybrid's output head, and hardly adds anything to the last token's embedding: it guesses what that alone says
-of the next token. A hybrid whose embeddings outweigh its layers (`embedding_scale`) often agrees. That is constructed,
-and says nothing of real drafts.
+Both have the hybrid's embeddings and its head, and hardly add anything: they guess what the last token alone says of
+the next. A hybrid whose embeddings outweigh its layers (`embedding_scale`) often agrees. That is constructed, and
+says nothing of real drafts.
 """
 
 from pathlib import Path
@@ -13,13 +13,25 @@ from marconi_ext.models.attention_model import (
     HEAD_DIM,
     HEADS,
     HIDDEN,
+    LAYERS,
     WIDTH,
     attention_config,
+    attention_weights,
     write_attention_folder,
 )
 from marconi_ext.models.seeded import DRAFT_GAIN, Seeded
 
 CAPTURED_LAYERS = (0, 1, 2)  # whose outputs an EAGLE3 head reads
+
+
+def write_standalone_draft(path: Path, vocabulary: int, embedding_scale: int = 1, seed: int = 0) -> Path:
+    """A pure-attention model for a hybrid of this width, vocabulary, scale and seed. Returns `path`."""
+    tensors = attention_weights(vocabulary, seed) | Seeded(seed).embeddings(vocabulary, HIDDEN)
+    tensors["model.embed_tokens.weight"] *= embedding_scale
+    for layer in range(LAYERS):
+        for name in ("self_attn.o_proj", "mlp.down_proj"):
+            tensors[f"model.layers.{layer}.{name}.weight"] *= DRAFT_GAIN
+    return write_attention_folder(path, attention_config(vocabulary), tensors)
 
 
 def write_eagle3_draft(path: Path, vocabulary: int, seed: int = 0) -> Path:

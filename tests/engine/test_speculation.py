@@ -24,7 +24,7 @@ from speculative_traffic import (
     wrong,
 )
 
-from marconi_ext.models.drafts import write_eagle3_draft
+from marconi_ext.models.drafts import write_eagle3_draft, write_standalone_draft
 from marconi_ext.models.families import FAMILIES, write_small_model
 
 pytestmark = pytest.mark.engine
@@ -103,12 +103,15 @@ def test_drafts_of_the_other_kind(engines: Engines, model: Path, cases: list[Cas
     assert_all_exact(cases, engines.run(Job(options, Twice(cases))))
 
 
-def test_an_eagle3_head(engines: Engines, model: Path, cases: list[Case]) -> None:
+def test_drafts_of_another_model(engines: Engines, model: Path, cases: list[Case]) -> None:
+    """A model of its own for Mamba2, whose models show an EAGLE3 head no layers; an EAGLE3 head for the other."""
+    folder = model.with_name(f"{model.name}-draft")
     if model.name == "mamba2":
-        pytest.skip("SGLang's Nemotron-H shows an EAGLE3 head no layers")
-    head = write_eagle3_draft(model.with_name("head"), VOCABULARY)
-    eagle3 = {"speculative_algorithm": "EAGLE3", "speculative_draft_model_path": head}
-    options = {"model_path": model, **MULTI_TOKEN_PREDICTION, **eagle3, **MARCONI}
+        algorithm, draft = "STANDALONE", write_standalone_draft(folder, VOCABULARY, EMBEDDING_SCALE)
+    else:
+        algorithm, draft = "EAGLE3", write_eagle3_draft(folder, VOCABULARY)
+    other = {"speculative_algorithm": algorithm, "speculative_draft_model_path": draft}
+    options = {"model_path": model, **MULTI_TOKEN_PREDICTION, **other, **MARCONI}
     assert_all_exact(cases, engines.run(Job(options, Twice(cases))))
 
 

@@ -8,6 +8,8 @@ import pytest
 from test_compat import Resolved
 
 from marconi_ext.config import ConfigError
+from marconi_ext.models.drafts import write_standalone_draft
+from marconi_ext.models.toy_model import ToyModel, write_model
 from sglang_hooks.compat import check_arguments
 from sglang_hooks.deployments import DEPLOYMENTS, PROVEN_ALGORITHMS, page
 
@@ -21,8 +23,15 @@ def test_what_is_refused_says_why() -> None:
 
 
 @pytest.mark.parametrize("algorithm", PROVEN_ALGORITHMS)
-def test_proven_speculation_starts(algorithm: str) -> None:
-    check_arguments(Resolved(speculative_algorithm=algorithm))
+def test_proven_speculation_starts(algorithm: str, tmp_path: Path) -> None:
+    draft = write_standalone_draft(tmp_path, 1_500)
+    check_arguments(Resolved(speculative_algorithm=algorithm, speculative_draft_model_path=str(draft)))
+
+
+def test_a_recurrent_draft_is_refused(tmp_path: Path) -> None:
+    draft = write_model(tmp_path / "draft", ToyModel(vocab=1_500))
+    with pytest.raises(ConfigError, match="a draft model with recurrent layers"):
+        check_arguments(Resolved(speculative_algorithm="STANDALONE", speculative_draft_model_path=str(draft)))
 
 
 @pytest.mark.parametrize(
@@ -46,9 +55,8 @@ def test_what_speculation_was_not_proven_with_is_refused(setting: dict[str, obje
 @pytest.mark.parametrize(
     ("algorithm", "reason"),
     [
-        ("STANDALONE", "were not held against the cache off"),
         ("DSPARK", "commit states past the place"),
-        ("FROZEN_KV_MTP", "supports --speculative-algorithm NGRAM, EAGLE, EAGLE3 alone"),
+        ("FROZEN_KV_MTP", "supports --speculative-algorithm NGRAM, EAGLE, EAGLE3, STANDALONE alone"),
         ("UNO", "supports --speculative-algorithm NGRAM"),
     ],
 )
