@@ -25,7 +25,7 @@ from marconi_ext.servers.server import free_port
 OWN = ("round-robin", "sticky", "resumable")
 SGLANG, BINARY = "sglang:", "sglang-router"
 SGLANG_POLICIES = ("random", "round_robin", "cache_aware", "power_of_two", "manual")
-START_S = 30.0
+START_S = 300.0  # it imports SGLang first
 
 
 class Router(Protocol):
@@ -113,6 +113,8 @@ class SglangRouter:
         self._url = f"http://127.0.0.1:{port}"
         log = logs / f"sglang-router-{policy}.log"
         command = [binary, "launch", "--worker-urls", *urls, "--policy", policy, "--host", "127.0.0.1"]
+        if policy == "manual":  # new keys go to the server with fewest
+            command += ["--assignment-mode", "min_group"]
         command += ["--port", str(port), "--prometheus-port", str(metrics)]
         with log.open("ab") as file:
             self._process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
