@@ -169,6 +169,13 @@ class MarconiConfig(BaseModel):
         description="Shares of the state slots by tenant (extra_key, else cache_salt), as JSON: "
         '{"chat": {"floor": 0.3}, "batch": {"ceiling": 0.2}, "*": {"ceiling": 0.5}}; * is all others together.',
     )
+    storage_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="With --hicache-storage-backend: the share of the states that reach the host, those worth most, "
+        "that is written to storage, with the KV that they need. Default: all.",
+    )
     remember: str | None = Field(
         None,
         description="File in which the most valuable inner prefixes are kept, as token ids, for 'marconi warm' after "

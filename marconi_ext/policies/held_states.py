@@ -169,6 +169,11 @@ class HeldStates:
             self._listener.saved(Kind(runtime.table.kind.item(row)))
         self._pin(row)
 
+    def waits(self, node: Any, depth_tokens: int, kind: Kind) -> None:
+        """A state came to `node` on the host, out of storage: it has a row like any other that isn't on the device."""
+        if row_of(node) < 0:
+            self.records.record(node, depth_tokens, kind)
+
     def left(self, node: Any, reason: str) -> None:
         """The state that was at `node` isn't there any more. reason: as `REASONS` of an explanation has it"""
         row, table = row_of(node), self.runtime.table

@@ -2,7 +2,8 @@
 
 Target: `sglang.srt.mem_cache.pool_host`: the host allocator, `MHATokenToKVPoolHost` and `MambaPoolHost`.
 Why: the pools are registered with the CUDA driver and moved by its kernels, imported only beside a GPU.
-How: plain host tensors, and index copies in place of the transfers (the layouts stay as they are).
+How: plain host tensors, also for pages read from storage, and index copies in place of the transfers (the layouts
+stay as they are).
 Remove when: the pools offer a torch transfer for devices without kernels.
 """
 
@@ -17,6 +18,8 @@ def apply() -> None:
 
     common.ALLOC_MEMORY_FUNCS["cpu"] = _allocate
     rebind("sglang.srt.mem_cache.pool_host.common", "_cuda_host_unregister", lambda buffer: None)
+    for pool in (mha.MHATokenToKVPoolHost, mamba.MambaPoolHost):
+        pool.get_dummy_flat_data_page = _unpinned(pool.get_dummy_flat_data_page)
     mha.MHATokenToKVPoolHost.load_to_device_per_layer = _load_kv
     mha.MHATokenToKVPoolHost.backup_from_device_all_layer = _back_up_kv
     mamba.MambaPoolHost._copy_tensor = staticmethod(_copy_states)
@@ -28,6 +31,19 @@ def _allocate(
     dims, dtype, device, pin_memory, allocator, registration_granularity_bytes=None
 ) -> torch.Tensor:
     return torch.empty(dims, dtype=dtype, device=device)
+
+
+def _unpinned(original):
+    """A page to read storage into, of plain memory: pinning raises without a GPU, and the prefetch is dropped."""
+    if hasattr(original, "original"):
+        return original
+
+    def page(pool):
+        pool.pin_memory = False
+        return original(pool)
+
+    page.original = original
+    return page
 
 
 def _load_kv(

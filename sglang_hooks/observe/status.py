@@ -24,7 +24,7 @@ def announce(scheduler: Any) -> None:
         ",".join(state.config.checkpoints),
         cache.req_to_token_pool.mamba_allocator.size,
         cache.page_size,
-        len(cache.req_to_token_pool.mamba_map),
+        state.forward.layers,
         len(cache.mamba.serving.headers.headers),
         state.config.policy,
         scheduler.ps.tp_rank if hasattr(scheduler, "ps") else 0,

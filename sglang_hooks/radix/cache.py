@@ -35,6 +35,7 @@ from ..recurrence import registry
 from ..recurrence.forward import ForwardCheckpoints
 from ..recurrence.interface import SaverContext
 from ..recurrence.speculation import AcceptedRuns
+from ..recurrence.stage import layers_here
 from .component import MarconiMambaComponent
 from .kv_eviction import MarconiFullComponent
 from .ledger import CheckpointLedger
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
     from sglang.srt.mem_cache.cache_init_params import CacheInitParams
     from sglang.srt.mem_cache.registry import TreeCacheBuildContext
-    from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode
+    from sglang.srt.mem_cache.unified_cache.unified_tree_core import NodeId, UnifiedTreeNode
 
 logger = logging.getLogger(__name__)
 
@@ -215,6 +216,14 @@ class MarconiRadixCache(UnifiedRadixCache):
             freed.num_tokens_evicted += sum(map(len, kv))
             freed.mamba_num_evicted += len(slots)
 
+    @rank_consensus
+    def write_backup_storage(self, node_id: NodeId) -> None:
+        """As stock; what isn't worth it stays out of storage."""
+        if self.enable_storage and self.cache_controller is not None:
+            node = self.tree_core.node_by_id(node_id)
+            write = super().write_backup_storage
+            self.mamba.storage.write(node, lambda found: write(found.id))
+
     def reclaimable_slots(self) -> int:
         """States that could be held if all that may go went."""
         slots = (
@@ -310,11 +319,12 @@ def build_cache(
     cache.mamba.keeps_stock_order = ctx.params.eviction_policy.lower() != "lru"
     if cache.page_size == 1:
         pool.mamba_initial_tracking_slots = 0  # any length can be donated: nothing is tracked during decode
-    context = SaverContext(len(pool.mamba_map), lambda name, n: ledger.counters.update({name: n}))
+    layers = layers_here(ctx.tp_worker.model_runner.model, pool.mamba_map)
+    context = SaverContext(layers, lambda name, n: ledger.counters.update({name: n}))
     backend = linear_backend(ctx)
     family = registry.family_of(backend)
     assert family is not None, "why_stock has looked"
-    forward = ForwardCheckpoints(ledger, family.saver(context), stats, backend)
+    forward = ForwardCheckpoints(ledger, family.saver(context), stats, backend, layers)
     # with an admin key, nobody else can ask for a dump
     dumps = TreeDumps(expose_tokens=config.expose_tokens or bool(ctx.server_args.admin_api_key))
     runs = AcceptedRuns(pool) if ctx.server_args.speculative_algorithm else None

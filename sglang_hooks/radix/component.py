@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from sglang.srt.mem_cache.base_prefix_cache import EvictParams, MatchResult
+from sglang.srt.mem_cache.base_prefix_cache import EvictParams, InsertResult, MatchResult
 from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.unified_cache.components.base import CacheTransferPhase
 from sglang.srt.utils import rank_consensus_checker
@@ -37,13 +37,17 @@ from ..operator.pins import Pins
 from ..operator.wishes import NO_WISHES
 from ..policy import kind_name, saved_kinds
 from . import node_states
+from .agreement import Agreement
+from .host_tier import has_state
 from .ledger import CheckpointLedger, PendingCheckpoint
 from .node_states import holds_state
 from .publishing import StatePublishing, is_probe
+from .storage_tier import StorageTier
 from .tree_core import depth_of
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
+    from sglang.srt.mem_cache.hicache_storage import PoolTransfer
     from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode
 
 
@@ -60,6 +64,7 @@ class MarconiMambaComponent(StatePublishing):
 
     # None until `adopt` sets it, before any request; the constructor resets the tree earlier
     runtime: PolicyRuntime = None  # type: ignore[assignment]
+    storage: StorageTier = None  # type: ignore[assignment]
     keeps_stock_order = False
 
     def adopt(
@@ -72,6 +77,7 @@ class MarconiMambaComponent(StatePublishing):
         self.held = HeldStates(runtime, self.records, self.serving, node_states, _ByName(stats))
         self.explainer = Explainer(self)
         self.pins = Pins(self, config.pin_share)
+        self.storage = StorageTier(self, config.storage_share)
         slots = self.cache.req_to_token_pool.mamba_allocator.size
         runtime.reserves.set_quotas(quotas_in_slots(config.quotas, slots))
         self.plans = {}
@@ -79,16 +85,8 @@ class MarconiMambaComponent(StatePublishing):
         self.tuner = None
         if isinstance(runtime.eviction, Marconi):
             self.tuner = Tuner(
-                runtime.eviction, config.tuning_interval, agree=self._all_ranks, on_tuned=stats.tuned
+                runtime.eviction, config.tuning_interval, agree=Agreement(self.cache), on_tuned=stats.tuned
             )
-
-    def _all_ranks(self, _request: int, ready: bool) -> bool:
-        """Whether every tensor-parallel rank is ready; all of them ask at the same request."""
-        if self.cache.tp_world_size == 1:
-            return ready
-        flag = torch.tensor(int(ready))
-        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MIN, group=self.cache.tp_group)
-        return bool(flag.item())
 
     def forget_all(self) -> None:
         """The tree was reset, and the pools with it. What the policy has learned stays."""
@@ -99,6 +97,7 @@ class MarconiMambaComponent(StatePublishing):
         self.ledger.clear()
         self.plans.clear()
         self.dead_leaves.clear()
+        self.storage.clear()
         self.held.clear()
         if self.events is not None:
             self.events.cleared()
@@ -249,6 +248,7 @@ class MarconiMambaComponent(StatePublishing):
         """As stock: the state, and its record, stay at the lower end."""
         super().redistribute_on_node_split(new_parent, child)
         self.records.tend(child)
+        self.storage.split(new_parent, child)
         if self.events is not None:
             self.events.split(new_parent, child)
 
@@ -263,11 +263,35 @@ class MarconiMambaComponent(StatePublishing):
         super().release_component_lock(node, *args, **kwargs)
         self.held.locks_changed(node)
 
-    def commit_hicache_transfer(self, node: UnifiedTreeNode, phase: Any, *args: Any, **kwargs: Any) -> None:
-        """As stock; a state that comes back from the host is held again."""
+    def build_hicache_transfers(
+        self, node: UnifiedTreeNode, phase: Any, **arguments: Any
+    ) -> list[PoolTransfer] | None:
+        """As stock, but for a node whose state isn't worth writing to storage."""
+        if phase == CacheTransferPhase.BACKUP_STORAGE and node is self.storage.without_state:
+            return None
+        return super().build_hicache_transfers(node, phase, **arguments)
+
+    def commit_hicache_transfer(
+        self,
+        node: UnifiedTreeNode,
+        phase: Any,
+        *args: Any,
+        insert_result: InsertResult | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """As stock; a state that comes back from the host is held again, and one that comes from storage waits on the
+        host at a node with a row, so that the policy has its say on what leaves the host."""
         held = holds_state(node)
-        super().commit_hicache_transfer(node, phase, *args, **kwargs)
-        if phase == CacheTransferPhase.LOAD_BACK and holds_state(node):
+        super().commit_hicache_transfer(node, phase, *args, insert_result=insert_result, **kwargs)
+        if phase == CacheTransferPhase.PREFETCH:
+            fetched = None if insert_result is None else insert_result.inserted_host_node
+            if fetched is None:
+                return
+            node = self.tree_core.node_by_id(fetched)
+            if has_state(node):
+                self.held.waits(node, depth_of(node), Kind.LAST_TOKEN)
+                self.ledger.counters["storage_fetched_states"] += 1
+        elif phase == CacheTransferPhase.LOAD_BACK and holds_state(node):
             self.held.arrived(node, depth_of(node), Kind.LAST_TOKEN, is_new=False)
             if not held:
                 self.stats.returned(kind_name(self.runtime.table.kind.item(row_of(node))))

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from ..observe.state_events import ResumableRecorder, StateEvents
     from .cache import MarconiRadixCache
+    from .storage_tier import StorageTier
 
 _MAMBA = ComponentType.MAMBA
 
@@ -44,6 +45,7 @@ class StateEviction(MambaComponent):
     runtime: PolicyRuntime
     records: TreeRecords
     held: HeldStates
+    storage: StorageTier
     events: StateEvents | ResumableRecorder | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -182,6 +184,7 @@ class StateEviction(MambaComponent):
         """The node is about to leave the tree, and its record with it."""
         parent = node.parent
         self.held.node_leaves(node)
+        self.storage.forget(node)
         left = len(parent.children) - 1
         self.records.tend(parent, children=left)
         if left == 0 and parent.component_data[_MAMBA].value is None:

@@ -26,13 +26,19 @@ class ForwardCheckpoints:
     """The checkpoints of the forward pass that is being launched; empty between forwards.
 
     backend: SGLang's backend of the target model's recurrent layers; the only one that states are saved from
+    layers: recurrent layers of this process, for the log
     """
 
     def __init__(
-        self, ledger: CheckpointLedger, saver: StateSaver, stats: CacheStats, backend: object
+        self,
+        ledger: CheckpointLedger,
+        saver: StateSaver,
+        stats: CacheStats,
+        backend: object,
+        layers: int = 0,
     ) -> None:
         self.saver = saver
-        self.backend = backend
+        self.backend, self.layers = backend, layers
         self._ledger = ledger
         self._stats = stats
         self._checkpoints: list[PendingCheckpoint] = []

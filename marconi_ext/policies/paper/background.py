@@ -29,6 +29,7 @@ class Rounds(Protocol):
 
     def submit(self, log: TuningLog) -> None: ...
     def answer(self) -> tuple[float, float] | None: ...
+    def wait(self) -> tuple[float, float]: ...
     def close(self) -> None: ...
 
 
@@ -41,13 +42,14 @@ class AlphaProcess:
         self._round = 0
         self._working: threading.Thread | None = None
         self._answer: tuple[float, float] | None = None
+        self._log: TuningLog | None = None
 
     def submit(self, log: TuningLog) -> None:
         """Start a round; returns at once. One that still runs has been given up, and its answer with it."""
         if self._working is not None and self._working.is_alive():
             self.close()
         self._round += 1
-        self._answer = None
+        self._answer, self._log = None, log
         self._working = threading.Thread(
             target=self._run, args=(log, self._round), name="marconi-tuner", daemon=True
         )
@@ -56,6 +58,12 @@ class AlphaProcess:
     def answer(self) -> tuple[float, float] | None:
         """(α, seconds) of the round, or None while it runs or after it failed."""
         return self._answer
+
+    def wait(self) -> tuple[float, float]:
+        """The round's answer, as soon as the child has it; found in this thread where it failed."""
+        assert self._working is not None and self._log is not None, "no round was submitted"
+        self._working.join()
+        return self._answer or (tune_alpha(self._log), 0.0)
 
     def close(self) -> None:
         """End the child, and the round that waits for it."""
@@ -113,6 +121,9 @@ class AlphaHere:
     def answer(self) -> tuple[float, float] | None:
         return self._answer
 
+    def wait(self) -> tuple[float, float]:
+        return self._answer
+
     def close(self) -> None:
         pass
 
@@ -122,7 +133,7 @@ class Tuner:
 
     interval: requests between an α and the next window; None: tune once
     agree: (request, this rank is ready) -> whether the round takes effect now; a collective call where there are
-        several ranks
+        several ranks. A rank that isn't ready is waited for then
     on_tuned: (parameters, seconds, requests that the round took)
     """
 
@@ -160,8 +171,7 @@ class Tuner:
             return
         answer = self._rounds.answer()
         if self._agree(request, answer is not None):
-            assert answer is not None, "a round took effect without an answer"
-            alpha, seconds = answer
+            alpha, seconds = answer or self._rounds.wait()
             policy.apply(alpha)
             self.applied.append((request, alpha))
             self._on_tuned(policy.parameters(), seconds, waited)

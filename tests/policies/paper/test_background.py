@@ -99,6 +99,22 @@ def test_a_round_waits_until_all_ranks_are_ready_and_is_dropped_in_the_end() -> 
     assert policy.tuned and policy.alpha == 0.0 and tuner.applied == []
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_rank_that_is_late_finds_the_same(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    """A later pipeline stage is told when a round takes effect, and may not have its own answer yet."""
+    from marconi_ext.policies.paper.alpha_replay import tune_alpha
+
+    _, policy = recorded()
+    expected = tune_alpha(policy.snapshot())
+    if fails:
+        monkeypatch.setattr(AlphaProcess, "_run", lambda *_: None)
+    tuner = Tuner(policy, agree=lambda request, ready: True)
+    tuner.step(200)
+    tuner.step(200 + ASK_EVERY)
+    tuner.close()
+    assert tuner.applied == [(200 + ASK_EVERY, expected)]
+
+
 @pytest.mark.parametrize("takes_effect", [200 + ASK_EVERY, 200 + 5 * ASK_EVERY])
 def test_a_server_s_rounds_can_be_replayed(takes_effect: int) -> None:
     _, policy = recorded()
