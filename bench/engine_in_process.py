@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import other_ranks
+
 LIMIT_S = 900  # on a busy machine
 OPTIONS: dict[str, object] = {
     "max_total_tokens": 60_000,
@@ -33,7 +35,8 @@ OPTIONS: dict[str, object] = {
 
 @dataclass(frozen=True)
 class Ask:
-    """A greedy request. stops: tokens that end it; none: its length does. sampling: further parameters
+    """A greedy request. stops: tokens that end it; none: its length does. sampling: further parameters. fields:
+    further ones of SGLang's request
     abort_after: steps of the scheduler after which it is aborted, if it hasn't ended; None: never"""
 
     prompt: list[int]
@@ -41,6 +44,7 @@ class Ask:
     stops: tuple[int, ...] = ()
     sampling: Mapping[str, Any] = field(default_factory=dict)
     abort_after: int | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,21 +105,27 @@ class Engine:
     """One scheduler with its model, driven request by request."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        from sglang.srt.managers.scheduler import Scheduler
         from sglang.srt.plugins import load_plugins
-        from sglang.srt.runtime_context import SpawnRanks, publish
         from sglang.srt.server_args import PortArgs, prepare_server_args
 
         from marconi_ext.servers.engine_options import CPU_OPTIONS, to_flags
 
         load_plugins()
         arguments = prepare_server_args(to_flags({**CPU_OPTIONS, **OPTIONS, **options}))
-        publish(arguments, role="scheduler", ranks=SpawnRanks(world_rank=0, dp_rank=None, gpu_id=0))
-        self.scheduler = Scheduler(arguments, PortArgs.init_new(arguments))
-        self.scheduler.ingest_requests = self._feed
-        channels = self.scheduler.ipc_channels
-        channels.send_to_detokenizer.send_output = channels.send_to_tokenizer.send_output = self._take
+        ports = PortArgs.init_new(arguments)
+        self.ranks = arguments.tp_size * arguments.pp_size
+        if self.ranks > 1:
+            other_ranks.fork(self.ranks, lambda rank: _scheduler(arguments, ports, rank).run_event_loop())
+        self.scheduler = _scheduler(arguments, ports, 0)
         self._number = 0
+        if self.ranks > 1:
+            self._loop = other_ranks.FirstRank(self)
+        else:
+            self.scheduler.ingest_requests = self._feed
+        channels = self.scheduler.ipc_channels
+        channels.send_to_detokenizer.send_output = self._take
+        if channels.send_to_tokenizer is not None:
+            channels.send_to_tokenizer.send_output = self._take
         self.aborted = 0
 
     def ask(self, requests: Sequence[Ask], concurrency: int = 1) -> list[Said]:
@@ -126,7 +136,10 @@ class Engine:
         self._waiting, self._names = list(requests)[::-1], []
         self._concurrency = concurrency
         self.scheduler.gracefully_exit = False
-        self.scheduler.run_event_loop()
+        if self.ranks > 1:
+            self._loop.run()
+        else:
+            self.scheduler.run_event_loop()
         return [self._answers[name] for name in self._names]
 
     def marconi(self) -> dict[str, Any] | None:
@@ -142,13 +155,22 @@ class Engine:
         metrics = self.scheduler.metrics_reporter
         return metrics.spec_total_num_accept_tokens / max(1, metrics.spec_total_num_forward_ct)
 
+    def due(self) -> list[Any]:
+        """What is to be sent now, in SGLang's terms."""
+        due = []
+        while self._waiting and len(self._names) - len(self._answers) < self._concurrency:
+            due.append(self._request(self._waiting.pop()))
+        return due
+
+    @property
+    def all_answered(self) -> bool:
+        return not self._waiting and len(self._names) == len(self._answers)
+
     def _feed(self, *_args: Any, **_kwargs: Any) -> list[Any]:
         self._abort()
-        open_requests = len(self._names) - len(self._answers)
-        while self._waiting and open_requests < self._concurrency:
-            self._submit(self._waiting.pop())
-            open_requests += 1
-        scheduler = self.scheduler
+        for request in self.due():
+            self.scheduler.handle_generate_request(request)
+        open_requests, scheduler = len(self._names) - len(self._answers), self.scheduler
         if not open_requests and scheduler.last_batch is None and scheduler.running_batch.is_empty():
             scheduler.gracefully_exit = True
         return []
@@ -161,7 +183,7 @@ class Engine:
             if steps == 0 and name not in self._answers:
                 self.scheduler.abort_request(AbortReq(rid=name))
 
-    def _submit(self, request: Ask) -> None:
+    def _request(self, request: Ask) -> Any:
         from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
         from sglang.srt.sampling.sampling_params import SamplingParams
 
@@ -178,21 +200,20 @@ class Engine:
             **request.sampling,
         )
         sampling.normalize(None)
-        self.scheduler.handle_generate_request(
-            TokenizedGenerateReqInput(
-                rid=self._names[-1],
-                input_text=None,
-                input_ids=array("q", request.prompt),
-                input_embeds=None,
-                mm_inputs=None,
-                token_type_ids=None,
-                sampling_params=sampling,
-                return_logprob=True,
-                logprob_start_len=len(request.prompt) - 1,
-                top_logprobs_num=0,
-                token_ids_logprob=None,
-                stream=False,
-            )
+        return TokenizedGenerateReqInput(
+            rid=self._names[-1],
+            input_text=None,
+            input_ids=array("q", request.prompt),
+            input_embeds=None,
+            mm_inputs=None,
+            token_type_ids=None,
+            sampling_params=sampling,
+            return_logprob=True,
+            logprob_start_len=len(request.prompt) - 1,
+            top_logprobs_num=0,
+            token_ids_logprob=None,
+            stream=False,
+            **request.fields,
         )
 
     def _take(self, output: Any, *_args: Any) -> None:
@@ -208,6 +229,14 @@ class Engine:
                     [float(value) for value in output.output_token_logprobs_val[number] or ()],
                     int(output.cached_tokens[number]),
                 )
+
+
+def _scheduler(arguments: Any, ports: Any, rank: int) -> Any:
+    from sglang.srt.managers.scheduler import Scheduler
+    from sglang.srt.runtime_context import SpawnRanks, publish
+
+    publish(arguments, role="scheduler", ranks=SpawnRanks(world_rank=rank, dp_rank=None, gpu_id=rank))
+    return Scheduler(arguments, ports)
 
 
 def serve() -> None:
@@ -239,6 +268,7 @@ def _run(job_file: str, result: str, log: str) -> None:
         traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
+    other_ranks.end()
     os._exit(code)
 
 

@@ -27,10 +27,6 @@ CONFLICTS = (
         "scheduling is off or the model or platform lacks the other; short convolutions have it at --page-size 1)",
     ),
     Conflict(
-        lambda a: a.mamba_radix_cache_strategy == "extra_buffer_lazy",
-        "takes no tracking slots, so there is nothing to be lazy about: use --mamba-radix-cache-strategy extra_buffer",
-    ),
-    Conflict(
         lambda a: a.enable_int8_mamba_checkpoint, "keeps exact states: drop --enable-int8-mamba-checkpoint"
     ),
     Conflict(
@@ -43,7 +39,11 @@ CONFLICTS = (
         lambda a: a.enable_unified_cache_external_linker,
         "does not support --enable-unified-cache-external-linker",
     ),
-    Conflict(lambda a: a.enable_streaming_session, "does not support --enable-streaming-session yet"),
+    Conflict(
+        lambda a: a.enable_streaming_session,
+        "does not support --enable-streaming-session: between turns such a session holds its KV and its state itself, "
+        "outside the tree: use sessions without it, with --enable-session-radix-cache if they may not be evicted",
+    ),
     Conflict(
         lambda a: a.enable_unified_memory and (a.enable_hierarchical_cache or a.enable_session_radix_cache),
         "supports --enable-unified-memory in device memory alone: drop it, or --enable-hierarchical-cache and "
@@ -82,6 +82,12 @@ def check_arguments(arguments: Any) -> None:
     Raises: ConfigError that lists every conflict and its fix.
     """
     if arguments.disable_radix_cache is False and not arguments.uses_mamba_radix_cache:
+        return
+    if arguments.disaggregation_mode == "decode" and arguments.disable_radix_cache:
+        logger.warning(
+            "marconi-ext: a decode server has no prefix cache without --disaggregation-decode-enable-radix-cache, so "
+            "--enable-marconi does nothing here; the prefill servers reuse prompts"
+        )
         return
     found = [conflict.message for conflict in CONFLICTS if conflict.applies(arguments)]
     if found:

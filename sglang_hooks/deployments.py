@@ -49,6 +49,10 @@ def _speculates(arguments: Any) -> bool:
     return arguments.speculative_algorithm is not None
 
 
+def _is_apart(arguments: Any) -> bool:
+    return arguments.disaggregation_mode != "null"
+
+
 def _uses(*algorithms: str) -> Callable[[Any], bool]:
     return lambda arguments: arguments.speculative_algorithm in algorithms
 
@@ -65,6 +69,7 @@ def draft_is_recurrent(arguments: Any) -> bool:
     )
     return mambaish_config(config) is not None
 
+TWICE = "CPU engine: 2 × 148 requests equal the cache off"
 
 DEPLOYMENTS = (
     Deployment("one GPU, overlap scheduling", "none", True, "CPU engine, H100 (Mamba2)"),
@@ -79,9 +84,29 @@ DEPLOYMENTS = (
     Deployment("data-parallel attention", "`--enable-dp-attention`: passes through, not tested", True),
     Deployment(
         "pipeline parallel",
-        "`--pp-size N`",
-        False,
-        conflicts=(Conflict(lambda a: a.pp_size > 1, "does not support --pp-size above 1 yet"),),
+        "`--pp-size N --mamba-radix-cache-strategy extra_buffer`, with `--tp-size N` as well",
+        True,
+        f"{TWICE}, 2 stages, and 2 × 2 ranks, every decision compared",
+        conflicts=(
+            Conflict(
+                lambda a: a.pp_size > 1 and _speculates(a),
+                "does not support --speculative-algorithm with --pp-size above 1: drop one",
+            ),
+            Conflict(
+                lambda a: a.pp_size > 1 and (a.enable_hierarchical_cache or a.enable_unified_memory),
+                "supports --pp-size above 1 without --enable-hierarchical-cache and --enable-unified-memory alone",
+            ),
+        ),
+    ),
+    Deployment(
+        "host tier", "`--enable-hierarchical-cache`", True, "CPU engine: 500 requests equal the cache off"
+    ),
+    Deployment(
+        "storage tier, one for several servers",
+        "`--enable-hierarchical-cache --hicache-storage-backend …`; `--marconi-storage-share 0.5` writes the half of "
+        "the states that is worth most",
+        True,
+        f"{TWICE}, `file`: a second engine resumes what the first has written",
     ),
     Deployment(
         "decode context parallel",
@@ -101,12 +126,37 @@ DEPLOYMENTS = (
         ),
     ),
     Deployment(
-        "prefill and decode apart",
-        "`--disaggregation-mode prefill` or `decode`",
-        False,
+        "prefill and decode apart: the prefill server",
+        "`--disaggregation-mode prefill`",
+        True,
+        f"{TWICE}, over Mooncake's TCP to a decode server without the extension's cache and to one with it",
         conflicts=(
-            Conflict(lambda a: a.disaggregation_mode != "null", "does not support --disaggregation-mode yet"),
+            Conflict(
+                lambda a: _is_apart(a) and _speculates(a),
+                "does not support --speculative-algorithm with --disaggregation-mode: drop one",
+            ),
+            Conflict(
+                lambda a: _is_apart(a) and a.pp_size > 1,
+                "does not support --pp-size above 1 with --disaggregation-mode: drop one",
+            ),
+            Conflict(
+                lambda a: a.enable_pd_role_switch,
+                "does not support --enable-pd-role-switch: a server that changes its role builds its cache anew",
+            ),
         ),
+    ),
+    Deployment(
+        "prefill and decode apart: the decode server",
+        "`--disaggregation-mode decode`, SGLang's prefix cache off: the flag is accepted, does nothing, and the log "
+        "says so",
+        True,
+        "the same runs",
+    ),
+    Deployment(
+        "prefill and decode apart: a decode server with a prefix cache",
+        "`--disaggregation-mode decode --disaggregation-decode-enable-radix-cache` (experimental in SGLang)",
+        True,
+        "the same runs; last-token states are kept there",
     ),
     Deployment(
         "prefill and decode multiplexed",

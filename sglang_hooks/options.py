@@ -43,7 +43,7 @@ OPTIONS = (
     Option(
         "mamba_radix_cache_strategy",
         Decision.REFUSED,
-        "`no_buffer` and `extra_buffer_lazy`: states need `extra_buffer`",
+        "`no_buffer`: states need `extra_buffer`, as which `extra_buffer_lazy` is taken",
         "no_buffer",
     ),
     Option(
@@ -54,15 +54,20 @@ OPTIONS = (
     ),
     Option("speculative_adaptive", Decision.REFUSED, "verifies turn into plain decode steps", True),
     Option("enable_multi_layer_eagle", Decision.REFUSED, "not held against the cache off", True),
-    Option("disaggregation_mode", Decision.REFUSED, "not yet", "prefill"),
+    Option(
+        "disaggregation_mode",
+        Decision.SUPPORTED,
+        "prefill servers, and decode servers with and without a prefix cache: [deployments.md](deployments.md)",
+    ),
+    Option("enable_pd_role_switch", Decision.REFUSED, "a cache that is built anew", True),
     Option("enable_int8_mamba_checkpoint", Decision.REFUSED, "states are kept exact", True),
     Option("radix_cache_backend", Decision.REFUSED, "the extension brings its own cache", "other"),
     Option("enable_lmcache", Decision.REFUSED, "another cache", True),
     Option("enable_flexkv", Decision.REFUSED, "another cache", True),
     Option("enable_unified_cache_external_linker", Decision.REFUSED, "another cache", True),
-    Option("enable_streaming_session", Decision.REFUSED, "not yet", True),
+    Option("enable_streaming_session", Decision.REFUSED, "a session holds its state outside the tree", True),
     Option("dcp_size", Decision.REFUSED, "above 1", 2),
-    Option("pp_size", Decision.REFUSED, "above 1, not yet", 2),
+    Option("pp_size", Decision.SUPPORTED, "2 stages, with 1 and 2 ranks each"),
     Option("attn_cp_size", Decision.REFUSED, "above 1: context parallelism rebuilds batches", 2),
     Option("enable_prefill_cp", Decision.REFUSED, "context parallelism rebuilds batches", True),
     Option("enable_pdmux", Decision.REFUSED, "a prefill is split", True),
@@ -164,15 +169,9 @@ OPTIONS = (
         "which requests make a batch, or which memory they get; not tested together",
     ),
     Option(
-        "enable_priority_scheduling",
-        Decision.STOCK,
-        "which requests make a batch, or which memory they get; not tested together",
+        "enable_priority_scheduling", Decision.SUPPORTED, "five priorities at once; preemption is not tested"
     ),
-    Option(
-        "disable_priority_preemption",
-        Decision.STOCK,
-        "which requests make a batch, or which memory they get; not tested together",
-    ),
+    Option("disable_priority_preemption", Decision.STOCK, "belongs to `--enable-priority-scheduling`"),
     Option(
         "retraction_policy",
         Decision.STOCK,
@@ -206,7 +205,7 @@ OPTIONS = (
     Option(
         "dp_size",
         Decision.STOCK,
-        "which requests make a batch, or which memory they get; not tested together",
+        "a tree, a policy and metrics a replica; hits depend on which replica a request goes to",
     ),
     Option(
         "enable_dp_attention",
@@ -359,7 +358,11 @@ OPTIONS = (
     Option("hicache_write_policy", Decision.STOCK, "how SGLang's own host tier works"),
     Option("hicache_io_backend", Decision.STOCK, "how SGLang's own host tier works"),
     Option("hicache_mem_layout", Decision.STOCK, "how SGLang's own host tier works"),
-    Option("hicache_storage_backend", Decision.STOCK, "how SGLang's own host tier works"),
+    Option(
+        "hicache_storage_backend",
+        Decision.SUPPORTED,
+        "`file`: states go out and come back, on another server too; `--marconi-storage-share` says how many",
+    ),
     Option("hicache_storage_prefetch_policy", Decision.STOCK, "how SGLang's own host tier works"),
     Option("hicache_storage_backend_extra_config", Decision.STOCK, "how SGLang's own host tier works"),
     Option(
@@ -386,22 +389,56 @@ OPTIONS = (
         Decision.STOCK,
         "which requests make a batch, or which memory they get; not tested together",
     ),
-    Option("disaggregation_transfer_backend", Decision.STOCK, "of disaggregation, which is refused"),
-    Option("disaggregation_bootstrap_port", Decision.STOCK, "of disaggregation, which is refused"),
-    Option("disaggregation_ib_device", Decision.STOCK, "of disaggregation, which is refused"),
-    Option("disaggregation_decode_enable_radix_cache", Decision.STOCK, "of disaggregation, which is refused"),
     Option(
-        "disaggregation_decode_enable_offload_kvcache", Decision.STOCK, "of disaggregation, which is refused"
+        "disaggregation_transfer_backend",
+        Decision.STOCK,
+        "how SGLang moves KV and states from prefill to decode servers",
     ),
-    Option("disaggregation_decode_retraction_backup", Decision.STOCK, "of disaggregation, which is refused"),
-    Option("disaggregation_decode_extra_slots", Decision.STOCK, "of disaggregation, which is refused"),
-    Option("disaggregation_decode_polling_interval", Decision.STOCK, "of disaggregation, which is refused"),
+    Option(
+        "disaggregation_bootstrap_port",
+        Decision.STOCK,
+        "how SGLang moves KV and states from prefill to decode servers",
+    ),
+    Option(
+        "disaggregation_ib_device",
+        Decision.STOCK,
+        "how SGLang moves KV and states from prefill to decode servers",
+    ),
+    Option(
+        "disaggregation_decode_enable_radix_cache",
+        Decision.SUPPORTED,
+        "last-token states are kept on decode servers",
+    ),
+    Option(
+        "disaggregation_decode_enable_offload_kvcache",
+        Decision.STOCK,
+        "how SGLang moves KV and states from prefill to decode servers",
+    ),
+    Option(
+        "disaggregation_decode_retraction_backup",
+        Decision.STOCK,
+        "how SGLang moves KV and states from prefill to decode servers",
+    ),
+    Option(
+        "disaggregation_decode_extra_slots",
+        Decision.STOCK,
+        "how SGLang moves KV and states from prefill to decode servers",
+    ),
+    Option(
+        "disaggregation_decode_polling_interval",
+        Decision.STOCK,
+        "how SGLang moves KV and states from prefill to decode servers",
+    ),
     Option(
         "enable_prefill_delayer",
         Decision.STOCK,
         "which requests make a batch, or which memory they get; not tested together",
     ),
-    Option("disaggregation_enable_kv_checksum", Decision.STOCK, "of disaggregation, which is refused"),
+    Option(
+        "disaggregation_enable_kv_checksum",
+        Decision.STOCK,
+        "how SGLang moves KV and states from prefill to decode servers",
+    ),
     Option(
         "speculative_domino_candidate_pool_size",
         Decision.STOCK,
@@ -414,9 +451,15 @@ OPTIONS = (
     ),
     Option("hicache_host_memory_fraction", Decision.STOCK, "how SGLang's own host tier works"),
     Option(
-        "disaggregation_decode_host_receive_threshold", Decision.STOCK, "of disaggregation, which is refused"
+        "disaggregation_decode_host_receive_threshold",
+        Decision.STOCK,
+        "how SGLang moves KV and states from prefill to decode servers",
     ),
-    Option("disaggregation_decode_allocation_policy", Decision.STOCK, "of disaggregation, which is refused"),
+    Option(
+        "disaggregation_decode_allocation_policy",
+        Decision.STOCK,
+        "how SGLang moves KV and states from prefill to decode servers",
+    ),
     Option("speculative_boundary_reduction", Decision.STOCK, "of speculative decoding; not tested together"),
     Option(
         "speculative_use_block_verification", Decision.STOCK, "of speculative decoding; not tested together"
@@ -454,7 +497,6 @@ WITHOUT_INFLUENCE: dict[str, tuple[str, ...]] = {
         "enable_adaptive_dispatch_to_encoder",
         "pdmux_config_path",
         "sm_group_num",
-        "enable_pd_role_switch",
     ),
     "exec": (
         "enable_fp32_lm_head",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,8 @@ from marconi_ext.config import ConfigError
 from .compat import check_arguments
 from .flags import config_of
 from .hooks import Hook
+
+logger = logging.getLogger(__name__)
 
 
 def _resolve_once(_result: None, server_args: Any) -> None:
@@ -21,11 +24,22 @@ def _resolve_once(_result: None, server_args: Any) -> None:
     view = resolving_view(server_args)
     architecture = _architecture(view)
     if architecture is None or not _served_as_stock(architecture):
+        _track_nothing_lazily(server_args, view)
         check_arguments(view)
     if architecture is not None:
         _check_page(architecture, view.page_size)
     if config.events == "resumable" and not server_args.kv_events_config:
         raise ConfigError("--marconi-events resumable: needs --kv-events-config, whose stream it changes")
+
+
+def _track_nothing_lazily(server_args: Any, view: Any) -> None:
+    """Lazy tracking saves slots that ours doesn't take at all at page size 1; above it SGLang tracks as usual."""
+    if view.mamba_radix_cache_strategy != "extra_buffer_lazy":
+        return
+    from sglang.srt.arg_groups.overrides import declare_resolution
+
+    declare_resolution(server_args, "marconi-ext", mamba_radix_cache_strategy="extra_buffer")
+    logger.warning("marconi-ext: --mamba-radix-cache-strategy extra_buffer_lazy is taken as extra_buffer")
 
 
 def _architecture(view: Any) -> str | None:

@@ -4,6 +4,7 @@ from sglang_hooks.cpu_platform import (
     attention,
     delta_operators,
     device_module,
+    disaggregation,
     draft,
     hierarchical_cache,
     host_memory,
@@ -23,6 +24,7 @@ def apply_all(*, fast: bool) -> None:
     threads.apply()
     device_module.apply()
     hierarchical_cache.apply()
+    disaggregation.apply()
     latent_attention.apply()
     rotary.apply()
     if fast:

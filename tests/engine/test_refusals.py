@@ -23,10 +23,7 @@ REFUSED = [
         ("--mamba-radix-cache-strategy", "no_buffer", "--disable-overlap-schedule"),
         "needs --mamba-radix-cache-strategy extra_buffer",
     ),
-    (
-        ("--mamba-radix-cache-strategy", "extra_buffer_lazy"),
-        "use --mamba-radix-cache-strategy extra_buffer",
-    ),
+    (("--enable-streaming-session",), "use sessions without it"),
 ]
 YAML = "enable-marconi: true\nmarconi-eff-weight: -2\n"
 

@@ -63,3 +63,34 @@ def test_what_speculation_was_not_proven_with_is_refused(setting: dict[str, obje
 def test_unproven_speculation_is_refused_with_its_reason(algorithm: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         check_arguments(Resolved(speculative_algorithm=algorithm))
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"pp_size": 2, "speculative_algorithm": "NGRAM"}, "--speculative-algorithm with --pp-size above 1"),
+        ({"pp_size": 2, "enable_hierarchical_cache": True}, "--pp-size above 1 without"),
+        (
+            {"disaggregation_mode": "prefill", "speculative_algorithm": "NGRAM"},
+            "--speculative-algorithm with --disagg",
+        ),
+        ({"disaggregation_mode": "prefill", "pp_size": 2}, "--pp-size above 1 with --disaggregation-mode"),
+        ({"disaggregation_mode": "prefill", "enable_pd_role_switch": True}, "changes its role"),
+    ],
+)
+def test_what_was_not_proven_together_is_refused(settings: dict[str, object], reason: str) -> None:
+    check_arguments(Resolved(**dict(list(settings.items())[:1])))
+    with pytest.raises(ConfigError, match=reason):
+        check_arguments(Resolved(**settings))
+
+
+def test_a_decode_server_without_a_cache_starts_and_says_that_nothing_is_done(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    decode = {"disaggregation_mode": "decode", "mamba_radix_cache_strategy": "no_buffer"}
+    check_arguments(Resolved(**decode, disable_radix_cache=True))
+    assert "--enable-marconi does nothing here" in caplog.text
+    with pytest.raises(ConfigError, match="extra_buffer"):
+        check_arguments(Resolved(**decode, disaggregation_decode_enable_radix_cache=True))
+    with pytest.raises(ConfigError, match="needs the radix cache"):
+        check_arguments(Resolved(disaggregation_mode="prefill", disable_radix_cache=True))

@@ -1,13 +1,18 @@
-"""Short convolutions get the extra buffer that SGLang keeps from them, where ours can do without its tracking."""
+"""What is changed while SGLang resolves its arguments, and what is left as it is."""
 
 from __future__ import annotations
 
+from array import array
 from types import SimpleNamespace
 
 import pytest
+from sglang.srt.arg_groups.overrides import mamba_extra_buffer_lazy_of, resolving_view
+from sglang.srt.managers.schedule_batch import Req
+from sglang.srt.sampling.sampling_params import SamplingParams
+from sglang.srt.server_args import ServerArgs
 
 from marconi_ext.config import ConfigError, MarconiConfig
-from sglang_hooks.resolution import _check_page, _extra_buffer
+from sglang_hooks.resolution import _check_page, _extra_buffer, _track_nothing_lazily
 
 LFM2, ZAYA, MOBIUS = "Lfm2ForCausalLM", "ZayaForCausalLM", "InternS2MobiusForConditionalGeneration"
 
@@ -43,3 +48,17 @@ def test_a_page_that_a_backend_chose_is_refused() -> None:
         _check_page(LFM2, 64)
     _check_page(LFM2, None)
     _check_page("Qwen3NextForCausalLM", 64)
+
+
+def test_lazy_tracking_is_taken_as_what_it_saves_on() -> None:
+    arguments = ServerArgs(model_path="dummy", mamba_radix_cache_strategy="extra_buffer_lazy")
+    _track_nothing_lazily(arguments, resolving_view(arguments))
+    assert resolving_view(arguments).mamba_radix_cache_strategy == "extra_buffer"
+    assert not mamba_extra_buffer_lazy_of(resolving_view(arguments))
+
+
+def test_two_adapters_share_no_keys() -> None:
+    keys = {
+        Req("id", "", array("q", [1]), SamplingParams(), lora_id=name).extra_key for name in ("a", "b", None)
+    }
+    assert len(keys) == 3
