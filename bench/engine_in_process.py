@@ -70,6 +70,16 @@ class Job:
     before: Callable[[], None] | None = None
 
 
+@dataclass(frozen=True)
+class StorageFolder:
+    """A job's `before`: SGLang's `file` storage lies in a folder."""
+
+    folder: Path
+
+    def __call__(self) -> None:
+        os.environ["SGLANG_HICACHE_FILE_BACKEND_STORAGE_DIR"] = str(self.folder)
+
+
 class Engines:
     """A process that has imported SGLang, to fork engines off."""
 

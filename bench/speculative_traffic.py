@@ -96,10 +96,10 @@ def _ending_early(ask: Ask, answer: Said, number: int) -> Case:
 
 @dataclass(frozen=True)
 class Twice:
-    """A task: ask for all cases twice; the second time drafts made of answers fit. open: requests at a time"""
+    """A task: ask for all cases twice; the second time drafts made of answers fit. open: requests at a time, a pass"""
 
     cases: Sequence[Case]
-    open: tuple[int, int] = (CONCURRENCY, CONCURRENCY)
+    open: tuple[int, ...] = (CONCURRENCY, CONCURRENCY)
 
     def __call__(self, engine: Engine) -> list[Pass]:
         asks = [case.ask for case in self.cases]

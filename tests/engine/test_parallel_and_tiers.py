@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from engine_in_process import Engines, Job
+from engine_in_process import Engines, Job, StorageFolder
 from prefill_decode_pair import NO_MOONCAKE, Pair
 from speculative_traffic import Case, Pass, Twice, record, wrong
 
@@ -98,7 +98,7 @@ def test_one_storage_for_several_servers(
 ) -> None:
     """What the first has saved the second resumes, and the third, to whom the states are shuffled, shows it."""
     options = {"model_path": model, **STORAGE}
-    inside = _InFolder(str(tmp_path))
+    inside = StorageFolder(tmp_path)
     first = engines.run(Job(options, Twice(cases), before=inside))
     assert_exact(cases, first)
     second = engines.run(Job(options, Twice(cases), before=inside))
@@ -150,13 +150,3 @@ def test_priorities_and_lazy_tracking(engines: Engines, model: Path, cases: list
     passes = engines.run(Job(options, Twice(ranked)))
     assert_exact(ranked, passes)
     assert cached(passes[1]) > 0
-
-
-class _InFolder:
-    """Called before an engine is made: its storage is a folder."""
-
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
-
-    def __call__(self) -> None:
-        os.environ["SGLANG_HICACHE_FILE_BACKEND_STORAGE_DIR"] = self.folder
