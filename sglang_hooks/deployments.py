@@ -69,6 +69,7 @@ def draft_is_recurrent(arguments: Any) -> bool:
     )
     return mambaish_config(config) is not None
 
+
 TWICE = "CPU engine: 2 × 148 requests equal the cache off"
 
 DEPLOYMENTS = (
@@ -80,7 +81,12 @@ DEPLOYMENTS = (
         "CPU engine",
     ),
     Deployment("tensor parallel", "`--tp-size N`", True, "CPU engine, 2 ranks, every decision compared"),
-    Deployment("data parallel", "`--dp-size N`: a tree and a policy a replica", True),
+    Deployment(
+        "data parallel",
+        "`--dp-size N`: a tree and a policy a replica",
+        True,
+        "CPU engine: 2 × 150 requests equal the cache off, 2 replicas, metrics and census of each",
+    ),
     Deployment("data-parallel attention", "`--enable-dp-attention`: passes through, not tested", True),
     Deployment(
         "pipeline parallel",
