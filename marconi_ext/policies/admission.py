@@ -113,9 +113,10 @@ class Exact:
     """
 
     grid_tokens = 1
+    guesses = False  # nothing but what was seen
 
     def __init__(self) -> None:
-        self.input_ends = InputEnds()
+        self.input_ends = InputEnds(guesses=self.guesses)
 
     def plan(self, facts: PromptFacts) -> list[Offer]:
         return self._with_ends(facts, _branch(facts, 1))
@@ -137,6 +138,8 @@ class Selective(Exact):
 
     Requests match a few words past the real fork by chance; each would save a useless, deeper branch.
     """
+
+    guesses = True  # in free slots
 
     def plan(self, facts: PromptFacts) -> list[Offer]:
         offers = {}
