@@ -85,7 +85,7 @@ class InputEnds:
     """Counts of each class of prompts. Deterministic. guesses: the very first prompts get a guess"""
 
     def __init__(self, *, guesses: bool = True) -> None:
-        self._guesses = guesses
+        self.guesses = guesses
         self._classes: OrderedDict[tuple[int, bool], _Class] = OrderedDict()  # the least recent first
         self._by_number: dict[int, _Class] = {}
         self._whole = {goes_through: _Class(0) for goes_through in (False, True)}
@@ -110,7 +110,7 @@ class InputEnds:
         one = self._class(last_token if known is None else known.kind, goes_through)
         one.began()
         one.whole.began()
-        if self._guesses and not goes_through and known is None and self._knows_nothing():
+        if self.guesses and not goes_through and known is None and self._knows_nothing():
             return Prompt(one.number, (GUESS_TOKENS,), last_token=True, guessed=True)
         distances = self._distances(one, None if goes_through else known)
         return Prompt(one.number, distances, self._wants_last_token(one))

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from marconi_ext.policies.admission import Offer, PromptFacts
+from marconi_ext.policies.admission import Exact, Offer, PromptFacts
 from marconi_ext.policies.messages import TAIL_TOKENS, MessageHeaders
 from marconi_ext.policies.runtime import PolicyRuntime
 from marconi_ext.policies.table.checkpoints import CheckpointTable, Kind
@@ -76,6 +76,8 @@ class Serving:
         self.runtime = runtime
         self.records = records
         self.kinds = frozenset(kinds)
+        if isinstance(runtime.admission, Exact) and Kind.INPUT_END not in self.kinds:
+            runtime.admission.input_ends.guesses = False
         self.page_tokens = page_tokens
         self.headers = MessageHeaders()  # of the server's chat template, set once that is known
 
