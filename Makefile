@@ -28,10 +28,10 @@ check: $(CHECK)/.done
 	$(QUICK) $(CHECK)/bin/python -m pytest -q -n $(JOBS) --dist worksteal; tests=$$?; \
 	wait $$types; types=$$?; cat $(CHECK)/types.log; exit $$((tests ? tests : types))
 
-# What make check has run isn't run again; engines take the machine one at a time. pytest's 5: ARGS chose no test.
+# What make check has run isn't run again; each job has an engine of its own. pytest's 5: ARGS chose no test.
 test: check $(VENV)/.test
 	$(BIN)/python -m pytest -m "sglang and not engine" -n $(JOBS) --dist loadfile $(ARGS) || [ $$? = 5 ]
-	$(BIN)/python -m pytest -m engine $(ARGS) || [ $$? = 5 ]
+	$(BIN)/python -m pytest -m engine -n $(JOBS) --dist loadfile $(ARGS) || [ $$? = 5 ]
 
 # Of the part that needs no SGLang, by the tests of make check.
 coverage: $(CHECK)/.done
