@@ -189,14 +189,16 @@ def test_nothing_else_carries_token_ids_or_keys(live: LiveServer, tmp_path: Path
         assert not any(secret in text for secret in names.values()), name
 
 
-def asked(live: LiveServer, prompt: list[int], rid: str, **wishes: bool) -> dict:
+def asked(
+    live: LiveServer, prompt: list[int], rid: str, namespace: dict[str, str] | None = None, **wishes: bool
+) -> dict:
     sampling = {
         "temperature": 0,
         "max_new_tokens": 3,
         "ignore_eos": True,
         "custom_params": {"marconi": wishes},
     }
-    body = {"input_ids": prompt, "rid": rid, "sampling_params": sampling}
+    body = {"input_ids": prompt, "rid": rid, "sampling_params": sampling, **(namespace or {})}
     return live.http.post("/generate", json=body).json()
 
 
@@ -299,13 +301,15 @@ def test_after_a_flush_memory_warms_to_the_token(live: LiveServer, memory: Path)
         live.marconi()
         time.sleep(1)
     live.server.flush_cache()
-    learned = [json.loads(line)["input_ids"] for line in memory.read_text().splitlines()]
+    learned = [json.loads(line) for line in memory.read_text().splitlines()]
     assert learned and memory.stat().st_mode & 0o077 == 0
     text = marconi("warm", str(memory), "--url", live.server.url)
     assert f"{len(learned)} prefixes" in text
-    for prefix in learned:
-        found = asked(live, [*prefix, 4_095, 7, 4_094], "after", store=False)["meta_info"]["cached_tokens"]
-        assert found == len(prefix)
+    for one in learned:
+        prefix = one["input_ids"]
+        namespace = {name: one[name] for name in ("extra_key", "cache_salt") if name in one}
+        answer = asked(live, [*prefix, 4_095, 7, 4_094], "after", namespace, store=False)
+        assert answer["meta_info"]["cached_tokens"] == len(prefix)
 
 
 def test_a_flush_is_counted(live: LiveServer) -> None:

@@ -148,6 +148,7 @@ def test_resumable_stream_is_what_the_tree_can_resume(model: Path, page: int) ->
         reader = Blocks(f"tcp://127.0.0.1:{port}")
         time.sleep(1)
         systems = [rng.integers(0, 4_096, 100).tolist() for _ in range(3)]
+        out_of_reach = []  # tokens with KV that no state makes reusable
         for round_number in range(3):
             prompts = []
             for _ in range(12):
@@ -158,7 +159,7 @@ def test_resumable_stream_is_what_the_tree_can_resume(model: Path, page: int) ->
             reader.settle()
             expected, total = blocks_in_tree(live, page)
             assert reader.held == expected, f"round {round_number}"
-            assert len(reader.held) * page < total, "every block is resumable: nothing is tested"
+            out_of_reach.append(total - len(reader.held) * page)
             for prompt in prompts[-4:]:
                 said = 0
                 for block in block_hashes(np.array(prompt[:-1]), page):
@@ -167,6 +168,7 @@ def test_resumable_stream_is_what_the_tree_can_resume(model: Path, page: int) ->
                     said += page
                 assert said >= live.generate(prompt, 1).cached_tokens
             reader.settle()
+        assert max(out_of_reach) > 0, "every block is resumable: nothing is tested"
         assert live.server.log_text().count("#retracted_reqs") > 3
         live.server.flush_cache()
         reader.settle()
