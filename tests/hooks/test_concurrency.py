@@ -62,7 +62,7 @@ def test_without_the_wait_a_request_finds_no_slot(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("small_scheduler.has_slots_for", lambda *_: True)
     monkeypatch.setattr(component.MarconiMambaComponent, "_room_for_copy", lambda *_: True)
     with pytest.raises(AssertionError, match="mamba cache"):
-        for seed in range(8):
+        for seed in range(60):
             pressed(1, seed)
 
 
