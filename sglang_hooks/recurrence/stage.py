@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from sglang.srt.layers.utils import PPMissingLayer
+from sglang.srt.layers.utils.common import PPMissingLayer
 from torch import nn
 
 
