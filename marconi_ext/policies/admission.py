@@ -29,6 +29,7 @@ class PromptFacts:
     parted_tokens: int = 0  # deepest record on the path from which earlier requests have parted already
     tokens: np.ndarray | None = None  # int32[prompt_tokens], where the engine hands them over
     input_end: InputEnd | None = None  # what is known of this prompt's
+    saves_input_ends: bool = True  # whether the server may save a state there
     parted_before_end: tuple[int, int] | None = None  # (class of an earlier prompt, tokens before its end)
     went_through: tuple[int, bool] | None = (
         None  # (class of an earlier prompt repeated with its answer, as the first)
@@ -116,7 +117,7 @@ class Exact:
     guesses = False  # nothing but what was seen
 
     def __init__(self) -> None:
-        self.input_ends = InputEnds(guesses=self.guesses)
+        self.input_ends = InputEnds()
 
     def plan(self, facts: PromptFacts) -> list[Offer]:
         return self._with_ends(facts, _branch(facts, 1))
@@ -127,7 +128,8 @@ class Exact:
         if facts.went_through is not None and facts.went_through[1]:
             self.input_ends.went_through(facts.went_through[0])
         last = 0 if facts.tokens is None else facts.tokens.item(-1)
-        prompt = self.input_ends.plan(last, facts.went_through is not None, facts.input_end)
+        guesses = self.guesses and facts.saves_input_ends
+        prompt = self.input_ends.plan(last, facts.went_through is not None, facts.input_end, guesses=guesses)
         offers = {offer.depth_tokens: offer for offer in [*inside, *_ends(facts, prompt)]}
         return [offers[depth] for depth in sorted(offers)]
 

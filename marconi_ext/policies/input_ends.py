@@ -82,10 +82,9 @@ class _Class:
 
 
 class InputEnds:
-    """Counts of each class of prompts. Deterministic. guesses: the very first prompts get a guess"""
+    """Counts of each class of prompts. Deterministic."""
 
-    def __init__(self, *, guesses: bool = True) -> None:
-        self.guesses = guesses
+    def __init__(self) -> None:
         self._classes: OrderedDict[tuple[int, bool], _Class] = OrderedDict()  # the least recent first
         self._by_number: dict[int, _Class] = {}
         self._whole = {goes_through: _Class(0) for goes_through in (False, True)}
@@ -105,12 +104,18 @@ class InputEnds:
             for counted in (one, one.whole):
                 counted.went_through += 1
 
-    def plan(self, last_token: int, goes_through: bool, known: InputEnd | None) -> Prompt:
-        """A prompt of such an end. goes_through: it repeats an earlier one, and what was answered to it"""
+    def plan(
+        self, last_token: int, goes_through: bool, known: InputEnd | None, *, guesses: bool = True
+    ) -> Prompt:
+        """A prompt of such an end.
+
+        goes_through: it repeats an earlier one, and what was answered to it
+        guesses: one of the very first prompts may get a guess
+        """
         one = self._class(last_token if known is None else known.kind, goes_through)
         one.began()
         one.whole.began()
-        if self.guesses and not goes_through and known is None and self._knows_nothing():
+        if guesses and not goes_through and known is None and self._knows_nothing():
             return Prompt(one.number, (GUESS_TOKENS,), last_token=True, guessed=True)
         distances = self._distances(one, None if goes_through else known)
         return Prompt(one.number, distances, self._wants_last_token(one))

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from marconi_ext.policies.admission import Exact, Offer, PromptFacts
+from marconi_ext.policies.admission import Offer, PromptFacts
 from marconi_ext.policies.messages import TAIL_TOKENS, MessageHeaders
 from marconi_ext.policies.runtime import PolicyRuntime
 from marconi_ext.policies.table.checkpoints import CheckpointTable, Kind
@@ -76,8 +76,6 @@ class Serving:
         self.runtime = runtime
         self.records = records
         self.kinds = frozenset(kinds)
-        if isinstance(runtime.admission, Exact) and Kind.INPUT_END not in self.kinds:
-            runtime.admission.input_ends.guesses = False
         self.page_tokens = page_tokens
         self.headers = MessageHeaders()  # of the server's chat template, set once that is known
 
@@ -113,6 +111,7 @@ class Serving:
             tokens=tokens,
             below=self._below(match),
             input_end=None if tokens is None else self.headers.input_end(tokens),
+            saves_input_ends=Kind.INPUT_END in self.kinds,
             page_tokens=self.page_tokens,
         )
         offers = runtime.admission.plan(facts)

@@ -73,6 +73,7 @@ class PolicyRuntime:
         tokens: np.ndarray | None = None,
         below: Sequence[int] = (),
         input_end: InputEnd | None = None,
+        saves_input_ends: bool = True,
         page_tokens: int = 1,
     ) -> PromptFacts:
         """What admission plans from, after `use` and before the request is inserted. `path` as there.
@@ -104,6 +105,7 @@ class PolicyRuntime:
             ),
             tokens=tokens,
             input_end=input_end,
+            saves_input_ends=saves_input_ends,
             page_tokens=page_tokens,
             **self._earlier_prompt(path, below, prompt_tokens, kv_tokens, diverges=diverges),
         )
