@@ -11,8 +11,8 @@ Remove when: the operators come with a portable form.
 from functools import partial
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
+from sglang_hooks.cpu_platform.attention import attend
 from sglang_hooks.cpu_platform.rebind import rebind
 from sglang_hooks.cpu_platform.speculation import OPS, reconstruct_tree
 
@@ -166,11 +166,12 @@ def attend_step(
         for branch in range(topk):
             first, at = prefix + branch * steps, number * topk + branch
             slots = torch.cat([req_to_token[row, :prefix], req_to_token[row, first : first + step + 1]])
-            output[at] = scaled_dot_product_attention(
-                query[at][None, :, None],
-                k_cache[slots].transpose(0, 1)[None].to(query.dtype),
-                v_cache[slots].transpose(0, 1)[None].to(query.dtype),
+            output[at] = attend(
+                query[at][:, None],
+                k_cache[slots].transpose(0, 1).to(query.dtype),
+                v_cache[slots].transpose(0, 1).to(query.dtype),
+                prefix=len(slots) - 1,
                 scale=scaling,
-                enable_gqa=enable_gqa,
-            )[0, :, 0]
+                gqa=enable_gqa,
+            )[:, 0]
     return output
