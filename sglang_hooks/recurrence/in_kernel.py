@@ -200,37 +200,25 @@ class DeltaStages(InKernel):
         engines_own = initial.data_ptr() == self._pool.data_ptr() and initial.stride() == self._pool.stride()
         wanted = arguments["inplace_update"] and arguments["save_new_value"]
         plain = arguments["track_state"] is None and chunks is not None
-        pool, where = self._pool, plan.grouped
-        if self.in_place and engines_own and wanted and plain:
+        outputs: dict[str, Any] = {}
+        in_place = self.in_place and engines_own and wanted and plain
+        if in_place:
             h = k.new_empty(1, len(chunks), u.shape[1], u.shape[2], k.shape[2])
             v_new = torch.empty_like(arguments["u"])
-            delta_state_pass(
-                k,
-                w,
-                u,
-                decays,
-                plan.starts,
-                where,
-                pool,
-                initial_indices=plan.running,
-                h=h[0],
-                v_new=v_new[0],
-                update_initial=True,
-                chunk_offsets=plan.chunk_offsets,
-            )
-            return h, v_new
+            outputs = {"h": h[0], "v_new": v_new[0], "update_initial": True}
         delta_state_pass(
             k,
             w,
             u,
             decays,
             plan.starts,
-            where,
-            pool,
+            plan.grouped,
+            self._pool,
             initial_indices=plan.running,
             chunk_offsets=plan.chunk_offsets,
+            **outputs,
         )
-        return original(**arguments)
+        return (h, v_new) if in_place else original(**arguments)
 
 
 class BesideLightning(InKernel):
