@@ -80,7 +80,7 @@ class StorageTier:
     def _worth(self, node: UnifiedTreeNode) -> bool:
         """Whether the node's state is worth writing. One without a row is: nothing is known of it."""
         row, runtime = row_of(node), self._mamba.runtime
-        if row < 0:
+        if row < 0 or self._writes.share == 1:
             return True
         scores = runtime.eviction.scores(runtime.table, np.array([row]), runtime.tick)
         return self._writes.worth(float(scores[0]))
