@@ -70,6 +70,21 @@ class Job:
     before: Callable[[], None] | None = None
 
 
+STORAGE: dict[str, object] = {
+    "enable_marconi": True,
+    "page_size": 16,
+    "max_total_tokens": 30_000,
+    "max_mamba_cache_size": 200,
+    "enable_hierarchical_cache": True,
+    "hicache_ratio": 2,
+    "hicache_write_policy": "write_through",
+    "hicache_storage_backend": "file",
+    "hicache_storage_prefetch_policy": "wait_complete",
+    "hicache_storage_backend_extra_config": '{"prefetch_threshold": 32}',
+}
+"""Options of an engine whose states go through host memory to storage: see `StorageFolder`."""
+
+
 @dataclass(frozen=True)
 class StorageFolder:
     """A job's `before`: SGLang's `file` storage lies in a folder."""

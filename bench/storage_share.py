@@ -14,25 +14,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from engine_in_process import Engines, Job, StorageFolder
+from engine_in_process import STORAGE, Engines, Job, StorageFolder
 from records import records_of, write
 from speculative_traffic import Case, Twice, record, wrong
 
 from marconi_ext.models.toy_model import ToyModel, write_model
 from marconi_ext.output import check_writable
-
-OPTIONS = {
-    "enable_marconi": True,
-    "page_size": 16,
-    "max_total_tokens": 30_000,
-    "max_mamba_cache_size": 200,
-    "enable_hierarchical_cache": True,
-    "hicache_ratio": 2,
-    "hicache_write_policy": "write_through",
-    "hicache_storage_backend": "file",
-    "hicache_storage_prefetch_policy": "wait_complete",
-    "hicache_storage_backend_extra_config": '{"prefetch_threshold": 32}',
-}
 
 
 @dataclass(frozen=True)
@@ -51,7 +38,7 @@ class Row:
 
 def measured(engines: Engines, model: Path, cases: list[Case], share: float) -> Row:
     with tempfile.TemporaryDirectory() as folder:
-        options = {"model_path": model, **OPTIONS, "marconi_storage_share": share}
+        options = {"model_path": model, **STORAGE, "marconi_storage_share": share}
         job = Job(options, Twice(cases, (1,)), before=StorageFolder(Path(folder)))
         (first,), (second,) = engines.run(job), engines.run(job)
         states = [file.stat().st_size for file in Path(folder).iterdir() if ".mamba_" in file.name]

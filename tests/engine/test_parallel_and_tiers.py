@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from engine_in_process import Engines, Job, StorageFolder
+from engine_in_process import STORAGE, Engines, Job, StorageFolder
 from prefill_decode_pair import NO_MOONCAKE, Pair
 from speculative_traffic import Case, Pass, Twice, record, wrong
 
@@ -26,18 +26,6 @@ STAGES = {
     "marconi_eviction": "marconi",
     "marconi_bootstrap_window_size": 30,
     "marconi_tuning_interval": 40,
-}
-STORAGE = {
-    "enable_marconi": True,
-    "page_size": 16,
-    "max_total_tokens": 30_000,
-    "max_mamba_cache_size": 200,
-    "enable_hierarchical_cache": True,
-    "hicache_ratio": 2,
-    "hicache_write_policy": "write_through",
-    "hicache_storage_backend": "file",
-    "hicache_storage_prefetch_policy": "wait_complete",
-    "hicache_storage_backend_extra_config": '{"prefetch_threshold": 32}',
 }
 
 
