@@ -41,6 +41,7 @@ class Advisor:
     """sources: by the server's name; page_tokens: as the servers are started with. Not thread-safe.
 
     The load is what this advisor has sent and not heard the end of: call `started` and `ended` around each request.
+    queued: tokens to prefill, by server
     """
 
     def __init__(self, sources: dict[str, Source], page_tokens: int = 1) -> None:
@@ -48,7 +49,7 @@ class Advisor:
             raise ValueError("sources: no server to choose from")
         self._sources = dict(sources)
         self._page = page_tokens
-        self._queued = dict.fromkeys(sources, 0)
+        self.queued = dict.fromkeys(sources, 0)
         self._dead: set[str] = set()
         self._demand = Demand(len(sources))
 
@@ -61,7 +62,7 @@ class Advisor:
             self._sources[name].poll()
         hashes = list(block_hashes(prompt[:-1], self._page, cache_salt=cache_salt))
         resumable, goes_on = zip(*(self._sources[name].index.resume(hashes) for name in names), strict=True)
-        queued = [self._queued[name] for name in names]
+        queued = [self.queued[name] for name in names]
         best = least_work(len(prompt), resumable, goes_on, queued, self._room(names))
         return Advice(names[best], resumable[best], len(prompt) - resumable[best])
 
@@ -99,16 +100,16 @@ class Advisor:
 
     def started(self, advice: Advice) -> None:
         """The request was sent."""
-        self._queued[advice.server] += advice.tokens_to_prefill
+        self.queued[advice.server] += advice.tokens_to_prefill
 
     def ended(self, advice: Advice) -> None:
         """Its first token came, or it failed."""
-        self._queued[advice.server] = max(0, self._queued[advice.server] - advice.tokens_to_prefill)
+        self.queued[advice.server] = max(0, self.queued[advice.server] - advice.tokens_to_prefill)
 
     def lost(self, server: str) -> None:
         """The server doesn't answer: no request goes there until `back`."""
         self._dead.add(server)
-        self._queued[server] = 0
+        self.queued[server] = 0
         self._sources[server].index.clear()
 
     def back(self, server: str) -> None:

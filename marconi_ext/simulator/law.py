@@ -89,7 +89,7 @@ class Law:
             owner = self._serving(table, table.parent.item(row), asked)
             if owner >= 0:
                 asked[owner] -= self._begins[row]
-        for session, hazard in self._hazards(tick).items():
+        for session, hazard in self.hazards(tick).items():
             row = self._serving(table, self._last[session][0], asked)
             if row >= 0:
                 asked[row] += hazard
@@ -105,7 +105,7 @@ class Law:
             row = table.parent.item(row)
         return row
 
-    def _hazards(self, tick: int) -> dict[str, float]:
+    def hazards(self, tick: int) -> dict[str, float]:
         """Uses a request that are expected of each session; those that waited too long are dropped for good."""
         found = {}
         for session, (_, last) in list(self._last.items()):

@@ -78,7 +78,9 @@ def test_two_servers_and_an_advisor(model: Path) -> None:
         for name, follower in followers.items():
             settled(follower)
             assert follower.lost_batches == 0
-            assert follower.index._depths == states_in_tree(live[name])
+            held, index = states_in_tree(live[name]), follower.index
+            assert {block: index.resumable_tokens([block]) for block in held} == held
+            assert len(index) == len(held)
         assert [cached for cached, _ in agreed] == [said for _, said in agreed]
         assert sum(cached > 0 for cached, _ in agreed) > 15
         first.server.flush_cache()

@@ -12,6 +12,7 @@ from marconi_ext.policies.input_ends import (
     FEW_PROMPTS,
     GUESS_TOKENS,
     GUESSED_PROMPTS,
+    KEPT_CLASSES,
     TRIED_EACH,
     InputEnds,
 )
@@ -179,8 +180,8 @@ def test_last_token_states_go_where_none_serves() -> None:
 
 def test_kept_classes_are_bounded() -> None:
     ends = InputEnds()
-    first = ends.plan(0, False, None)
-    for token in range(1, 1_000):
-        ends.plan(token, False, None)
-    ends.parted(first.number, 2)  # forgotten: no error
-    assert len(ends._classes) == len(ends._by_number) == 64
+    numbers = [ends.plan(token, False, None).number for token in range(1_000)]
+    ends.parted(numbers[0], 2)  # forgotten: no error
+    again = [ends.plan(token, False, None).number for token in range(1_000 - KEPT_CLASSES, 1_000)]
+    assert again == numbers[-KEPT_CLASSES:]
+    assert ends.plan(999 - KEPT_CLASSES, False, None).number > numbers[-1]

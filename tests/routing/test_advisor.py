@@ -211,7 +211,7 @@ def test_no_request_fails_when_a_server_is_lost_and_started_anew() -> None:
     with pytest.raises(ZeroDivisionError):
         advisor.back(first)
         advisor.serve(PROMPT, lambda advice: 1 // 0)
-    assert not any(advisor._queued.values()), "no load is left behind"
+    assert not any(advisor.queued.values()), "no load is left behind"
     for follower, sender in zip(followers.values(), senders.values(), strict=True):
         follower.close()
         sender.socket.close(linger=0)

@@ -33,10 +33,10 @@ def test_hazards_by_hand() -> None:
     )
     for request in requests[:3]:
         simulator.serve(request)
-    hazards = law._hazards(3)
+    hazards = law.hazards(3)
     assert hazards["b"] == pytest.approx(1 / 4)  # one turn, of which all go on; one gap, of four requests
     assert hazards["a"] == pytest.approx(1 / 3 / 2)  # two turns: one of three goes on
-    later = law._hazards(5)
+    later = law.hazards(5)
     still = 1 / 3 * np.exp(-1.0)
     assert later["a"] == pytest.approx(still / (still + 2 / 3) / 2)
 

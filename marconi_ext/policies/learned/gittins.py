@@ -23,6 +23,7 @@ from marconi_ext.policies.learned.classes import BASIC, FINE, INSIDE, Classes
 from marconi_ext.policies.learned.ghosts import Ghosts, block_of
 from marconi_ext.policies.learned.gittins_index import GittinsIndex
 from marconi_ext.policies.learned.lru_share import BEFORE, LruShare
+from marconi_ext.policies.learned.reference import Record
 from marconi_ext.policies.table.checkpoints import CheckpointTable, Kind
 
 CHANGED_KEPT = 32
@@ -74,7 +75,7 @@ class Gittins:
         self._bare = np.zeros(n, bool)  # what was held below it has gone: it is its conversation's tail again
         self._tick = 0
         self._from_chain = 0  # chain length that this request's tails inherit
-        self._ghosts = Ghosts(self._indices, self._index, self._is_known)
+        self.ghosts = Ghosts(self._indices, self._index, self._is_known)
         self._account_from = 0  # row at which the next block begins
         self._changed: deque[int] = deque(maxlen=CHANGED_KEPT)
 
@@ -101,7 +102,7 @@ class Gittins:
                 self._credit(table, served, tick)
         if tick - self._refreshed >= self._refresh_every(tick):
             self._refresh(table, tick)
-        self._ghosts.request(table, tick)
+        self.ghosts.request(table, tick)
         if self.variant.follows and served >= 0 and self._known[served]:
             self._account(served, tick)
             self._use[served] = tick  # in demand, if only in place of a deeper one: it is in use again soon
@@ -117,7 +118,7 @@ class Gittins:
         self._use[row] = self._counted[row] = tick
         self._chain[row] = self._from_chain
         self._born[row] = self._went_on[row] = self._again[row] = 0
-        self._ghosts.forget(row)
+        self.ghosts.forget(row)
         self._bare[row] = False
         self._label[row] = self._classify(table, row)
         if not table.children[row] and self._chain[row] == 0 and table.kind.item(row) != _INPUT_END:
@@ -163,7 +164,7 @@ class Gittins:
         self._again[row] += self._label[row] >= self.classes.tails
         self._label[row] = self._classify(table, row)
         if not table.live[row]:
-            self._ghosts.ask(table, row, tick)
+            self.ghosts.ask(table, row, tick)
 
     def _account(self, row: int, tick: int) -> None:
         if tick > self._counted[row]:
@@ -240,8 +241,8 @@ class Gittins:
         self._fit(len(table.live))
         newcomers = (~table.live[rows]).nonzero()[0]
         for row in rows[newcomers].tolist():
-            self._ghosts.foresee(table, row, tick)
-        total = self._indices(rows, tick) + self._ghosts.demand(table, rows, tick)
+            self.ghosts.foresee(table, row, tick)
+        total = self._indices(rows, tick) + self.ghosts.demand(table, rows, tick)
         worth = self.currency.worth(table.depth[rows], self._above(table, rows))
         value = total * worth / self.currency.whole_cost_bytes(table, rows)
         if self.lru is not None and self.lru.kept:
@@ -258,8 +259,8 @@ class Gittins:
         """As `scores`, of one row: the same to the bit."""
         if not table.live[row]:
             self._fit(len(table.live))
-            self._ghosts.foresee(table, row, tick)
-        total = self._index(row, tick) + self._ghosts.demand_of(table, row, tick)
+            self.ghosts.foresee(table, row, tick)
+        total = self._index(row, tick) + self.ghosts.demand_of(table, row, tick)
         worth = self.currency.worth(table.depth.item(row), self._above_one(table, row))
         value = float(total * worth / self.currency.whole_cost_bytes(table, row))
         return value + KEPT if self.lru is not None and row in self.lru.kept else value
@@ -300,16 +301,32 @@ class Gittins:
     def _index(self, row: int, tick: int) -> float:
         use = self._use.item(row)
         index = self.index.at_one(self._label.item(row), tick - use)
-        before = self.lru is not None and self.lru.anew(tick) and use < self.lru.unused_since
-        return index * BEFORE if before else index
+        return index * BEFORE if self._before(use, tick) else index
+
+    def _before(self, use: int, tick: int) -> bool:
+        """Whether a record used at `use` last is of before a change of traffic that was lately."""
+        return self.lru is not None and self.lru.anew(tick) and use < self.lru.unused_since
 
     def gone(self, table: CheckpointTable, row: int, tick: int) -> None:
         """The state at `row` was evicted or refused: what it served falls to the state above."""
-        self._ghosts.gone(table, row, tick)
+        self.ghosts.gone(table, row, tick)
 
     def class_name(self, row: int) -> str:
         """The class that a known row is in."""
         return self.classes.names[self._label.item(row)]
+
+    def facts(self, table: CheckpointTable, row: int, tick: int) -> Record:
+        """What the equation takes of a known row."""
+        use, depth = self._use.item(row), table.depth.item(row)
+        return Record(
+            label=self._label.item(row),
+            age=tick - use,
+            depth=depth,
+            above=self._above_one(table, row),
+            before=self._before(use, tick),
+            tail_tokens=depth - table.above.item(row) if table.leaf_tokens[row] else 0,
+            serves=None if table.live[row] else table.owner.item(row),
+        )
 
     def parameters(self) -> dict[str, float]:
         changes = {} if self.lru is None else {"changes": float(self.lru.changes)}
@@ -320,7 +337,7 @@ class Gittins:
             for name in _COLUMNS:
                 old = getattr(self, name)
                 setattr(self, name, np.concatenate([old, np.zeros(rows - len(old), old.dtype)]))
-            self._ghosts.fit(rows)
+            self.ghosts.fit(rows)
 
 
 class GittinsBasic(Gittins):

@@ -85,8 +85,7 @@ def test_a_state_that_serves_in_place_of_a_ghost_is_in_demand() -> None:
     table.set_gone(deep, Fate.EVICTED)
     rule.gone(table, deep, 1)
     rule.request(table, [high, deep], high, 41)
-    ages = 41 - rule._use[[high, deep, other]]
-    assert ages.tolist() == [0, 0, 40]
+    assert [rule.facts(table, row, 41).age for row in (high, deep, other)] == [0, 0, 40]
 
 
 def test_a_boundary_that_was_come_back_to_counts_as_a_branch() -> None:
@@ -94,9 +93,9 @@ def test_a_boundary_that_was_come_back_to_counts_as_a_branch() -> None:
     boundary = table.add(-1, 500, Kind.BOUNDARY, 1)
     rule.offered(table, boundary, 1)
     table.set_live(boundary, 1)
-    assert rule._kind(table, boundary) == Kind.BOUNDARY
+    assert rule.class_name(boundary) == "placed, 0+ forks"
     rule.request(table, [boundary], boundary, 2)
-    assert rule._kind(table, boundary) == Kind.BRANCH
+    assert rule.class_name(boundary) == "branch, 0+ forks"
 
 
 def test_behind_a_boundary_come_back_to_counts_what_lies_below() -> None:
@@ -115,8 +114,7 @@ def test_behind_a_boundary_come_back_to_counts_what_lies_below() -> None:
     table.pins[system] = 1
     new = table.add(system, 1200, Kind.LAST_TOKEN, 3)
     rule.offered(table, new, 3)
-    rows = np.array([other, new])
-    assert rule._above(table, rows).tolist() == [1000, 1000]
+    assert [rule.facts(table, row, 3).above for row in (other, new)] == [1000, 1000]
 
 
 def test_a_conversation_that_begins_at_a_boundary_has_no_uses_yet() -> None:
@@ -126,12 +124,12 @@ def test_a_conversation_that_begins_at_a_boundary_has_no_uses_yet() -> None:
     table.set_live(system, 1)
     table.fanout[system] = 1
     rows = []
-    for tick in range(2, 7):
+    for tick in range(2, 9):
         rule.request(table, [system], system, tick)
         rows.append(table.add(system, 1000 + 10 * tick, Kind.LAST_TOKEN, tick))
         rule.offered(table, rows[-1], tick)
-    assert rule._chain[rows[2:]].tolist() == [0, 0, 0]  # from when two records hang under it
-    assert rule._fork(table, rows[-1]) == system
+    fresh = "tail of a fork whose tails go on: "  # from when two records hang under it; four tell how many do
+    assert [rule.class_name(row) for row in rows[2:]] == 4 * [fresh + "unknown"] + [fresh + "< 3%"]
 
 
 def test_a_fork_passed_often_is_told_from_one_passed_rarely() -> None:
@@ -146,7 +144,7 @@ def test_a_fork_passed_often_is_told_from_one_passed_rarely() -> None:
         if row >= 0:
             table.passed[row] += 1
             rule.request(table, [row], row, tick)
-    assert rule._label[busy] != rule._label[idle]
+    assert rule.class_name(busy) != rule.class_name(idle)
     for tick in range(162, 400):
         rule.request(table, [], -1, tick)
     scores = rule.scores(table, np.array([busy, idle]), 161)
@@ -154,22 +152,33 @@ def test_a_fork_passed_often_is_told_from_one_passed_rarely() -> None:
 
 
 def test_a_conversation_that_had_its_turns_goes_first() -> None:
-    """Twenty conversations of eight turns have ended. Of two more, used at the same time, one has had eight turns."""
+    """Twenty conversations of eight turns have ended. Of two more, used just after another, one has had eight turns."""
     rule, table = Gittins(Currency()), CheckpointTable(8)
-    tick, tails = 0, []
-    for turns in [8] * 20 + [8, 6]:
-        parent = -1
-        for turn in range(turns):
-            tick += 1
-            rule.request(table, [] if parent < 0 else [parent], parent, tick)
-            parent = table.add(parent, 1000 * (turn + 1), Kind.LAST_TOKEN, tick)
-            rule.offered(table, parent, tick)
-            table.set_live(parent, tick)
-        tails.append(parent)
-    rule._use[tails[-2:]] = rule._counted[tails[-2:]] = tick
-    rule._refresh(table, tick)
-    rows = np.array(tails[-2:])
-    ended, waiting = rule.scores(table, rows, tick + 20) / table.depth[rows]
+    tick = 0
+
+    def go_on(parent: int) -> int:
+        nonlocal tick
+        tick += 1
+        rule.request(table, [] if parent < 0 else [parent], parent, tick)
+        row = table.add(
+            parent, 1000 + (table.depth.item(parent) if parent >= 0 else 0), Kind.LAST_TOKEN, tick
+        )
+        rule.offered(table, row, tick)
+        table.set_live(row, tick)
+        return row
+
+    for _ in range(20):
+        tail = -1
+        for _ in range(8):
+            tail = go_on(tail)
+    eight, six = go_on(go_on(-1)), -1
+    for _ in range(6):
+        eight, six = go_on(eight), go_on(six)
+    for _ in range(20):
+        tick += 1
+        rule.request(table, [], -1, tick)
+    rows = np.array([eight, six])
+    ended, waiting = rule.scores(table, rows, tick) / table.depth[rows]
     assert ended < 0.7 * waiting
 
 

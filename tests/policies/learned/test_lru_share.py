@@ -49,7 +49,8 @@ def test_a_lead_counts_from_where_it_began(held) -> None:
 def test_a_lead_is_worth_less_where_states_from_before_it_are_hit(held) -> None:
     """LRU serves three of six requests that the cache doesn't, and both serve the others."""
     share, table, a, b = held
-    share._shadow[b] = None
+    table.kind[b] = Kind.LAST_TOKEN
+    share.offered(table, b)
     table.last_use[b] = 400
     for tick in range(501, 507):
         served = b if tick % 2 == 0 else -1
@@ -134,10 +135,12 @@ def test_what_was_before_a_change_counts_little() -> None:
     assert rule.lru.changes == 1 and rule.lru.unused_since == 2
     assert rule.index.uses.max() < 1.01 * 80 * BEFORE + 1
     tick = rule.lru.began + 1
-    rule._use[rows[0]] = 1
-    rule._use[rows[1]] = rule._counted[rows] = tick
-    rule._label[rows[1]] = rule._label[rows[0]]
-    scores = [rule.scores(table, np.array(rows), now) for now in (tick, tick + FEW_REQUESTS)]
+    rule.request(table, [], -1, tick)
+    new = table.add(-1, 1000, Kind.LAST_TOKEN, tick)
+    rule.offered(table, new, tick)
+    table.set_live(new, tick)
+    assert rule.class_name(rows[0]) == rule.class_name(new)
+    scores = [rule.scores(table, np.array([rows[0], new]), now) for now in (tick, tick + FEW_REQUESTS)]
     assert scores[0][0] < 2 * BEFORE * scores[0][1]
     assert scores[1][0] > 0.5 * scores[1][1]
 

@@ -94,24 +94,11 @@ class TheFastPolicyIsTheEquation(RuleBasedStateMachine):
     @invariant()
     def the_values_are_equal(self) -> None:
         policy, table, tick = self.policy, self.table, self.runtime.tick
-        policy._fit(len(table.live))
-        policy._ghosts.recount(table, tick)  # between two recounts a better ghost may not be known yet
+        policy.ghosts.recount(table, tick)  # between two recounts a better ghost may not be known yet
         rows = table.rows()
         if not len(rows):
             return
-        lately, above = policy.lru.anew(tick), policy._above(table, rows).tolist()
-        records = {
-            row: Record(
-                label=policy._label.item(row),
-                age=tick - policy._use.item(row),
-                depth=table.depth.item(row),
-                above=above[i],
-                before=lately and policy._use.item(row) < policy.lru.unused_since,
-                tail_tokens=table.depth.item(row) - table.above.item(row) if table.leaf_tokens[row] else 0,
-                serves=None if table.live[row] else table.owner.item(row),
-            )
-            for i, row in enumerate(rows.tolist())
-        }
+        records = {row: policy.facts(table, row, tick) for row in rows.tolist()}
         classes = policy.classes
         plain = values(records, *self.seen, list(classes.prior), classes.groups.tolist(), self.money)
         live = table.live_rows()
