@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
+from mixed_trace import mixed_trace
 
 from marconi_ext.policies.currency import Currency
 from marconi_ext.policies.registry import EVICTIONS, parse_policy
 from marconi_ext.simulator.capacity import Capacity
-from marconi_ext.simulator.clairvoyant import Clairvoyant, Future
 from marconi_ext.simulator.simulator import Simulator
-from marconi_ext.traces import Request, synthetic
+from marconi_ext.traces import Request
 
 CURRENCY = Currency(linear=1e9, quadratic=1e4, state_bytes=1e8, kv_bytes_per_token=1.6e4)
 POLICIES = [f"{name}:1.0" if wants else name for name, (_, wants, _) in EVICTIONS.items()]
@@ -29,10 +29,7 @@ CAPACITIES = [
 
 @pytest.fixture(scope="module")
 def trace() -> list[Request]:
-    agent = list(synthetic("agent", seed=1, sessions=8))
-    search = list(synthetic("tree-search", seed=1, sessions=4))
-    mixed = [r for pair in zip(agent, search, strict=False) for r in pair]
-    return mixed[:120]
+    return mixed_trace()
 
 
 def build(policy: str, capacity: Capacity, concurrency: int = 1) -> Simulator:
@@ -74,20 +71,6 @@ def test_pinned_paths_survive_concurrency(policy, trace) -> None:
             assert running.state is None or simulator.table.live[running.state.record]
     simulator.finish()
     assert all(node.pins == 0 for node in simulator.tree.nodes())
-
-
-def test_clairvoyant_is_ahead_where_slots_are_tight(trace) -> None:
-    rates = {}
-    for name in ("lru", "gittins-basic", "clairvoyant"):
-        if name == "clairvoyant":
-            admission, _ = parse_policy("gittins-basic").build(CURRENCY)
-            eviction = Clairvoyant(CURRENCY, Future(trace))
-        else:
-            admission, eviction = parse_policy(name).build(CURRENCY)
-        simulator = Simulator(Capacity(slots=6), admission, eviction, CURRENCY)
-        rates[name] = sum(simulator.serve(request).hit_tokens for request in trace)
-        simulator.finish()
-    assert rates["clairvoyant"] > max(rates["lru"], rates["gittins-basic"])
 
 
 def test_a_prompt_larger_than_the_cache_passes_through() -> None:

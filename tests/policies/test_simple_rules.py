@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from marconi_ext.policies.registry import parse_policy
 from marconi_ext.policies.simple_rules import FortyLines, Gdsf, Hyperbolic, SupersededSegLen, superseded
 from marconi_ext.policies.table.checkpoints import CheckpointTable, Fate, Kind
 
@@ -60,8 +59,3 @@ def test_forty_lines_keeps_a_fork_by_its_uses_and_a_tail_by_its_age() -> None:
     table.fanout[0], table.uses[0] = 2, 3
     assert np.allclose(rule.scores(table, np.arange(2), 10), [400 * 4 / 10, 400 * 1 / 10])
     assert rule.refuses
-
-
-def test_simple_rules_save_where_the_default_policy_saves() -> None:
-    names = ("superseded-seglen", "superseded-gdsf", "superseded-hyperbolic", "forty-lines")
-    assert {parse_policy(name).admission for name in names} == {parse_policy("gittins").admission}

@@ -1,10 +1,11 @@
 """Parts of a class in the learned index: they differ from the whole only beyond chance."""
 
 import numpy as np
+import pytest
 
 from marconi_ext.policies.learned.classes import BASIC, FINE
 from marconi_ext.policies.learned.gittins_index import GittinsIndex, gittins
-from marconi_ext.policies.learned.hazards import BUCKETS
+from marconi_ext.policies.learned.hazards import BUCKETS, age_bucket
 
 
 def index_of(uses: list[float], exposure: list[float]) -> GittinsIndex:
@@ -86,3 +87,20 @@ def test_every_class_has_a_name_of_its_own_and_a_prior() -> None:
         "forked often, passed rarely",
         "input end, no turn",
     ]
+
+
+def test_index_prefers_what_comes_back_soon() -> None:
+    """Class 0 is used at age 4, class 1 at age 100 only; both are exposed alike. At age 2 class 0 is worth more;
+    a class that was never used is worth least."""
+    index = GittinsIndex(3)
+    for _ in range(200):
+        index.used(0, 4)
+        index.used(1, 100)
+        ages = np.array([0, 0, 0]), np.array([4, 100, 200])
+        index.expose(np.array([0, 1, 2]), *ages)
+    index.refresh(0)
+    at = int(age_bucket(np.float64(2)))
+    assert index.value[0, at] > index.value[1, at] > index.value[2, at]
+    assert index.exposure.sum() == pytest.approx(200 * 304)
+    index.refresh(4000)
+    assert index.uses.sum() == pytest.approx(200)  # one half-life

@@ -76,3 +76,20 @@ def test_a_long_path_is_one_chain_whatever_is_saved_on_it() -> None:
     assert table.owner[:301].tolist() == [-1] * 151 + [150] * 150
     table.set_gone(150, Fate.EVICTED)
     assert (table.owner[:301] == -1).all()
+
+
+def test_owners_follow_evictions() -> None:
+    """shared (100) -> old tail (300) -> new tail (400), and shared -> other (1100); all live."""
+    table = CheckpointTable(2)
+    for parent, depth in ((-1, 100), (0, 300), (1, 400), (0, 1100)):
+        table.set_live(table.add(parent, depth, Kind.LAST_TOKEN, 1), 1)
+    table.set_gone(1, Fate.EVICTED)
+    assert (table.owner[2], table.above[2]) == (0, 100)
+    table.set_gone(0, Fate.EVICTED)
+    assert table.above[[2, 3]].tolist() == [0, 0]
+    table.set_live(1, 5)
+    assert (table.above[2], table.above[3]) == (300, 0)
+    table.check()
+    table.forget(2)
+    assert table.num_live == 2 and table.add(1, 500, Kind.BRANCH, 6) == 2  # the row is used again
+    table.check()

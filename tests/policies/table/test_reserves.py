@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from marconi_ext.policies.admission import Offer
 from marconi_ext.policies.currency import Currency
 from marconi_ext.policies.fixed_rules import Lru
-from marconi_ext.policies.quotas import parse_quotas, quotas_in_slots
 from marconi_ext.policies.runtime import PolicyRuntime
 from marconi_ext.policies.table.checkpoints import Kind
 from marconi_ext.policies.table.reserves import Quota
@@ -91,26 +89,3 @@ def test_a_large_pool_is_searched_by_windows_and_holds_too() -> None:
         and runtime.table.live[int(kept[0]) + 500]
         and runtime.reserves.yielded == 0
     )
-
-
-def test_quotas_as_they_are_given() -> None:
-    shares = parse_quotas('{"chat": {"floor": 0.3}, "*": {"ceiling": 0.5}}')
-    assert quotas_in_slots(shares, 100) == {"chat": Quota(30, 100), "*": Quota(0, 50)}
-
-
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        ("{", "JSON"),
-        ("[]", "object"),
-        ('{"a": {}}', "floor"),
-        ('{"a": {"flor": 1}}', "floor"),
-        ('{"a": {"floor": 2}}', "share"),
-        ('{"a": {"floor": true}}', "share"),
-        ('{"a": {"floor": 0.6, "ceiling": 0.5}}', "above"),
-        ('{"a": {"floor": 0.5}, "b": {"floor": 0.5}}', "at least 0.1"),
-    ],
-)
-def test_bad_quotas_are_named(text: str, named: str) -> None:
-    with pytest.raises(ValueError, match=named):
-        parse_quotas(text)
