@@ -193,7 +193,7 @@ def preempted_by_priority(pair: Pair, rng: np.random.Generator, requests: int) -
 
 def isolated_keys(pair: Pair, rng: np.random.Generator) -> str:
     """One prompt under every pair of salt and extra key: nothing is reused across, everything within. SGLang can't load
-    LoRA adapters without CUDA: tests/hooks/radix/test_isolated_keys.py has them."""
+    LoRA adapters without CUDA: tests/hooks/radix/test_cache_isolated_keys.py has them."""
     pair.flush()
     prompt = draw(rng, 120)
     keys = [{"cache_salt": salt, "extra_key": key} for salt, key in product((None, "a", "b", "ab"), repeat=2)]

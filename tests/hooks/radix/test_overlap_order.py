@@ -25,6 +25,7 @@ from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 from sglang.srt.mem_cache.hicache_storage import PoolName, PoolTransfer
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 from sglang.srt.mem_cache.unified_cache.components.base import CacheTransferPhase
+from tree_nodes import nodes_of
 
 from marconi_ext.policies.held_states import HeldStates
 from sglang_hooks.radix.node_states import holds_state
@@ -152,11 +153,7 @@ class OverlapOrder(RuleBasedStateMachine):
     @rule(which=SOMETHING)
     def load_back(self, which: int) -> None:
         """A state comes to a node as from a host tier."""
-        nodes = [
-            node
-            for node in self.cache.tree_core._node_arena.values()
-            if node.parent is not None and not holds_state(node)
-        ]
+        nodes = [node for node in nodes_of(self.cache) if not holds_state(node)]
         slot = self.pool_slot() if nodes else None
         if slot is not None:
             transfer = PoolTransfer(name=PoolName.MAMBA, host_indices=slot, device_indices=slot)

@@ -14,6 +14,7 @@ from typing import Any
 import engineless_cache
 import pytest
 from engineless_cache import Driver
+from tree_nodes import nodes_of
 
 from sglang_hooks.radix.tree_core import MarconiTreeCore, depth_of
 
@@ -73,7 +74,7 @@ def observe(driver: Driver) -> dict[str, Any]:
             node.component_data[mamba].value is not None,
             *(node.component_data[kind].lock_ref for kind in cache.tree_components),
         )
-        for node in core._collect_all_nodes()
+        for node in nodes_of(cache)
     }
     return {
         "tree": tree,

@@ -11,6 +11,7 @@ from engineless_cache import Driver
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 from sglang.srt.mem_cache.hicache_storage import PoolName, PoolTransfer
 from sglang.srt.mem_cache.unified_cache.components.base import CacheTransferPhase
+from tree_nodes import nodes_of
 
 from marconi_ext.policies.quotas import parse_quotas, quotas_in_slots
 from sglang_hooks.radix.cache import MarconiRadixCache
@@ -94,7 +95,7 @@ def test_what_stays_on_the_host_and_comes_back(monkeypatch: pytest.MonkeyPatch) 
     site = Site()
     site.serve(1)
     mamba = site.cache.mamba
-    held = [node for node in site.cache.tree_core._node_arena.values() if holds_state(node)]
+    held = [node for node in nodes_of(site.cache) if holds_state(node)]
     copied = held[0]
     slot = copied.component_data[mamba.component_type].value
     copy = PoolTransfer(name=PoolName.MAMBA, host_indices=slot.clone())

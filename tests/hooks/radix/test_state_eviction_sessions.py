@@ -10,6 +10,7 @@ from engineless_cache import Driver
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode
+from tree_nodes import nodes_of
 
 from sglang_hooks.radix.tree_core import depth_of
 
@@ -40,7 +41,7 @@ def serve(driver: Driver, number: int, session: str | None = None) -> None:
 
 def states(driver: Driver) -> list[UnifiedTreeNode]:
     """The nodes that have one, deepest first."""
-    nodes = driver.cache.tree_core._collect_all_nodes()
+    nodes = nodes_of(driver.cache)
     held = [node for node in nodes if node.component_data[ComponentType.MAMBA].value is not None]
     return sorted(held, key=depth_of, reverse=True)
 
