@@ -193,7 +193,7 @@ class Driver:
         self.evictions: dict[str, list[int]] = {"KV": [], "state": []}
         self.hit_tokens = 0
         self._chunk_tokens = mamba_cache_chunk_size()
-        self._plan = self._planner()
+        self.plan = self._planner()
         self._evicting = 0
         self.cache.evict_for_alloc = self._timing(
             self.cache.evict_for_alloc, lambda params, **_: "state" if params.mamba_num else "KV"
@@ -256,7 +256,7 @@ class Driver:
     def prefill(self, req: Req) -> None:
         """Its room, its plan, and what is published after its forward pass."""
         cache, pool, hit = self.cache, self.cache.req_to_token_pool, req.prefix_len
-        new = self._in_pages(hit, req.extend_end)
+        new = self.in_pages(hit, req.extend_end)
         with self._timed("plan"):
             rows = alloc_req_slots(pool, [req], cache)
             prefix = cache.prefix_device_indices(req) if hit else None
@@ -266,7 +266,7 @@ class Driver:
         pool.write((rows[0], new), fresh)
         req.kv.kv_allocated_len = req.kv.kv_committed_len = req.extend_end
         with self._timed("plan"):
-            self._plan(req)
+            self.plan(req)
             # overlap: room for the first decode is made before the insert
             if req.sampling_params.max_new_tokens > 1:
                 evict_from_tree_cache(cache, 1)
@@ -280,7 +280,7 @@ class Driver:
         """Its answer, whose last token has no KV, and its end; without `keep` as after an abort."""
         begin = req.kv.kv_committed_len
         end = begin + len(output) - 1
-        new = self._in_pages(begin, end)
+        new = self.in_pages(begin, end)
         with self._timed("finish"):
             fresh = alloc_token_slots(self.cache, new.stop - new.start)
         self.cache.req_to_token_pool.write((req.kv.req_pool_idx, new), fresh)
@@ -297,7 +297,7 @@ class Driver:
         with self._timed("finish"):
             release_kv_cache(req, self.cache, checkpoint=keep)
 
-    def _in_pages(self, begin: int, end: int) -> slice:
+    def in_pages(self, begin: int, end: int) -> slice:
         """What of the tokens from `begin` to `end` needs new pages."""
         page = self.cache.page_size
         return slice(-(-begin // page) * page, -(-end // page) * page)

@@ -24,15 +24,15 @@ def _resolve_once(_result: None, server_args: Any) -> None:
     view = resolving_view(server_args)
     architecture = _architecture(view)
     if architecture is None or not _served_as_stock(architecture):
-        _track_nothing_lazily(server_args, view)
+        track_nothing_lazily(server_args, view)
         check_arguments(view)
     if architecture is not None:
-        _check_page(architecture, view.page_size)
+        check_page(architecture, view.page_size)
     if config.events == "resumable" and not server_args.kv_events_config:
         raise ConfigError("--marconi-events resumable: needs --kv-events-config, whose stream it changes")
 
 
-def _track_nothing_lazily(server_args: Any, view: Any) -> None:
+def track_nothing_lazily(server_args: Any, view: Any) -> None:
     """Lazy tracking saves slots that ours doesn't take at all at page size 1; above it SGLang tracks as usual."""
     if view.mamba_radix_cache_strategy != "extra_buffer_lazy":
         return
@@ -58,7 +58,7 @@ def _served_as_stock(architecture: str) -> bool:
     return why_stock(architecture) is not None
 
 
-def _check_page(architecture: str, page_size: int | None) -> None:
+def check_page(architecture: str, page_size: int | None) -> None:
     """Above page size 1 a request's last state is one that SGLang tracked during decode. Raises: ConfigError where
     it tracks none."""
     from .recurrence.registry import needs_no_tracking

@@ -282,7 +282,7 @@ def _scan_chunks(cb, x, dt, log, C, states):
     y = torch.empty(x.shape, dtype=torch.float32, device=x.device)
     starts = F.pad(log[..., ROW_BLOCK - 1 : -1 : ROW_BLOCK], (1, 0))
     ends = log[..., [*range(ROW_BLOCK - 1, log.shape[2] - 1, ROW_BLOCK), log.shape[2] - 1]]
-    scan = _scan_scaled if float((ends - starts).min()) > -MAX_LOG_RANGE else _scan_exact
+    scan = scan_scaled if float((ends - starts).min()) > -MAX_LOG_RANGE else scan_exact
     groups = cb.shape[1]
     for part in _steps(x):
         scan(
@@ -297,7 +297,7 @@ def _scan_chunks(cb, x, dt, log, C, states):
     return y
 
 
-def _scan_scaled(cb, x, dt, log, C, state, y):
+def scan_scaled(cb, x, dt, log, C, state, y):
     """Decays as scales of rows and columns, so that the heads of a group share one matrix product.
 
     Row q of a block is exp(a_q - a_s) · (Σ_k≤q cb_qk · exp(a_s - a_k) · dt_k · x_k + exp(a_s) · C_q · state),
@@ -320,7 +320,7 @@ def _scan_scaled(cb, x, dt, log, C, state, y):
         torch.mul(block.unflatten(3, x.shape[3:]), scale, out=y[:, :, rows])
 
 
-def _scan_exact(cb, x, dt, log, C, state, y):
+def scan_exact(cb, x, dt, log, C, state, y):
     """The same with one decay matrix a head: for chunks that decay beyond fp32's range. Mutates y."""
     log = log.transpose(2, 3)  # [m, g, r, Q]
     # Above the diagonal the exponent is positive: clamp it, as exp would overflow (cb is cut to zero there).

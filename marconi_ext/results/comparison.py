@@ -207,11 +207,11 @@ def _differences(
             repeats=(round(min(single), 4), round(max(single), 4)),
             baseline_spread=round(_against(kind, min(own), max(own)), 4),
         )
-        found.append(replace(difference, verdict=_verdict(difference, len(base))))
+        found.append(replace(difference, verdict=verdict_of(difference, len(base))))
     return found
 
 
-def _verdict(found: Difference, repeats: int) -> str:
+def verdict_of(found: Difference, repeats: int) -> str:
     """What may be said of a difference; see the module's text."""
     same = 0.0 if found.kind == "difference" else 1.0
     if found.figure.startswith(TIMED) and repeats < 2:

@@ -18,7 +18,7 @@ from marconi_ext.replay.outcome import summarise
 from marconi_ext.replay.selection import Selection
 from marconi_ext.replay.sender import Pacing, Run
 from marconi_ext.replay.traffic import load_traffic
-from marconi_ext.results.comparison import Comparison, Difference, _verdict, compare
+from marconi_ext.results.comparison import Comparison, Difference, compare, verdict_of
 from marconi_ext.results.folder import (
     ArmInfo,
     RequestRecord,
@@ -212,11 +212,11 @@ def test_noise_between_repeats_allows_no_verdict(tmp_path: Path) -> None:
 
 def test_a_bias_no_larger_than_the_baseline_varies_is_refused() -> None:
     found = Difference("ours", "ttft_p50_s", "ratio", 1.2, 1.05, 1.4, (1.1, 1.3), baseline_spread=1.35)
-    assert _verdict(found, 3) == "noisy"
-    assert _verdict(replace(found, baseline_spread=1.1), 3) == "higher"
-    assert _verdict(replace(found, value=0.5, low=0.4, high=0.6, baseline_spread=2.5), 3) == "noisy"
-    assert _verdict(replace(found, value=0.5, low=0.4, high=0.6, baseline_spread=1.5), 3) == "lower"
-    assert _verdict(found, 1) == "one-repeat"
+    assert verdict_of(found, 3) == "noisy"
+    assert verdict_of(replace(found, baseline_spread=1.1), 3) == "higher"
+    assert verdict_of(replace(found, value=0.5, low=0.4, high=0.6, baseline_spread=2.5), 3) == "noisy"
+    assert verdict_of(replace(found, value=0.5, low=0.4, high=0.6, baseline_spread=1.5), 3) == "lower"
+    assert verdict_of(found, 1) == "one-repeat"
     comparison = Comparison("x", "stock", [], [replace(found, verdict="noisy")], "sessions", 20)
     (line,) = advice(comparison)
     assert "differ by 1.35 ×, more than the effect of 1.20 ×" in line and "--side-by-side" in line

@@ -119,7 +119,7 @@ class SmallScheduler:
             for req in batch
         ]
         rows = alloc_req_slots(self.pool, batch, cache)
-        places = [self.driver._in_pages(req.prefix_len, req.extend_end) for req in batch]
+        places = [self.driver.in_pages(req.prefix_len, req.extend_end) for req in batch]
         tokens = sum(place.stop - place.start for place in places)
         if self.page > 1:  # as SGLang's own estimate for pages
             evict_from_tree_cache(cache, tokens + len(batch) * self.page)
@@ -130,7 +130,7 @@ class SmallScheduler:
             self.pool.write((row, place), kv)
             req.kv.kv_allocated_len = req.kv.kv_committed_len = req.extend_end
         for req in batch:
-            self.driver._plan(req)
+            self.driver.plan(req)
         for req in batch:
             for checkpoint in cache.mamba.ledger.unwritten(req):
                 checkpoint.written = True
@@ -178,7 +178,7 @@ class SmallScheduler:
                 self._end(req, keep=not aborted)
 
     def _next_place(self, req: Req) -> slice:
-        return self.driver._in_pages(req.kv.kv_committed_len, req.kv.kv_committed_len + 1)
+        return self.driver.in_pages(req.kv.kv_committed_len, req.kv.kv_committed_len + 1)
 
     def _next_tokens(self) -> int:
         places = map(self._next_place, self.running)

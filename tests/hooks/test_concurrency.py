@@ -60,7 +60,7 @@ def test_a_pool_runs_as_many_as_it_has_slots_for(page: int, seed: int) -> None:
 
 def test_without_the_wait_a_request_finds_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("small_scheduler.has_slots_for", lambda *_: True)
-    monkeypatch.setattr(component.MarconiMambaComponent, "_room_for_copy", lambda *_: True)
+    monkeypatch.setattr(component, "slots_set_aside", lambda pool: 1)
     with pytest.raises(AssertionError, match="mamba cache"):
         for seed in range(60):
             pressed(1, seed)

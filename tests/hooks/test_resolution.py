@@ -6,13 +6,14 @@ from array import array
 from types import SimpleNamespace
 
 import pytest
+from hook_functions import hooked
 from sglang.srt.arg_groups.overrides import mamba_extra_buffer_lazy_of, resolving_view
 from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.server_args import ServerArgs
 
 from marconi_ext.config import ConfigError, MarconiConfig
-from sglang_hooks.resolution import _check_page, _extra_buffer, _track_nothing_lazily
+from sglang_hooks.resolution import RESOLUTION_HOOKS, check_page, track_nothing_lazily
 
 LFM2, ZAYA, MOBIUS = "Lfm2ForCausalLM", "ZayaForCausalLM", "InternS2MobiusForConditionalGeneration"
 
@@ -26,8 +27,9 @@ def answer(
     draft: str | None = None,
 ) -> bool:
     settings = {"_marconi_config": MarconiConfig().model_dump_json()} if enabled else {}
+    given = hooked(RESOLUTION_HOOKS, "supports_mamba_cache_extra_buffer")
     view = SimpleNamespace(page_size=page_size, speculative_algorithm=draft, **settings)
-    return _extra_buffer(lambda view, config: stock, view, SimpleNamespace(architectures=[architecture]))
+    return given(lambda view, config: stock, view, SimpleNamespace(architectures=[architecture]))
 
 
 def test_the_extra_buffer_is_given_where_nothing_has_to_be_tracked() -> None:
@@ -45,14 +47,14 @@ def test_stock_servers_keep_their_answer() -> None:
 
 def test_a_page_that_a_backend_chose_is_refused() -> None:
     with pytest.raises(ConfigError, match="page size 1 alone"):
-        _check_page(LFM2, 64)
-    _check_page(LFM2, None)
-    _check_page("Qwen3NextForCausalLM", 64)
+        check_page(LFM2, 64)
+    check_page(LFM2, None)
+    check_page("Qwen3NextForCausalLM", 64)
 
 
 def test_lazy_tracking_is_taken_as_what_it_saves_on() -> None:
     arguments = ServerArgs(model_path="dummy", mamba_radix_cache_strategy="extra_buffer_lazy")
-    _track_nothing_lazily(arguments, resolving_view(arguments))
+    track_nothing_lazily(arguments, resolving_view(arguments))
     assert resolving_view(arguments).mamba_radix_cache_strategy == "extra_buffer"
     assert not mamba_extra_buffer_lazy_of(resolving_view(arguments))
 

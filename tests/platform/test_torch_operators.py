@@ -69,8 +69,8 @@ def test_scan_stage_writes_every_row(reference, name):
 def test_strong_decay_takes_the_exact_path(monkeypatch, reference):
     """Otherwise the case above would prove nothing about it."""
     taken = []
-    exact = torch_scan._scan_exact
-    monkeypatch.setattr(torch_scan, "_scan_exact", lambda *args: (taken.append(1), exact(*args)))
+    exact = torch_scan.scan_exact
+    monkeypatch.setattr(torch_scan, "scan_exact", lambda *args: (taken.append(1), exact(*args)))
     test_whole_scan(reference, "decays beyond fp32")
     assert taken
     taken.clear()

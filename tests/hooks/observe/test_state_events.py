@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 from engineless_cache import Driver
 from sglang.srt.mem_cache.events import KVCacheEventRecorder
+from tree_nodes import nodes_of
 
 from marconi_ext.routing.block_hashes import block_hashes
 from marconi_ext.routing.state_index import StateIndex
 from sglang_hooks.observe.state_events import ResumableRecorder, StateEvents, StateRemoved, StateStored
+from sglang_hooks.radix.node_states import holds_state
 
 SIZES = {"context_tokens": 512, "requests": 6}
 
@@ -117,11 +119,7 @@ def test_states_are_what_the_tree_holds(page: int, slots: int, tokens: int) -> N
     def check(histories: list[array]) -> None:
         events.flush()
         mamba = driver.cache.mamba.component_type
-        held = [
-            node
-            for node in driver.cache.tree_core._collect_all_nodes()
-            if node.component_data[mamba].value is not None
-        ]
+        held = [node for node in nodes_of(driver.cache) if node.component_data[mamba].value is not None]
         assert len(index) == len(held)
         for prompt in histories[-5:]:
             said = index.resumable_tokens(block_hashes(np.array(prompt[:-1]), page))
@@ -143,7 +141,7 @@ def test_resumable_blocks_are_those_that_a_state_serves(page: int, slots: int, t
 
     def check(histories: list[array]) -> None:
         blocks.apply(core.take_events())
-        nodes = [node for node in core._collect_all_nodes() if node is not core.root_node]
+        nodes = nodes_of(driver.cache)
         recorder.resumable.check((node, node.component_data[mamba].value is not None) for node in nodes)
         assert len(blocks.held) == sum(len(n.key) for n in nodes if n in recorder.resumable) // page
         sizes.append((len(blocks.held) * page, sum(len(node.key) for node in nodes)))
@@ -160,9 +158,8 @@ def test_resumable_blocks_are_those_that_a_state_serves(page: int, slots: int, t
 def test_a_state_that_goes_in_silence_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     driver, index = driver_of(1, 12, 4_000), StateIndex()
     events = driver.cache.mamba.events = StateEvents(driver.cache, Wire(index))
-    monkeypatch.setattr(
-        type(driver.cache.mamba), "_take_state", _silent(type(driver.cache.mamba)._take_state)
-    )
+    sync = StateEvents.sync
+    monkeypatch.setattr(StateEvents, "sync", lambda self, node: holds_state(node) and sync(self, node))
     wrong = []
 
     def check(histories: list[array]) -> None:
@@ -173,13 +170,3 @@ def test_a_state_that_goes_in_silence_is_noticed(monkeypatch: pytest.MonkeyPatch
 
     play(driver, 1, 150, check)
     assert any(wrong)
-
-
-def _silent(original: Any) -> Any:
-    def take(component: Any, node: Any, reason: str) -> Any:
-        events, component.events = component.events, None
-        slot = original(component, node, reason)
-        component.events = events
-        return slot
-
-    return take

@@ -12,6 +12,7 @@ from engineless_cache import Driver
 from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode
+from tree_nodes import nodes_of
 
 from marconi_ext.policies.currency import Currency
 from marconi_ext.policies.fixed_rules import Lru
@@ -149,10 +150,10 @@ def test_a_big_tree_comes_in_pages_of_a_few_milliseconds_while_it_grows() -> Non
             number += 1
     whole = joined.whole()
     assert sorted(took)[len(took) * 9 // 10] < 0.005 and len(took) > 10, sorted(took)[-5:]
-    there = {node.id for node in driver.cache.tree_core._collect_all_nodes()}
+    there = {node.id for node in nodes_of(driver.cache)}
     assert {node["id"] for node in whole["nodes"]} >= there and whole["requests_meanwhile"] > 0
     told = {node["id"]: node for node in whole["nodes"]}
-    for node in driver.cache.tree_core._collect_all_nodes():
+    for node in nodes_of(driver.cache):
         if "tokens" in told[node.id] and told[node.id]["edge_tokens"] == len(node.key):
             assert told[node.id]["tokens"] == node.key.raw_token_ids().tolist()
     assert sum(len(node.get("tokens", ())) for node in whole["nodes"]) > 300_000

@@ -9,6 +9,7 @@ from array import array
 import pytest
 from engineless_cache import Driver, publish_settings
 from small_scheduler import SmallScheduler
+from tree_nodes import nodes_of
 
 from marconi_ext.watch.sealed_tokens import Key, unseal_excerpt
 from sglang_hooks.operator.desk import RefusedError
@@ -61,9 +62,9 @@ def test_said_before_is_found_after(page: int) -> None:
         prompt = [*begin, *(rng.randrange(50) for _ in range(rng.randrange(1, 60)))]
         sent.append(prompt)
         before = mamba.explainer.answer({"prompt": prompt})
-        nodes = len(driver.cache.tree_core._node_arena)
+        nodes = len(nodes_of(driver.cache))
         assert mamba.explainer.answer({"prompt": prompt}) == before
-        assert len(driver.cache.tree_core._node_arena) == nodes, "asking has split an edge"
+        assert len(nodes_of(driver.cache)) == nodes, "asking has split an edge"
         scheduler.submit(prompt, 3, 3)
         while not scheduler.idle:
             assert scheduler.step()

@@ -204,9 +204,10 @@ def test_rows_of_pins_are_not_mistaken_for_others() -> None:
     site = Site()
     site.warm(SYSTEM)
     site.mamba.pins.pin(pin(SYSTEM))
-    (held,) = site.mamba.pins._pins.values()
+    path, _ = walk(site.mamba, SYSTEM, None, None)
+    _, held = path[-1]
     site.send([9] * (TOKENS - 50))
     site.settle()
-    assert row_of(held.node) == -1
+    assert row_of(held) == -1
     site.hostile(50)
     assert not site.mamba.runtime.table.reserved.any() and site.mamba.runtime.reserves.reserved == 0

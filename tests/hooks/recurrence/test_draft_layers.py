@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hook_functions import hooked
 
 from sglang_hooks.recurrence import interface, mamba2, pieces
 
@@ -40,15 +41,19 @@ class Pieces(pieces.PieceSaver):
 
 @pytest.mark.parametrize("own", [True, False], ids=["target", "draft"])
 def test_only_the_targets_layers_are_saved(own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    metadata = hooked(mamba2.MAMBA2.hooks, "init_forward_metadata")
+    forward = hooked(mamba2.MAMBA2.hooks, "Mamba2AttnBackend.forward")
+    planned = hooked(pieces.PIECE_HOOKS, "MambaAttnBackendBase._forward_metadata")
+    extend = hooked(pieces.PIECE_HOOKS, "HybridLinearAttnBackend.forward_extend")
     target = SimpleNamespace()
     backend = target if own else SimpleNamespace()
     hybrid = SimpleNamespace(linear_attn_backend=backend, _is_full_attn=lambda layer, layer_id: False)
     for saver, bind, layer in (
-        (Saver(), mamba2._bind_plan, lambda: mamba2._run_layer(lambda *_: "plain", backend)),
-        (Pieces(), pieces._metadata_made, lambda: pieces._forward_extend(plain, hybrid, None, None)),
+        (Saver(), metadata, lambda: forward(plain, backend)),
+        (Pieces(), planned, lambda: extend(plain, hybrid, None, None)),
     ):
-        forward = SimpleNamespace(backend=target, saver=saver)
-        monkeypatch.setattr(interface, "live", lambda forward=forward: SimpleNamespace(forward=forward))
+        live = SimpleNamespace(forward=SimpleNamespace(backend=target, saver=saver))
+        monkeypatch.setattr(interface, "live", lambda live=live: live)
         bind(None, backend, None)
         assert layer() == ("saved" if own else "plain")
         assert saver.seen == (["bind", "layer"] if own else [])

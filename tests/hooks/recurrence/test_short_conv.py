@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hook_functions import hooked
 from sglang.srt.models.zaya import cca_extend
 
 from sglang_hooks.recurrence import short_conv
 from sglang_hooks.recurrence.interface import ArmedCheckpoints, SaverContext
-from sglang_hooks.recurrence.short_conv import ShortConvSaver
+from sglang_hooks.recurrence.short_conv import SHORT_CONV, ShortConvSaver
 
 CHANNELS, HIDDEN, PADDING, REQUESTS, SLOTS = 6, 5, 3, 3, 20
 
@@ -71,7 +72,7 @@ def test_zayas_windows(monkeypatch: pytest.MonkeyPatch) -> None:
         saver.begin(armed)
         saver.bind(Pool())
         monkeypatch.setattr(short_conv, "live_saver", lambda kind, saver=saver: saver)
-        found = prefill(lengths, warm, tokens, short_conv._zaya)
+        found = prefill(lengths, warm, tokens, hooked(SHORT_CONV.hooks, "zaya.cca_extend"))
         assert saver.missed() is None
         for number, (row, offset) in enumerate(picks):
             ends = [offset if r == row else 0 for r in range(REQUESTS)]
