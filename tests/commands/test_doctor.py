@@ -56,7 +56,7 @@ LLAMA = {
 
 
 @pytest.mark.sglang
-def test_flags_are_tried_and_the_verdict_says_what_the_server_would_do(tmp_path: Path) -> None:
+def test_the_verdict_says_what_the_server_would_do(tmp_path: Path) -> None:
     from marconi_ext.models.toy_model import write_model
 
     (tmp_path / "kernels").mkdir()

@@ -76,7 +76,7 @@ def test_an_attention_only_server_reaches_the_ideal(tmp_path: Path, endpoint: st
     assert all(r.ideal_tokens is not None and r.server_prompt_tokens for r in records)
 
 
-def test_a_warm_server_is_told_from_a_cold_one_and_flush_makes_it_cold(tmp_path: Path) -> None:
+def test_a_warm_server_is_told_and_a_flush_makes_it_cold(tmp_path: Path) -> None:
     with stub(tmp_path) as server:
         said = [
             replay(server.url, tmp_path / name, "--concurrency", "3", *more)
@@ -116,7 +116,7 @@ def test_a_server_that_is_no_model_server_is_asked_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("endpoint", ["generate", "chat"])
-def test_a_count_of_cached_tokens_outside_the_prompt_is_no_hit_rate(tmp_path: Path, endpoint: str) -> None:
+def test_more_cached_tokens_than_the_prompt_is_no_hit_rate(tmp_path: Path, endpoint: str) -> None:
     with stub(tmp_path, STUB_MODE="above-all", STUB_EVERY="3") as server:
         assert (
             replay(server.url, tmp_path / "out", "--concurrency", "4", "--endpoint", endpoint).returncode == 1
@@ -161,7 +161,7 @@ def test_what_was_refused_once_is_sent_again_in_plain_sight(tmp_path: Path) -> N
     assert all(0 < r.retry_s < r.ttft_s for r in records)
 
 
-def test_a_server_killed_in_the_middle_ends_the_run_with_all_counted(tmp_path: Path) -> None:
+def test_a_killed_server_ends_the_run_with_all_counted(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with stub(tmp_path, STUB_TTFT_S="0.2") as server:
         options = ("--concurrency", "2", "--give-up-after", "4", "--retries", "1")

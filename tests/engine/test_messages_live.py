@@ -15,7 +15,7 @@ pytestmark = pytest.mark.engine
 BEGIN, TEXT, ANSWER = 1, 3, 4  # <s>, [INST] and [/INST] of the toy model's tokenizer
 
 
-def test_a_system_prompt_is_reused_to_the_token_from_its_second_appearance(model: Path) -> None:
+def test_a_system_prompt_is_reused_at_its_second_visit(model: Path) -> None:
     rng = np.random.default_rng(7)
     system, *users = (draw_tokens(rng, n, 4_096).tolist() for n in (500, 60, 70))
     prompts = [[BEGIN, TEXT, *system, TEXT, *user, ANSWER] for user in users]

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.engine
 Case = tuple[np.ndarray, int, Answer]
 
 
-def test_forced_retractions_of_more_requests_than_stock_would_run(model: Path, cases: list[Case]) -> None:
+def test_retractions_of_more_requests_than_stock_runs(model: Path, cases: list[Case]) -> None:
     """40 requests on 36 slots: 18 run at once, two slots each, where stock runs 7. SGLang retracts some every few
     steps; they prefill again and answer the same."""
     long_answers = [case for case in cases if case[1] >= 6][:120]

@@ -84,7 +84,7 @@ def test_what_was_not_proven_together_is_refused(settings: dict[str, object], re
         check_arguments(Resolved(**settings))
 
 
-def test_a_decode_server_without_a_cache_starts_and_says_that_nothing_is_done(
+def test_a_decode_server_without_a_cache_says_so(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     decode = {"disaggregation_mode": "decode", "mamba_radix_cache_strategy": "no_buffer"}

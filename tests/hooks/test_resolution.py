@@ -32,7 +32,7 @@ def answer(
     return given(lambda view, config: stock, view, SimpleNamespace(architectures=[architecture]))
 
 
-def test_the_extra_buffer_is_given_where_nothing_has_to_be_tracked() -> None:
+def test_no_tracking_means_an_extra_buffer() -> None:
     assert answer(LFM2) and answer(ZAYA, page_size=1)
     assert not answer(LFM2, page_size=16)
     assert not answer(LFM2, draft="NGRAM")

@@ -50,7 +50,7 @@ def test_validate_names_the_argument(name, seq, end, slot):
         from_lists(seq, end, slot).validate(CU, num_slots=4)
 
 
-def test_a_position_may_be_saved_twice_and_padding_may_hold_anything():
+def test_positions_may_repeat_and_padding_hold_anything():
     from_lists([1, 1, 99], [7, 7, 10**9], [0, 1, -5]).validate(CU, num_slots=2)
 
 

@@ -13,7 +13,7 @@ FACTORS = st.floats(0, 1e12)
 
 
 @given(depths=DEPTHS, linear=FACTORS, quadratic=FACTORS)
-def test_two_states_in_a_row_are_worth_what_the_deeper_one_alone_is(depths, linear, quadratic) -> None:
+def test_two_states_are_worth_what_the_deeper_one_is(depths, linear, quadratic) -> None:
     above, middle, depth = depths
     money = Currency(linear, quadratic)
     parts = money.worth(depth, middle) + money.worth(middle, above)
@@ -21,7 +21,7 @@ def test_two_states_in_a_row_are_worth_what_the_deeper_one_alone_is(depths, line
 
 
 @given(depths=DEPTHS, linear=FACTORS, quadratic=FACTORS)
-def test_one_state_and_many_are_worth_the_same_to_the_bit(depths, linear, quadratic) -> None:
+def test_one_state_and_many_agree_to_the_bit(depths, linear, quadratic) -> None:
     above, _, depth = depths
     money = Currency(linear, quadratic)
     assert money.worth(np.array([depth]), np.array([above])).item() == money.worth(depth, above)

@@ -36,7 +36,7 @@ def test_the_last_separator_is_found() -> None:
     assert partings.positions(prompt(7), (), len(prompt(7)), after=PREFIX) == []  # it is served there already
 
 
-def test_stand_ins_for_images_are_no_separators_and_cost_no_memory() -> None:
+def test_stand_ins_for_images_are_no_separators() -> None:
     """An engine may write hashes of 62 bits in place of an image's tokens, just before the parting too."""
     partings = ForkPredictor()
     for number in range(8):
@@ -47,7 +47,7 @@ def test_stand_ins_for_images_are_no_separators_and_cost_no_memory() -> None:
     assert partings.positions(tokens, (), len(tokens), after=0) == [PREFIX]
 
 
-def test_without_tokens_or_boundaries_a_distance_before_the_end_is_learned() -> None:
+def test_without_boundaries_a_distance_is_learned() -> None:
     """All part 60 tokens before the end: of the distances tried, 64 wastes least."""
     partings = ForkPredictor()
     for _ in range(MIN_PARTINGS):
@@ -92,7 +92,7 @@ def test_a_guess_is_made_where_no_boundary_lies_inside() -> None:
     assert ForkPredictor().guesses((0, 1000), 1000, after=0) == [1000 - 181]
 
 
-def test_guesses_take_free_room_only_and_proven_places_are_offered() -> None:
+def test_guesses_take_free_room_only() -> None:
     placement = ForkPredicting()
     first = placement.plan(facts(3, kv_tokens=0, diverges=False))
     assert [(o.depth_tokens, o.spare) for o in first if o.kind == Kind.BOUNDARY] == [
@@ -105,7 +105,7 @@ def test_guesses_take_free_room_only_and_proven_places_are_offered() -> None:
     assert [(o.depth_tokens, o.spare) for o in new if o.kind == Kind.BOUNDARY] == [(PREFIX, False)]
 
 
-def test_a_fork_that_was_seen_before_is_no_longer_the_placements_gain() -> None:
+def test_a_fork_seen_before_is_no_gain_of_placement() -> None:
     """With `parted_tokens` at the fork, a state there is due to the branch that the second request saved."""
     placement = ForkPredicting()
     for number in range(10):

@@ -118,7 +118,7 @@ def test_an_abandoned_claim_leaves_what_came_by_other_means() -> None:
     assert tree.table.live[tree.row] and not tree.held.claims
 
 
-def test_a_state_that_leaves_while_another_is_on_its_way_stays_live() -> None:
+def test_a_state_stays_live_while_another_is_on_its_way() -> None:
     tree = Tree(free=2)
     tree.node.state = True
     tree.held.claims[tree.row] = claim = Claim(row=tree.row, granted=True)

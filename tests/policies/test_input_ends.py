@@ -141,7 +141,7 @@ def test_the_first_prompts_are_guessed_until_something_is_known() -> None:
     assert first.guessed and not ends.plan(7, False, None).guessed
 
 
-def test_at_larger_pages_the_distance_is_what_all_partings_agree_with() -> None:
+def test_at_larger_pages_all_partings_agree_on_a_distance() -> None:
     """The input ends 5 tokens before the prompt's; prompts of all lengths part at the page before."""
     ends, page = InputEnds(), 16
     for length in range(200, 232):

@@ -45,7 +45,7 @@ def test_an_entry_is_looked_at_when_it_is_taken() -> None:
     assert popped(found) == [3]
 
 
-def test_one_put_first_goes_before_older_ones_however_it_was_used() -> None:
+def test_one_put_first_goes_before_older_ones() -> None:
     old, young = Leaf(1, used=1), Leaf(2, used=8)
     found = dead(old, young)
     found.add(young, first=True)
@@ -123,7 +123,7 @@ def test_a_slot_is_made_by_states_alone() -> None:
     assert tree.gone == [4]
 
 
-def test_a_slot_in_a_shared_buffer_spares_leaves_where_a_state_is_planned() -> None:
+def test_a_slot_spares_leaves_where_a_state_is_planned() -> None:
     tree = Tree(dead=["d1"], wanted=["d2"], states=[4])
     assert make_room_for_state(tree, tree.short_of(2), shared=True)
     assert tree.gone == ["d1", 4] and tree.wanted == ["d2"]

@@ -61,7 +61,7 @@ def test_an_unknown_header_ends_at_its_mark() -> None:
     assert headers.boundaries(tokens) == (5, 9, 13)
 
 
-def test_a_header_cut_off_at_the_end_and_ids_of_62_bits_do_no_harm() -> None:
+def test_cut_headers_and_ids_of_62_bits_do_no_harm() -> None:
     headers = MessageHeaders(((START, 11, NEWLINE),))
     tokens = np.array([START, 11, NEWLINE, *range(200, 230), START, 11], np.int64)
     assert headers.boundaries(tokens) == ()

@@ -18,7 +18,7 @@ def conversation_and_lone_tail() -> CheckpointTable:
     return table
 
 
-def test_a_state_is_superseded_until_what_lies_below_it_goes_or_it_forks() -> None:
+def test_a_state_is_superseded_by_what_lies_below_it() -> None:
     table, rows = conversation_and_lone_tail(), np.arange(3)
     assert superseded(table, rows).tolist() == [True, False, False]
     table.fanout[0] = 2
@@ -51,7 +51,7 @@ def test_gdsf_ages_by_what_its_last_victim_was_worth() -> None:
     assert rule.scores(table, np.array([1]), 2).tolist() == [400 + 2 * 300]
 
 
-def test_forty_lines_keeps_a_fork_by_its_uses_and_a_tail_by_its_age() -> None:
+def test_forty_lines_counts_a_forks_uses_and_a_tails_age() -> None:
     """A fork of 400 tokens used 3 times in 9 requests, and a tail of 400 last used 9 requests ago: 4 / 10 to 1 / 10."""
     table, rule = CheckpointTable(8), FortyLines()
     for _ in range(2):

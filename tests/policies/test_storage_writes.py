@@ -25,7 +25,7 @@ def test_it_follows_traffic_whose_states_have_become_worth_less() -> None:
     assert not any(written[: RECENT // 4]) and np.mean(written[-RECENT:]) == pytest.approx(0.5, abs=0.1)
 
 
-def test_all_are_written_until_enough_are_known_and_where_all_are_alike() -> None:
+def test_all_are_written_until_they_can_be_told_apart() -> None:
     writes = StorageWrites(0.1)
     assert all(writes.worth(float(-number)) for number in range(FEW - 1))
     assert not writes.worth(-100.0)

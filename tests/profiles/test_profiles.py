@@ -149,7 +149,7 @@ def test_state_bytes_are_what_sglang_allocates(tp: int) -> None:
 
 @pytest.mark.sglang
 @pytest.mark.parametrize("tp", [1, 2])
-def test_state_bytes_of_the_other_families_are_what_sglang_allocates(tp: int) -> None:
+def test_other_families_bytes_are_what_sglang_allocates(tp: int) -> None:
     import sglang.srt.configs.mamba_utils as utils
 
     kimi = utils.KimiLinearStateShape.create(tp_world_size=tp, num_heads=96, head_dim=128, conv_kernel_size=4)

@@ -67,7 +67,7 @@ def test_nothing_answered_is_no_division_by_zero() -> None:
     )
 
 
-def test_more_cached_than_was_there_when_it_was_sent_is_no_negative_loss() -> None:
+def test_more_cached_than_was_known_is_no_negative_loss() -> None:
     run = Run([record(0, [1, 2, 3], [4], 2)])
     assert measure([run]).state_limited_loss == 0
 
@@ -94,7 +94,7 @@ def test_what_was_cached_before_the_run_raises_no_ideal() -> None:
     assert [r.ideal_tokens for _, r in yardstick(Run(run.records[:1]), 1)] == [0]
 
 
-def test_what_a_request_in_flight_or_a_failed_one_left_is_not_from_before() -> None:
+def test_what_requests_in_flight_left_is_not_from_before() -> None:
     early = record(0, [1, 2, 3, 4], [9], 0, ttft_s=20)  # its first token comes after the next was sent
     later = record(1, [1, 2, 3, 5], [9], 3)
     assert [r.ideal_tokens for _, r in yardstick(Run([early, later]), 1)] == [0, 3]

@@ -10,7 +10,7 @@ from marconi_ext.replay.progress import ReplayProgress
 from marconi_ext.replay.sender import Record
 
 
-def test_reuse_is_in_the_servers_tokens_where_it_counts_text_its_own_way() -> None:
+def test_reuse_is_counted_in_the_servers_tokens() -> None:
     answer = Answer("ok", "", 0.0, 0.1, 0.2, prompt_tokens=300, cached_tokens=150)
     with ReplayProgress() as progress:
         progress.open_bar("chat", 1)
@@ -18,7 +18,7 @@ def test_reuse_is_in_the_servers_tokens_where_it_counts_text_its_own_way() -> No
         assert progress.live_text(None).startswith("50.0 % reused")
 
 
-def test_without_a_terminal_lines_say_what_runs_how_fast_and_how_long_yet(capsys, monkeypatch) -> None:
+def test_without_a_terminal_lines_tell_the_progress(capsys, monkeypatch) -> None:
     answer = Answer("ok", "", 0.0, 0.1, 0.2, prompt_tokens=300, cached_tokens=150)
     record = Record("s", 0, np.zeros(300, np.int32), answer)
     now_s = [0.0]

@@ -101,7 +101,7 @@ def run(plan, client: FakeClient, **pacing) -> Run:
     return asyncio.run(Replay(plan, client, Pacing(**{"concurrency": 100, **pacing})).run())
 
 
-def test_the_traces_times_are_kept_and_a_turn_waits_for_the_one_before() -> None:
+def test_times_are_kept_and_turns_wait_for_the_one_before() -> None:
     client = FakeClient(slow={0: 0.2})
     plan = RecordedPlan([recorded("a", 0, 0.0), recorded("b", 0, 0.2), recorded("a", 1, 0.21)])
     found = run(plan, client, timed=True, speed=2.0)
@@ -126,7 +126,7 @@ def test_recorded_turns_go_on_after_a_failure() -> None:
     assert [r.answer.status for r in found.records] == ["http", "ok"] and not found.left
 
 
-def test_own_history_replaces_recorded_answers_and_keeps_sessions_in_order() -> None:
+def test_own_history_replaces_recorded_answers() -> None:
     first = Request("a", 0, 0.0, ids(1, 2), ids(3, 4))
     second = Request("a", 1, 1.0, ids(1, 2, 3, 4, 5), ids(6))
     apart = Request("a", 2, 2.0, ids(9, 9), ids(6))
@@ -145,7 +145,7 @@ def test_refusals_are_tried_again_and_counted() -> None:
     assert (record.answer.status, record.answer.retries, client.calls) == ("http", 2, 3)
 
 
-def test_a_stopped_run_says_what_was_open_and_what_was_never_sent() -> None:
+def test_a_stopped_run_says_what_was_left() -> None:
     async def go() -> Run:
         plan = RecordedPlan([recorded(str(i), 0, float(i)) for i in range(4)])
         replay = Replay(

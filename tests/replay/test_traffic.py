@@ -122,7 +122,7 @@ def test_prompts_of_messages_become_messages_again() -> None:
 
 
 @pytest.mark.sglang
-def test_a_folders_frames_are_found_though_their_ends_are_plain_newlines(tmp_path) -> None:
+def test_frames_are_found_behind_plain_newlines(tmp_path) -> None:
     import tokenizers
 
     characters = sorted(set("abcdefghijklmnopqrstuvwxyz<|>\n .?"))

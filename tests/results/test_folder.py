@@ -101,7 +101,7 @@ def test_derived_times_and_tokens() -> None:
     assert RequestRecord(session_id="a", turn=0, status=Status.UNSENT).held_s is None
 
 
-def test_a_line_cut_off_by_a_kill_is_left_out_and_a_broken_one_is_named(tmp_path: Path) -> None:
+def test_a_cut_line_is_left_out_and_a_broken_one_named(tmp_path: Path) -> None:
     repeat = ResultsFolder(tmp_path).repeat(ARM, 0)
     repeat.append([RequestRecord(session_id="a", turn=0, status=Status.OK)])
     file = repeat.path / "requests.jsonl"

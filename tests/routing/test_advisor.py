@@ -107,7 +107,7 @@ def test_room_costs_most_where_most_is_saved() -> None:
     assert demand.prices(500)[0] > first, "a server that was started anew counts from 0"
 
 
-def test_a_session_goes_on_where_it_is_and_a_new_one_goes_where_there_is_room() -> None:
+def test_sessions_stay_and_new_ones_go_where_room_is() -> None:
     end = stored(60) | {"kind": "last-token"}
     busy = Fake(stored(20), end, *({**stored(10), "block_hash": number} for number in range(5)))
     advisor = Advisor({"busy": busy, "calm": Fake(stored(20) | {"block_hash": 9_999})})

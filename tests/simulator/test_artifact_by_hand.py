@@ -126,7 +126,7 @@ def test_vllm_counts_whole_blocks_and_one_short_tail() -> None:
     tree.check()
 
 
-def test_vllm_short_node_is_entered_only_as_the_longest_common_prefix() -> None:
+def test_vllm_enters_a_short_node_as_longest_prefix_only() -> None:
     """[0 1 2 3] is filled up by a sequence that goes on from it. A sequence that shares 5 tokens with the full
     node and 2 with the short one opens a child of its own."""
     tree = VllmTree(AMPLE)

@@ -16,7 +16,7 @@ TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=8)
 
 
 @given(traffic=st.lists(st.tuples(TOKENS, TOKENS), min_size=1, max_size=12), data=st.data())
-def test_the_future_of_a_prefix_is_all_prompts_that_go_through_it(traffic, data) -> None:
+def test_a_prefixs_future_is_all_prompts_through_it(traffic, data) -> None:
     """A prompt's last token doesn't count: it must be computed."""
     requests = [
         Request("s", i, float(i), np.array(prompt, np.int32), np.array(output, np.int32))

@@ -41,7 +41,7 @@ def test_hazards_by_hand() -> None:
     assert later["a"] == pytest.approx(still / (still + 2 / 3) / 2)
 
 
-def test_it_is_between_lru_and_the_clairvoyant_where_slots_are_tight() -> None:
+def test_it_is_between_lru_and_the_clairvoyant() -> None:
     workload = load_workload("agent", 0, synthetic("agent", seed=0))
     rates = [
         run_cell(workload, parse_policy(name), Capacity(slots=16), load_profile("nemotron-h-8b"), Options())[

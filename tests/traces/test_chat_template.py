@@ -80,7 +80,7 @@ def test_thoughts_not_sent_back_are_missing_in_the_loop_too() -> None:
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_what_is_generated_and_what_is_read_again_are_the_same_tokens(name: str) -> None:
+def test_what_is_generated_is_what_is_read_again(name: str) -> None:
     ids, rng = IdText(4_096), np.random.default_rng(1)
 
     def draw(message: Said) -> Said:

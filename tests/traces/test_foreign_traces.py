@@ -51,7 +51,7 @@ def test_tool_parts_of_a_message_are_kept() -> None:
     assert len(content_text([image])) < 40
 
 
-def test_a_session_without_times_among_others_is_kept_and_told_of(tmp_path: Path) -> None:
+def test_a_session_without_times_is_kept_and_told_of(tmp_path: Path) -> None:
     def timed(name: str, created: int | None) -> dict:
         answer = {"role": "assistant", "content": "a"} | ({"call": {"created": created}} if created else {})
         return {"session_id": name, "messages": [CHAT[0], answer]}

@@ -32,7 +32,7 @@ def chat(*texts: str) -> list[dict]:
     return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
-def test_common_format_keeps_order_and_counts_time_from_the_first_line(tmp_path: Path) -> None:
+def test_the_common_format_counts_from_its_first_line(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "t.jsonl", marconi_line(ts=7.5), marconi_line("b", 1, 9.0, (5,), ()))
     first, second = read_trace(path)
     assert isinstance(first, Request)
@@ -191,7 +191,7 @@ def test_few_shot_folder_shares_each_tasks_prefix(tmp_path: Path) -> None:
     assert all(np.array_equal(r.input_ids[:shots], requests[0].input_ids[:shots]) for r in requests)
 
 
-def test_lmcache_interleaves_answers_where_only_the_users_side_was_kept(tmp_path: Path) -> None:
+def test_lmcache_puts_answers_where_none_were_kept(tmp_path: Path) -> None:
     def line(micros: int, asked: str, answer: str, session: str = "s") -> dict:
         return {"timestamp": micros, "session_id": session, "input": asked, "output": answer}
 

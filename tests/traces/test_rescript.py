@@ -32,7 +32,7 @@ def test_the_servers_answer_replaces_the_recorded_one() -> None:
     assert prompts(turns, 8_000) == [[1, 2], [1, 9], [1, 2, 8_000, 8_000, 6]]
 
 
-def test_prompts_that_go_back_or_leave_the_answer_out_keep_their_text() -> None:
+def test_prompts_that_go_back_keep_their_text() -> None:
     turns = [
         ask("a", 0, [1, 2], [3]),
         ask("a", 1, [1, 2, 3, 4], [5]),

@@ -54,7 +54,7 @@ class OneServer:
         return self.registry.get_sample_value(name, {"model_name": "toy", "tp_rank": "0", **labels})
 
 
-def test_every_metric_is_there_before_the_first_request_but_for_parameters() -> None:
+def test_metrics_are_there_before_the_first_request() -> None:
     server = OneServer()
     server.publish()
     found = {sample.name for family in server.registry.collect() for sample in family.samples}

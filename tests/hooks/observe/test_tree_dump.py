@@ -111,7 +111,7 @@ def test_armed_until_ended_or_too_old(cache: Any, monkeypatch: pytest.MonkeyPatc
     assert dumps.section(cache) == {}
 
 
-def test_token_ids_only_where_the_server_allows_it_and_never_without_a_key(cache: Any) -> None:
+def test_token_ids_come_by_leave_and_under_a_key_alone(cache: Any) -> None:
     dumps = TreeDumps()
     assert not dumps.ask(with_key(Key.draw())) and dumps.section(cache) == {}
     assert dumps.ask({TREE_ARGUMENT: SHAPE}) and "tokens" not in dumps.section(cache)["tree"]
@@ -120,7 +120,7 @@ def test_token_ids_only_where_the_server_allows_it_and_never_without_a_key(cache
     assert dumps.ask(with_key(Key.draw())) and dumps.section(cache)["tree"]["tokens"]
 
 
-def test_a_big_tree_comes_in_pages_of_a_few_milliseconds_while_it_grows() -> None:
+def test_a_big_tree_that_grows_comes_in_small_pages() -> None:
     """Among the nodes is one of 300,000 tokens; requests split edges between the pages."""
     engineless_cache.publish_settings()
     driver = Driver("marconi", slots=3_000, tokens=420_000, context_tokens=310_000, requests=4)

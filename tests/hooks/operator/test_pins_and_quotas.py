@@ -170,7 +170,7 @@ def test_what_cannot_be_pinned_is_refused_with_the_reason() -> None:
     assert site.mamba.runtime.reserves.reserved == 0
 
 
-def test_a_pin_ends_when_it_expires_and_when_the_cache_is_flushed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_expiry_and_a_flush_end_a_pin(monkeypatch: pytest.MonkeyPatch) -> None:
     site = Site()
     site.warm(SYSTEM)
     site.mamba.pins.pin(pin(SYSTEM, seconds=60))

@@ -57,7 +57,7 @@ def is_referenced(node: UnifiedTreeNode) -> bool:
     return node.component_data[ComponentType.MAMBA].session_ref > 0
 
 
-def test_the_policy_chooses_and_a_session_keeps_its_states_longest(driver: Driver) -> None:
+def test_a_session_keeps_its_states_longest(driver: Driver) -> None:
     for number in range(6):
         serve(driver, number, "open" if number % 2 else None)
     kept = [node for node in states(driver) if is_referenced(node)]

@@ -188,7 +188,7 @@ def test_a_missed_layer_is_said() -> None:
     assert model.saver.missed() == "1 prefills of 2 recurrent layers"
 
 
-def test_a_layer_that_passes_our_kernel_by_is_said_and_pieces_follow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_past_our_kernel_is_said_and_pieces_follow(monkeypatch: pytest.MonkeyPatch) -> None:
     take_the_kernel(monkeypatch)
     model, plain = Model(False, 0, DeltaStages(("", ""), window_first=False)), Model(False, 0)
     model.backend.stages = {}  # as if SGLang took another pipeline

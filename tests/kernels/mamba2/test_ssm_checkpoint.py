@@ -130,7 +130,7 @@ def test_inputs_may_be_views_of_a_mixed_batch(save):
 
 
 @saver
-def test_a_zero_token_checkpoint_at_flat_token_0_is_the_initial_state(save):
+def test_a_checkpoint_of_no_tokens_is_the_initial_state(save):
     """No decay precedes it: reading dA[-1] there is the engine's own defect."""
     batch = make_batch(LENGTHS)
     dt, dA = batch.chunked()

@@ -66,7 +66,7 @@ def resumed(batch, state, cut):
     [(TRITON_STAGES, 21, True), (TORCH_STAGES, 100, True), (TORCH_STAGES, 100, False)],
     ids=["kernels", "torch-from-a-state", "torch-from-nothing"],
 )
-def test_resuming_gives_the_uninterrupted_prefill_for_every_split(stages, num_tokens, with_init, monkeypatch):
+def test_resuming_equals_the_uninterrupted_prefill(stages, num_tokens, with_init, monkeypatch):
     """The property that matters: prefix with a checkpoint, then the suffix from it, for each split point."""
     if stages is TORCH_STAGES:
         monkeypatch.delenv("TRITON_INTERPRET")

@@ -117,7 +117,7 @@ def test_behind_a_boundary_come_back_to_counts_what_lies_below() -> None:
     assert [rule.facts(table, row, 3).above for row in (other, new)] == [1000, 1000]
 
 
-def test_a_conversation_that_begins_at_a_boundary_has_no_uses_yet() -> None:
+def test_a_conversation_at_a_boundary_has_no_uses_yet() -> None:
     rule, table = Gittins(Currency()), CheckpointTable(8)
     system = table.add(-1, 1000, Kind.BOUNDARY, 1)
     rule.offered(table, system, 1)

@@ -21,7 +21,7 @@ def test_parts_that_differ_by_chance_have_the_index_of_the_whole() -> None:
     assert value[0].tolist() == value[1].tolist()
 
 
-def test_a_part_that_differs_is_told_apart_by_what_lies_beyond_chance() -> None:
+def test_parts_are_told_apart_by_what_lies_beyond_chance() -> None:
     value = index_of([0.0, 80.0, 20.0], [400.0, 400.0, 200.0]).value
     assert value[0, 6] < 0.5 * value[1, 6]
     assert value[0, 6] > 0  # not all of the difference is believed
@@ -36,7 +36,7 @@ def test_a_group_is_estimated_as_one_class() -> None:
     assert np.allclose(parts[1], whole.value[0])
 
 
-def test_believing_less_keeps_hazards_and_leans_more_on_the_prior() -> None:
+def test_believing_less_leans_more_on_the_prior() -> None:
     index = index_of([40.0, 40.0, 20.0], [400.0, 400.0, 200.0])
     before = index.rate[2, 6]
     index.believe_less(1 / 16)

@@ -46,7 +46,7 @@ def test_a_lead_counts_from_where_it_began(held) -> None:
     assert share.anew(504 + FEW_REQUESTS) and not share.anew(505 + FEW_REQUESTS)
 
 
-def test_a_lead_is_worth_less_where_states_from_before_it_are_hit(held) -> None:
+def test_a_lead_is_worth_less_where_old_states_are_hit(held) -> None:
     """LRU serves three of six requests that the cache doesn't, and both serve the others."""
     share, table, a, b = held
     table.kind[b] = Kind.LAST_TOKEN
@@ -63,7 +63,7 @@ def test_a_lead_is_worth_less_where_states_from_before_it_are_hit(held) -> None:
     assert share.share == pytest.approx(3 / (3 + 3))
 
 
-def test_lru_keeps_its_newest_states_in_as_many_slots_as_its_lead_is_worth(held) -> None:
+def test_lru_has_as_many_slots_as_its_lead_is_worth(held) -> None:
     share, table, a, _ = held
     rows = [table.add(-1, 1000, Kind.LAST_TOKEN, 1) for _ in range(5)]
     for row in rows:

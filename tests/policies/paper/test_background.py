@@ -95,7 +95,7 @@ def test_a_round_that_was_given_up_cannot_answer_the_next(monkeypatch: pytest.Mo
     rounds.close()
 
 
-def test_a_round_waits_until_all_ranks_are_ready_and_is_dropped_in_the_end() -> None:
+def test_a_round_waits_for_all_ranks_and_is_dropped_in_the_end() -> None:
     class Never:
         def submit(self, log: object) -> None: ...
 

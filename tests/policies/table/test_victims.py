@@ -68,7 +68,7 @@ def test_small_pools_are_searched_whole() -> None:
     assert search.lowest(table, rows, 1, newcomer=EXACT_STATES - 1) == EXACT_STATES - 1
 
 
-def test_of_equal_scores_the_first_is_found_whatever_their_bounds() -> None:
+def test_of_equal_scores_the_first_is_found() -> None:
     policy = Given(np.full(100, 3.0))
     search, table = VictimSearch(policy), table_of(100)
     for _ in range(20):
@@ -76,7 +76,7 @@ def test_of_equal_scores_the_first_is_found_whatever_their_bounds() -> None:
         policy.bound = np.random.default_rng(policy.scored).random(100)
 
 
-def test_large_pools_find_the_lowest_within_one_round_and_at_bounded_cost() -> None:
+def test_large_pools_find_the_lowest_within_one_round() -> None:
     n = 5000
     policy = Given(1 + np.random.default_rng(0).random(n))
     policy.bound[:] = 0.999
@@ -110,7 +110,7 @@ def test_only_states_that_may_go_are_found() -> None:
     assert search.lowest_of_some(table, 0, newcomer=7) == 7
 
 
-def test_more_victims_at_one_tick_are_the_next_lowest_that_may_still_go() -> None:
+def test_more_victims_at_one_tick_are_the_next_lowest() -> None:
     n = 3000
     policy = Given(1 + np.random.default_rng(0).random(n))
     policy.bound[:] = 0.999
@@ -131,7 +131,7 @@ def test_more_victims_at_one_tick_are_the_next_lowest_that_may_still_go() -> Non
 
 @pytest.mark.parametrize("policy", [GittinsBasic, Gittins])
 @pytest.mark.parametrize("kv_bytes", [0.0, 3.0])
-def test_learned_policies_bound_their_scores_and_score_single_rows_alike(policy, kv_bytes: float) -> None:
+def test_bounds_and_single_scores_agree_with_a_full_scan(policy, kv_bytes: float) -> None:
     """Through traffic with ghosts, pins and forks, changed or not, the search agrees with a full scan to the bit."""
     rng, currency = np.random.default_rng(1), Currency(2.0, 0.01, 1e4, kv_bytes)
     runtime = PolicyRuntime(Exact(), policy(currency), currency)
