@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping
-from itertools import takewhile
+from itertools import repeat, takewhile
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
@@ -103,7 +103,7 @@ class TreeWalk:
                 if not self._cache.mamba._is_alive(node):
                     continue
                 if begin < 0:
-                    nodes.append(_describe(self._cache, node, self._scores))
+                    nodes.append(describe_node(self._cache, node, self._scores))
                     if self._key is not None and node.parent is not None:
                         self._left.appendleft((node, 0))
                 else:
@@ -128,10 +128,11 @@ class TreeWalk:
         """Put nodes that came since the last look at the end. Ids grow, and a tree's newest nodes are its last."""
         newest = self._newest
         nodes = reversed(self._cache.tree_core._node_arena.values())
-        found = list(takewhile(lambda node: node.id > newest, nodes))
+        # Without a call a node at the begin, when there are all of a tree's.
+        found = list(nodes if newest < 0 else takewhile(lambda node: node.id > newest, nodes))
         if found:
             self._newest = found[0].id
-        self._left.extend((node, -1) for node in reversed(found))
+        self._left.extend(zip(reversed(found), repeat(-1)))
         return bool(found)
 
     def _piece(self, node: UnifiedTreeNode, begin: int) -> dict[str, Any]:
@@ -152,7 +153,7 @@ def scores_by_row(runtime: PolicyRuntime) -> dict[int, float]:
     )
 
 
-def _describe(cache: MarconiRadixCache, node: UnifiedTreeNode, scores: dict[int, float]) -> dict[str, Any]:
+def describe_node(cache: MarconiRadixCache, node: UnifiedTreeNode, scores: dict[int, float]) -> dict[str, Any]:
     """One node. kind, age_ticks (requests since it served), uses: of its record, which outlives the state;
     score: see `scores_by_row`, as the dump began; access: larger is more recent."""
     kv, mamba = node.component_data[ComponentType.FULL], node.component_data[ComponentType.MAMBA]
