@@ -153,7 +153,9 @@ def scores_by_row(runtime: PolicyRuntime) -> dict[int, float]:
     )
 
 
-def describe_node(cache: MarconiRadixCache, node: UnifiedTreeNode, scores: dict[int, float]) -> dict[str, Any]:
+def describe_node(
+    cache: MarconiRadixCache, node: UnifiedTreeNode, scores: dict[int, float]
+) -> dict[str, Any]:
     """One node. kind, age_ticks (requests since it served), uses: of its record, which outlives the state;
     score: see `scores_by_row`, as the dump began; access: larger is more recent."""
     kv, mamba = node.component_data[ComponentType.FULL], node.component_data[ComponentType.MAMBA]
