@@ -22,12 +22,11 @@ from typing import Annotated
 import httpx
 import numpy as np
 import typer
+from records import records_of, write
 from rich.console import Console
 from rich.table import Table
 
 from marconi_ext.models.toy_model import ToyModel, write_model
-from marconi_ext.output import write_json
-from marconi_ext.results.provenance import provenance
 from marconi_ext.servers.engine_options import environment, to_flags
 from marconi_ext.servers.server import Server, ServerSpec
 from marconi_ext.traces.script import Histories, Script, in_order
@@ -205,7 +204,9 @@ def main(
     console.print(table)
     console.print("failed: " + "; ".join(failed) if failed else "all within the engine's own differences")
     if file is not None:
-        write_json(file, {"rows": rows, "limit": limit, "failed": failed, "dtype": dtype, **provenance(0)})
+        told = [{"dtype": dtype, "arm": name, **row, "failed": name in failed} for name, row in rows.items()]
+        told.append({"dtype": dtype, "arm": "limit", "mean": limit})
+        write(records_of(told, bench="gpu_live", case=("dtype",), provider="arm"), file)
     raise typer.Exit(bool(failed))
 
 

@@ -20,7 +20,6 @@ sources each order is another draw.
 from __future__ import annotations
 
 import argparse
-import json
 import pickle
 import statistics
 from collections.abc import Iterable, Iterator
@@ -30,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 from policy_sources import generated
+from records import records_of, write
 
 from marconi_ext.policies.registry import parse_policy
 from marconi_ext.profiles import load_profile
@@ -130,11 +130,17 @@ def main() -> None:
         print(f"order {order} done", flush=True)
     _show(rows, policies)
     if args.json:
-        cells = [
-            {"part": c.part, "cell": c.name, "pool": c.capacity.label, "model": c.model, "rates": rates}
-            for c, rates in rows.items()
+        told = [
+            {"cell": _label(cell), "policy": policy, "hit_percent": rates}
+            for cell, by_policy in rows.items()
+            for policy, rates in by_policy.items()
         ]
-        args.json.write_text(json.dumps({"orders": args.orders, "cells": cells}, indent=1) + "\n")
+        write(records_of(told, bench="policy_cells", case=("cell",), provider="policy"), args.json)
+
+
+def _label(cell: Cell) -> str:
+    counted = f", first {cell.counted}" if cell.counted else ""
+    return f"{cell.part}, {cell.name}, {cell.capacity.label}, {cell.model}{counted}"
 
 
 def _cells(

@@ -13,10 +13,11 @@ turns between four of them. KV is unlimited: only slots are tight. Each cell: to
 from __future__ import annotations
 
 import argparse
-import json
 import zlib
 from itertools import islice, zip_longest
 from pathlib import Path
+
+from records import records_of, write
 
 from marconi_ext.policies.registry import parse_policy
 from marconi_ext.profiles import ModelProfile, load_profile
@@ -39,6 +40,7 @@ TRACES = {  # name -> path, slots
 }
 MIXED = ("mini_swe", "tau", "bbh", "mt_bench")
 BEFORE = 300  # requests of the trace that `--after` names
+TOLD = {"case": ("trace", "slots"), "provider": "policy"}
 POLICIES = ("lru", "lru-leaf", "marconi", "seglen", "best-static", "gittins-basic", "gittins", "clairvoyant")
 
 
@@ -89,9 +91,15 @@ def main() -> None:
                 shown.append(f"{100 * (rates['gittins'] - rates['lru']) / gap:.0f} %" if gap > 0.5 else "–")
             print(f"| {name} | {size} | " + " | ".join(shown) + " |", flush=True)
             if args.json:
-                args.json.write_text(
-                    json.dumps({"limit": args.limit, "held_out": args.held_out, "cells": cells})
-                )
+                config = {"limit": args.limit, "held_out": args.held_out}
+                write(records_of(map(told, cells), bench="policy_table", **TOLD, config=config), args.json)
+
+
+def told(cell: dict) -> dict:
+    """What a file says of a cell."""
+    rates = {"hit_percent": cell["token_hit_rate"], "flops_saved_percent": cell["flops_saved_fraction"]}
+    names = {name: cell[name] for name in (*TOLD["case"], TOLD["provider"])}
+    return names | {name: 100 * rate for name, rate in rates.items()}
 
 
 def counted_from(first: int, cell: dict, workload: Workload, profile: ModelProfile) -> dict:

@@ -19,14 +19,14 @@ from typing import Annotated, Any
 
 import report_cases as cases
 import typer
+from records import records_of, write
 from report_cases import with_
 from rich.console import Console
 from server_pair import Pair, Report, cache_off, pair, twice
 
 from marconi_ext.errors import CheckFailedError
 from marconi_ext.models.toy_model import ToyModel, write_model
-from marconi_ext.output import check_writable, write_json
-from marconi_ext.results.provenance import provenance
+from marconi_ext.output import check_writable
 
 VOCABULARY = 4_096
 AMPLE = {"max_total_tokens": 100_000, "max_mamba_cache_size": 2_000, "max_running_requests": 8}
@@ -141,7 +141,8 @@ def main(
                     rows.append({"server": name, **outcome(both, report, seed)})
                     console.print(rows[-1], highlight=False, soft_wrap=True)
     if json:
-        write_json(json, {"reports": rows, "provenance": provenance(seed)})
+        told = [{**row, "holds": "failed" not in row} for row in rows]
+        write(records_of(told, bench="public_reports", case=("server",), provider="report", seed=seed), json)
     if failed := [row for row in rows if "failed" in row]:
         raise SystemExit(f"{len(failed)} of {len(rows)} reports don't hold")
 

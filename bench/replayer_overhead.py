@@ -25,17 +25,17 @@ from typing import Annotated
 
 import numpy as np
 import typer
+from records import records_of, write
 from rich.console import Console
 from rich.table import Table
 
-from marconi_ext.output import check_writable, write_json
+from marconi_ext.output import check_writable
 from marconi_ext.replay.client import Answer, GenerateClient, Stream
 from marconi_ext.replay.player import play
 from marconi_ext.replay.progress import ReplayProgress
 from marconi_ext.replay.schedule import RecordedPlan
 from marconi_ext.replay.sender import Pacing
 from marconi_ext.results.folder import RepeatFolder
-from marconi_ext.results.provenance import provenance
 from marconi_ext.servers.server import Server, ServerSpec
 from marconi_ext.traces.request import Request
 from marconi_ext.traces.script import draw_tokens
@@ -138,8 +138,13 @@ def main(
     Console(width=110).print(table)
     print(f"{summary.answered} of {count} answered, {missed} missed; most open: {summary.most_open}")
     if json is not None:
-        about = {"rate": rate, "seconds": seconds, "prompt_tokens": prompt_tokens, **provenance(seed)}
-        write_json(json, {"rows": rows, "answered": summary.answered, "missed": missed, **about})
+        told = [{"rate": rate, "part": name, **row} for name, row in rows.items()]
+        told.append({"rate": rate, "part": "all", "answered": summary.answered, "missed": missed})
+        config = {"seconds": seconds, "prompt_tokens": prompt_tokens}
+        made = records_of(
+            told, bench="replayer_overhead", case=("rate",), provider="part", seed=seed, config=config
+        )
+        write(made, json)
     good = not missed and rows["late"]["p99_ms"] < LIMIT_MS and rows["reading"]["p99_ms"] < LIMIT_MS
     raise typer.Exit(0 if good else 1)
 

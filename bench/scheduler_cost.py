@@ -22,12 +22,12 @@ import numpy as np
 import typer
 from engineless_cache import CONTESTANTS, PHASES, Driver, publish_settings
 from paired import paired_ratio
+from records import records_of, write
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from marconi_ext.output import check_writable, write_json
-from marconi_ext.results.provenance import provenance
+from marconi_ext.output import check_writable
 
 TURNS, SESSIONS, ANSWER_TOKENS = 16, 8, 64
 LIMIT = 1.2  # times the Rust core's
@@ -145,6 +145,25 @@ def show_evictions(found: dict[int, dict[str, dict[str, np.ndarray]]]) -> list[d
     return rows
 
 
+def rows_of(cases: list[dict[str, Any]], evictions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row a case and contestant."""
+    rows: list[dict[str, Any]] = []
+    for case in cases:
+        for name in CONTESTANTS:
+            row = {"case": case["case"], "contestant": name, "hit_tokens": case["hit_tokens"][name]}
+            for phase, by_name in case["us_p50_p99"].items():
+                row |= dict(zip((f"{phase}_p50_us", f"{phase}_p99_us"), by_name[name], strict=True))
+            if name in case["marconi_over"]:
+                names = ("marconi_over", "marconi_over_low", "marconi_over_high")
+                row |= dict(zip(names, case["marconi_over"][name], strict=True))
+            rows.append(row)
+    for one in evictions:
+        case = f"{one['states']} states, {one['wanted']} wanted"
+        for name, (p50, p99) in one["us_p50_p99"].items():
+            rows.append({"case": case, "contestant": name, "evict_p50_us": p50, "evict_p99_us": p99})
+    return rows
+
+
 def numbers(text: str) -> Sequence[int]:
     return [int(part) for part in text.split(",") if part]
 
@@ -174,7 +193,10 @@ def main(
         {count: eviction_cost(count, calls, repeats, seed, alone=alone) for count in numbers(states)}
     )
     if json is not None:
-        write_json(json, {"requests": cases, "evictions": evictions, "provenance": provenance(seed)})
+        told = rows_of(cases, evictions)
+        write(
+            records_of(told, bench="scheduler_cost", case=("case",), provider="contestant", seed=seed), json
+        )
     dear = [case for case in cases if case["marconi_over"]["stock-rust"][0] > LIMIT]
     slow = [row for row in evictions if row["us_p50_p99"]["marconi"][1] > LIMIT_EVICTION_US]
     raise typer.Exit(1 if dear or slow else 0)

@@ -20,14 +20,14 @@ from typing import Annotated
 import aiohttp
 import numpy as np
 import typer
+from records import records_of, write
 from rich.console import Console
 from rich.progress import Progress
 from soak_troubles import kill_tuners, memory_mb, slow_down_rank
 
 from marconi_ext.errors import CheckFailedError
 from marconi_ext.models.toy_model import ToyModel, write_model
-from marconi_ext.output import check_writable, write_json
-from marconi_ext.results.provenance import provenance
+from marconi_ext.output import check_writable
 from marconi_ext.servers.engine_options import CPU_OPTIONS, environment, to_flags
 from marconi_ext.servers.server import Server, ServerSpec
 
@@ -249,7 +249,12 @@ def main(
             problems.append(f"memory grew from {after[0]:.0f} to {after[-1]:.0f} MB")
         result |= {"ranks": ranks, "retractions": log.count("#retracted_reqs"), "problems": problems}
     if json:
-        write_json(json, {**result, "provenance": provenance(seed)})
+        row = result | {"memory_mb": [mb for _, mb in result["memory_mb"]], "problems": len(problems)}
+        config = {"slots": slots, "tokens": tokens, "server_flags": server_flags}
+        made = records_of(
+            [{"policy": policy, **row}], bench="soak", case=("policy",), seed=seed, config=config
+        )
+        write(made, json)
     Console().print(result)
     if problems:
         raise SystemExit("; ".join(problems))

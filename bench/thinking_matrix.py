@@ -19,13 +19,13 @@ from typing import Annotated
 import engineless_cache
 import typer
 from engineless_cache import Driver
+from records import records_of, write
 from rich.console import Console
 from rich.table import Table
 
-from marconi_ext.output import check_writable, write_json
+from marconi_ext.output import check_writable
 from marconi_ext.policies.messages import MessageHeaders, endings_of, headers_of
 from marconi_ext.results.prefix_tree import common_prefix
-from marconi_ext.results.provenance import provenance
 from marconi_ext.traces.chat_template import TEMPLATES, ChatTemplate, render_file
 from marconi_ext.traces.id_text import IdText
 from marconi_ext.traces.request import Request
@@ -178,7 +178,8 @@ def main(
         Console(width=120).print(table)
     if json:
         rows = [{**asdict(one), "reused": one.reused, "reused_late": one.reused_late} for one in found]
-        write_json(json, {"cells": rows, "provenance": provenance(0)})
+        case = ("template", "traffic", "page")
+        write(records_of(rows, bench="thinking_matrix", case=case, provider="known"), json)
 
 
 if __name__ == "__main__":

@@ -11,19 +11,19 @@ from __future__ import annotations
 import signal
 import sys
 import tempfile
-from collections import defaultdict
-from dataclasses import asdict, replace
+from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from records import records_of, write
 from rich.console import Console
 from rich.progress import Progress
 
 from marconi_ext.commands.verify.run import Verification, VerifyOptions, require_live_policy, verify
 from marconi_ext.models.toy_model import write_model
-from marconi_ext.output import check_writable, write_json
-from marconi_ext.results.provenance import provenance
+from marconi_ext.output import check_writable
 from marconi_ext.servers.engine_options import ModelFacts
 from marconi_ext.traces.read import read_trace
 from marconi_ext.traces.rescript import rescript
@@ -62,18 +62,20 @@ def renamed(script: Script, trace: str, at_s: float) -> Script:
     return Script(f"{trace}/{script.session_id}", (replace(script.turns[0], at_s=at_s),), fork)
 
 
-def cells(found: Verification) -> dict[str, str]:
-    """For each trace: share of the prompt tokens that was reused live, and the requests that differ, if any."""
-    totals: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+def by_trace(found: Verification) -> dict[str, Counter[str]]:
+    """For each trace: prompt tokens, those that were reused live, and the requests that differ."""
+    totals: dict[str, Counter[str]] = defaultdict(Counter)
     for one in found.requests:
         total = totals[one.session_id.split("/")[0]]
-        total[0] += one.prompt_tokens
-        total[1] += one.live
-        total[2] += one.live != one.simulated
-    return {
-        name: f"{100 * hit / prompt:.1f}" + (f" ({differ} differ)" if differ else "")
-        for name, (prompt, hit, differ) in totals.items()
-    }
+        total["prompt_tokens"] += one.prompt_tokens
+        total["live_tokens"] += one.live
+        total["differ"] += one.live != one.simulated
+    return totals
+
+
+def shown(total: Counter[str]) -> str:
+    rate = f"{100 * total['live_tokens'] / total['prompt_tokens']:.1f}"
+    return f"{rate} ({total['differ']} differ)" if total["differ"] else rate
 
 
 def main(
@@ -102,12 +104,17 @@ def main(
                     task = progress.add_task(f"{pool}, {name}", total=len(scripts))
                     found = verify(options, lambda _, p=progress, t=task: p.advance(t))
                 failed += not found.agrees
-                results.append({"pool": pool, **asdict(found), "agrees": found.agrees})
-                row = " | ".join(cells(found).values())
+                totals = by_trace(found)
+                results += [{"pool": pool, "trace": t, "policy": name, **dict(n)} for t, n in totals.items()]
+                results.append({"pool": pool, "trace": "all", "policy": name, "agrees": found.agrees})
+                row = " | ".join(map(shown, totals.values()))
                 verdict = "yes" if found.agrees else f"no: {found.live_holds} / {found.simulated_holds}"
                 print(f"| {pool} | {name} | {row} | {len(found.requests)} | {verdict} |", flush=True)
     if json:
-        write_json(json, {"runs": results, "provenance": provenance(seed)})
+        made = records_of(
+            results, bench="verify_matrix", case=("pool", "trace"), provider="policy", seed=seed
+        )
+        write(made, json)
     raise SystemExit(1 if failed else 0)
 
 
