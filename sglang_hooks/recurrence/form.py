@@ -5,15 +5,14 @@ Pieces, until it is asked for otherwise: no GPU has run our kernel in SGLang's p
 why it was taken or not. It takes fewer launches and leaves the outputs as they are, but it needs SGLang's own Triton
 stages, and a kernel of ours that is right on this device. So the family's prefill runs on random inputs at the layer's
 shape, and each state is held against that of a prefill that ends there. Ours stands in place of the engine's stage only
-if all outputs keep their bits. What a state and a cut cost is logged, and decides nothing: a clock would say one thing
-on one rank and another on the next.
+if all outputs keep their bits. No clock runs here: it would say one thing on one rank and another on the next. What a
+cut and a fork cost was measured beforehand (`bench/cut_or_fork.py`), and is a constant of `piece_plan.py`.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -30,8 +29,6 @@ logger = logging.getLogger(__name__)
 VARIABLE, PIECES, KERNEL = "MARCONI_STATE_FORM", "pieces", "kernel"
 LENGTHS = (150, 64, 1, 97)
 ENDS = ((2, 64, 65, 149), (63,), (), (32, 32, 96))
-COST_TOKENS = 2_048
-REPEATS = 3
 TOLERANCES = {torch.float32: 1e-4}  # of a pool in less precision: a few of its roundings
 LOW_PRECISION = 1e-2
 
@@ -56,14 +53,6 @@ class Held:
 
     error: float
     same_outputs: bool
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What a state inside costs one layer's extend of 2,048 tokens, beyond the extend itself."""
-
-    in_kernel_ms: float
-    cut_ms: float
 
 
 def kernel_wanted() -> bool:
@@ -97,19 +86,14 @@ def tried(in_kernel: InKernel, trial: Trial) -> str | None:
         found = held(trial)
     if not found.same_outputs or not found.error <= TOLERANCES.get(trial.pool.dtype, LOW_PRECISION):
         return f"our kernel's states are off by {found.error:.1e} on this device"
-    cost = costs(trial)
     where = (
         "in place of SGLang's pass through the states" if in_kernel.in_place else "beside SGLang's kernels"
     )
     logger.info(
-        "marconi-ext: states inside an extend are saved in the kernel, %s: "
-        "they are those of a prefill that ends there to %.0e, outputs to the bit; "
-        "a state of %s tokens takes %+.3f ms a layer, a cut %+.3f",
+        "marconi-ext: states inside an extend are saved in the kernel, %s: they are those of a prefill that ends there "
+        "to %.0e, outputs to the bit",
         where,
         found.error,
-        f"{COST_TOKENS:,}",
-        cost.in_kernel_ms,
-        cost.cut_ms,
     )
     return None
 
@@ -138,39 +122,3 @@ def held(trial: Trial) -> Held:
                 exact = pool[seq].double()
                 errors.append(float((saved[slot].double() - exact).norm() / exact.norm()))
     return Held(float(torch.tensor(errors).max()), same)  # not a number, where one isn't
-
-
-def costs(trial: Trial) -> Costs:
-    """Time one layer's extend plain, with a state just before its end, and cut there."""
-    device = trial.pool.device
-    one = CheckpointPlan.from_lists([0], [COST_TOKENS - 1], [len(LENGTHS)], device=device)
-
-    def cut() -> None:
-        trial.prefill(trial.pool.clone(), [COST_TOKENS - 1], None)
-        trial.prefill(trial.pool.clone(), [1], None)
-
-    plain, saved, cut_ms = (
-        _milliseconds(run, device)
-        for run in (
-            lambda: trial.prefill(trial.pool.clone(), [COST_TOKENS], None),
-            lambda: trial.prefill(trial.pool.clone(), [COST_TOKENS], one),
-            cut,
-        )
-    )
-    return Costs(saved - plain, cut_ms - plain)
-
-
-def _milliseconds(run: Callable[[], object], device: torch.device) -> float:
-    """The least of a few; on a CPU of this thread's own time, which other work doesn't lengthen."""
-    on_cpu = device.type == "cpu"
-    clock = time.thread_time if on_cpu else time.perf_counter
-    times = []
-    for _ in range(REPEATS):
-        if not on_cpu:
-            torch.get_device_module(device).synchronize()
-        started = clock()
-        run()
-        if not on_cpu:
-            torch.get_device_module(device).synchronize()
-        times.append(clock() - started)
-    return 1e3 * min(times)

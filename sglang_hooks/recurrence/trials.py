@@ -9,7 +9,7 @@ import torch
 
 from marconi_kernels.plan import CheckpointPlan
 
-from .form import COST_TOKENS, ENDS, LENGTHS, Trial
+from .form import ENDS, LENGTHS, Trial
 from .in_kernel import DeltaStages, InKernel, KernelPlan, save_lightning
 
 
@@ -22,13 +22,10 @@ class Streams:
         """pool: a layer's, for its shape, dtype and device; shapes: of one token's inputs, by name"""
         generator = torch.Generator().manual_seed(seed)
         self._like, self._generator = pool, generator
-        longest = max(COST_TOKENS, *LENGTHS)
         self._drawn = {
             name: [
-                torch.randn(longest if seq == 0 else length, *shape, generator=generator)
-                .to(dtype)
-                .to(pool.device)
-                for seq, length in enumerate(LENGTHS)
+                torch.randn(length, *shape, generator=generator).to(dtype).to(pool.device)
+                for length in LENGTHS
             ]
             for name, shape in shapes.items()
         }
