@@ -152,6 +152,7 @@ class Engine:
         if channels.send_to_tokenizer is not None:
             channels.send_to_tokenizer.send_output = self._take
         self.aborted = 0
+        self.on_answer: Callable[[], object] = lambda: None
 
     def ask(self, requests: Sequence[Ask], concurrency: int = 1) -> list[Said]:
         """The answers to the requests, `concurrency` of which are open at a time; `aborted`: how many were cut off."""
@@ -254,6 +255,7 @@ class Engine:
                     [float(value) for value in output.output_token_logprobs_val[number] or ()],
                     int(output.cached_tokens[number]),
                 )
+                self.on_answer()
 
 
 def _scheduler(arguments: Any, ports: Any, rank: int) -> Any:
