@@ -4,13 +4,14 @@ Both servers are up at once and are asked in turn, pair by pair, the first of a 
 taken within pairs, so a drifting machine cancels out. One idle server sleeps while the other works. Beside the
 times on the clock stand the servers' processor times, which other work on the machine blurs far less.
 
-    python bench/no_reuse_overhead.py [--pairs 60] [--json FILE]
+    python bench/no_reuse_overhead.py [--pairs 60] [--family gdn] [--json FILE]
     python bench/no_reuse_overhead.py --model-path FOLDER --server-flags "--load-format dummy"   # on a GPU
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import shlex
 import tempfile
 import time
@@ -26,7 +27,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from marconi_ext.models.toy_model import ToyModel, write_model
+from marconi_ext.commands.server_setup import small_model
+from marconi_ext.models.families import write_small_model
 from marconi_ext.output import check_writable
 from marconi_ext.replay.client import GenerateClient
 from marconi_ext.servers.arms import choose_arms, require_status
@@ -107,7 +109,8 @@ def main(
     prompt_tokens: Annotated[int, typer.Option(help="Length of a prompt.")] = 1_500,
     answer_tokens: Annotated[int, typer.Option(help="Length of an answer.")] = 16,
     hidden: Annotated[int, typer.Option(help="Width of the model.")] = 256,
-    pattern: Annotated[str, typer.Option(help="Layers: M Mamba2, * attention, - MLP.")] = "M-M*M-M-",
+    family: Annotated[str, typer.Option(help="The small model's recurrence.")] = "mamba2",
+    pattern: Annotated[str, typer.Option(help="Mamba2's layers: M Mamba2, * attention, - MLP.")] = "M-M*M-M-",
     model_path: Annotated[Path | None, typer.Option(help="A model for the GPU, in place of these.")] = None,
     server_flags: Annotated[str, typer.Option(help="More SGLang flags for both servers.")] = "",
     seed: Annotated[int, typer.Option()] = 0,
@@ -117,7 +120,8 @@ def main(
     check_writable(json)
     rng = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as folder:
-        model = model_path or write_model(Path(folder) / "model", ToyModel(hidden=hidden, pattern=pattern))
+        sizes = {"hidden": hidden} | ({"pattern": pattern} if family == "mamba2" else {})
+        model = model_path or write_small_model(Path(folder) / "model", small_model(family, **sizes))
         facts = ModelFacts(model)
         draw = [draw_tokens(rng, prompt_tokens, facts.vocabulary) for _ in range(pairs + 8 * rounds + 4)]
         servers = []
@@ -164,7 +168,14 @@ def main(
     if json is not None:
         made = [{"measure": name, "compared": "marconi / stock", **found} for name, found in rows.items()]
         write(
-            records_of(made, bench="no_reuse_overhead", case=("measure",), provider="compared", seed=seed),
+            records_of(
+                made,
+                bench="no_reuse_overhead",
+                case=("measure",),
+                provider="compared",
+                seed=seed,
+                config={"family": None if model_path else family, "load_average": os.getloadavg()[1]},
+            ),
             json,
         )
     within = rows["TTFT (s)"]["ratio"] <= LIMIT and rows["throughput (tokens/s)"]["ratio"] >= 1 / LIMIT
