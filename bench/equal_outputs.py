@@ -39,6 +39,7 @@ from marconi_ext.errors import BadInputError
 from marconi_ext.models.families import FAMILIES, write_small_model
 from marconi_ext.output import check_writable, stderr_console
 from marconi_ext.traces.script import Histories, in_order
+from sglang_hooks.recurrence import form
 
 COMMON: dict[str, object] = {
     "max_total_tokens": 100_000,
@@ -74,6 +75,11 @@ def retract_often() -> None:
     scheduler.TEST_RETRACT = True
 
 
+def save_in_kernel() -> None:
+    """Where the family can, not in pieces and forks."""
+    os.environ[form.VARIABLE] = form.KERNEL
+
+
 def save_early() -> None:
     """Each state one token too early."""
     from sglang_hooks.recurrence.interface import ArmedCheckpoints
@@ -98,6 +104,7 @@ SETTINGS = {
     "host-tier": Setting({"enable_hierarchical_cache": True, "max_mamba_cache_size": 96}),
     "tight": Setting({**TIGHT, "chunked_prefill_size": 256}),
     "retraction": Setting({**TIGHT, "max_total_tokens": 16_000}, before=retract_often),
+    "in-kernel": Setting({"chunked_prefill_size": 256}, before=save_in_kernel),
     "early": Setting(open=1, before=save_early, wrong=True),
 }
 
