@@ -16,7 +16,7 @@ MAX_CUTS = 3
 
 FORK_TOKENS = 256
 """An extend's forks may repeat this many tokens before a cut is taken instead: about what a cut costs on the CPU
-engine's operators (`bench/cut_or_fork.py`: 303 tokens for Gated DeltaNet, 214 for KDA; no GPU has measured it). A
+engine's operators (`bench/cut_or_fork.py`: 311 tokens for Gated DeltaNet, 238 for KDA; no GPU has measured it). A
 prompt's end lies one token before its extend's, so most short extends fork, and long ones run that token as a round."""
 
 
