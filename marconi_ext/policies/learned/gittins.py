@@ -305,7 +305,7 @@ class Gittins:
 
     def _before(self, use: int, tick: int) -> bool:
         """Whether a record used at `use` last is of before a change of traffic that was lately."""
-        return self.lru is not None and self.lru.anew(tick) and use < self.lru.unused_since
+        return self.lru is not None and use < self.lru.unused_since and self.lru.anew(tick)
 
     def gone(self, table: CheckpointTable, row: int, tick: int) -> None:
         """The state at `row` was evicted or refused: what it served falls to the state above."""
