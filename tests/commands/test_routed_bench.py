@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,10 @@ def test_round_robin_and_sticky(tmp_path: Path) -> None:
     assert [home.pick(PROMPT, name)[0] for name in "aabcab"] == [URLS[i] for i in (0, 0, 1, 0, 0, 1)]
 
 
-def test_routers_are_named() -> None:
+def test_routers_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    binary = tmp_path / "sglang-router"
+    binary.touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
     assert check_routers("sticky, sglang:cache_aware") == ["sticky", "sglang:cache_aware"]
     for wrong in ("best", "", "sglang:best"):
         with pytest.raises(BadInputError, match="--router"):
@@ -31,6 +35,9 @@ def test_routers_are_named() -> None:
 
 def test_without_sglang_router_it_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(BadInputError, match="pip install sglang-router"):
+        check_routers("sticky,sglang:manual")  # before any server starts
     with pytest.raises(BadInputError, match="pip install sglang-router"):
         make_router("sglang:manual", URLS, [], tmp_path)
 

@@ -21,6 +21,9 @@ from marconi_ext.commands.bench.routers import Router, make_router
 from marconi_ext.errors import CheckFailedError
 from marconi_ext.policies.registry import parse_policy
 from marconi_ext.profiles import profile_from_config
+from marconi_ext.replay.client import OK, Answer
+from marconi_ext.replay.progress import ReplayProgress
+from marconi_ext.replay.sender import Record
 from marconi_ext.replay.traffic import Traffic
 from marconi_ext.servers.arm_server import ServerOptions, server_flags
 from marconi_ext.servers.arms import Arm, require_status
@@ -90,29 +93,35 @@ def run_routed(
 ) -> list[dict[str, Any]]:
     """A row a run, traffic and router, JSON-ready. runs: the traffics of each seed. Raises as `start_fleet`."""
     rows: list[dict[str, Any]] = []
-    with ExitStack() as stack:
+    with ReplayProgress() as progress, ExitStack() as stack:
+        progress.expect(len(routers) * sum(len(t.plan().items) for traffics in runs for t in traffics))
+        progress.wait(f"{servers} servers start")
         fleet = start_fleet(stack, options, arm, servers, logs)
         for number, traffic in ((n, found) for n, traffics in enumerate(runs) for found in traffics):
             for name in routers:
                 for server in fleet.servers:
                     server.flush_cache()
                 with closing(make_router(name, fleet.urls, fleet.event_ports, logs)) as router:
-                    served, row = _play(fleet, router, traffic)
+                    served, row = _play(fleet, router, traffic, progress, name)
                 rows.append({"traffic": traffic.name, "run": number, "router": name, **row})
                 rows[-1]["simulated_hit_rate"] = _simulate(options, servers, name, served)
     return rows
 
 
-def _play(fleet: Fleet, router: Router, traffic: Traffic) -> tuple[Workload, dict[str, Any]]:
+def _play(
+    fleet: Fleet, router: Router, traffic: Traffic, progress: ReplayProgress, name: str
+) -> tuple[Workload, dict[str, Any]]:
     plan, requests, hits, ttft_ms = traffic.plan(), [], 0, []
     by_server, computed = [0] * len(fleet.servers), [0] * len(fleet.servers)
     before = [_lost(server) for server in fleet.servers]
+    progress.open_bar(f"{traffic.name}, {name}", len(plan.items))
     for index, item in enumerate(plan.items):
         prompt = plan.prompt(index)
         url, headers = router.pick(prompt, item.session_id)
         with direct_client(url, timeout_s=300.0) as http:
-            found, ttft_s = _ask(http, prompt, item.answer_tokens, headers)
+            found, timed = _ask(http, prompt, item.answer_tokens, headers)
         router.ended()
+        progress.record(Record(item.session_id, item.turn, prompt, timed))
         answer, meta = token_array(found["output_ids"]), found["meta_info"]
         where = int(meta["weight_version"])
         plan.answered(index, prompt, answer)
@@ -120,7 +129,7 @@ def _play(fleet: Fleet, router: Router, traffic: Traffic) -> tuple[Workload, dic
         hits += meta["cached_tokens"]
         by_server[where] += 1
         computed[where] += len(prompt) - meta["cached_tokens"]
-        ttft_ms.append(1e3 * ttft_s)
+        ttft_ms.append(1e3 * (timed.ttft_s or 0.0))
         time.sleep(SETTLE_S)
     served = load_workload(traffic.name, 0, requests)
     total = int(served.prompt_tokens.sum())
@@ -142,8 +151,8 @@ def _play(fleet: Fleet, router: Router, traffic: Traffic) -> tuple[Workload, dic
 
 def _ask(
     http: httpx.Client, prompt: np.ndarray, answer_tokens: int, headers: dict[str, str]
-) -> tuple[dict[str, Any], float]:
-    """(the whole answer, seconds to its first token)"""
+) -> tuple[dict[str, Any], Answer]:
+    """(the server's whole answer, its times and counts)"""
     sampling = {"temperature": 0, "max_new_tokens": answer_tokens, "ignore_eos": True}
     body = {"input_ids": prompt.tolist(), "sampling_params": sampling, "stream": True}
     sent_s, first_s, last = time.perf_counter(), 0.0, ""
@@ -157,7 +166,17 @@ def _ask(
             raise CheckFailedError(f"HTTP {answer.status_code}: {last[:200]}")
     except (httpx.HTTPError, ValueError) as error:
         raise CheckFailedError(f"{http.base_url}: a request failed: {error!r}") from None
-    return found, first_s - sent_s
+    meta = found["meta_info"]
+    timed = Answer(
+        OK,
+        "",
+        sent_s,
+        first_s,
+        time.perf_counter(),
+        prompt_tokens=meta["prompt_tokens"],
+        cached_tokens=meta["cached_tokens"],
+    )
+    return found, timed
 
 
 def _lost(server: Server) -> int | None:

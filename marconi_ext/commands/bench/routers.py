@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -106,9 +107,7 @@ class SglangRouter:
     """sglang-router as a process of its own. `manual` gets the session as its routing key."""
 
     def __init__(self, policy: str, urls: Sequence[str], logs: Path) -> None:
-        binary = shutil.which(BINARY)
-        if binary is None:
-            raise BadInputError(f"--router sglang:{policy}: no {BINARY} on PATH; pip install sglang-router")
+        binary = _binary(policy)
         port, metrics = free_port(), free_port()
         self._url = f"http://127.0.0.1:{port}"
         log = logs / f"sglang-router-{policy}.log"
@@ -147,13 +146,24 @@ class SglangRouter:
 
 
 def check_routers(text: str) -> list[str]:
-    """The names of `--router`. Raises BadInputError."""
+    """The names of `--router`, all of which can be run. Raises BadInputError."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     known = [*OWN, *(SGLANG + policy for policy in SGLANG_POLICIES)]
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         raise BadInputError(f"--router {text}: choose from {', '.join(known)}")
+    for name in names:
+        if name.startswith(SGLANG):
+            _binary(name.removeprefix(SGLANG))
     return names
+
+
+def _binary(policy: str) -> str:
+    """Where sglang-router is: on PATH, or beside this Python. Raises BadInputError."""
+    binary = shutil.which(BINARY) or shutil.which(BINARY, path=str(Path(sys.executable).parent))
+    if binary is None:
+        raise BadInputError(f"--router sglang:{policy}: no {BINARY} on PATH; pip install sglang-router")
+    return binary
 
 
 def make_router(name: str, urls: Sequence[str], event_ports: Sequence[int], logs: Path) -> Router:
