@@ -66,18 +66,6 @@ AnyHistory.TestCase.settings = settings(max_examples=120, stateful_step_count=30
 TestAnyHistory = AnyHistory.TestCase
 
 
-def test_a_long_path_is_one_chain_whatever_is_saved_on_it() -> None:
-    table, row = CheckpointTable(), -1
-    for i in range(300):
-        row = table.add(row, i + 1, Kind.BLOCK, i)
-    table.set_live(150, 300)
-    side = table.add(200, 1000, Kind.BLOCK, 301)
-    assert len({*table.chain[:300].tolist()}) == 1 and table.chain[side] != table.chain[0]
-    assert table.owner[:301].tolist() == [-1] * 151 + [150] * 150
-    table.set_gone(150, Fate.EVICTED)
-    assert (table.owner[:301] == -1).all()
-
-
 def test_owners_follow_evictions() -> None:
     """shared (100) -> old tail (300) -> new tail (400), and shared -> other (1100); all live."""
     table = CheckpointTable(2)
