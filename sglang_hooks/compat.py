@@ -10,12 +10,17 @@ from marconi_ext.config import ConfigError
 
 from . import deployments
 from .deployments import Conflict
-from .recurrence.options import REPLAYED_DECODE
 
 logger = logging.getLogger(__name__)
 
 SUPPORTED_SGLANG = ("0.5.23",)
 """The hooks patch private names, so each release is added here once its seams were checked."""
+
+
+def _prefill_graph_is_full(arguments: Any) -> bool:
+    """Given by its own option, or by the config that SGLang resolves all of them to."""
+    phase = getattr(arguments.cuda_graph_config, "prefill", None)
+    return "full" in (arguments.cuda_graph_backend_prefill, getattr(phase, "backend", None))
 
 
 CONFLICTS = (
@@ -53,10 +58,14 @@ CONFLICTS = (
         lambda a: a.enable_unified_memory and a.radix_eviction_policy.lower() != "lru",
         "orders what leaves a shared buffer itself: drop --enable-unified-memory or --radix-eviction-policy",
     ),
-    Conflict(*REPLAYED_DECODE),
     Conflict(
-        lambda a: a.cuda_graph_backend_prefill == "full",
-        "can't save states inside a full prefill graph: drop --cuda-graph-backend-prefill full",
+        lambda a: a.enable_linear_replayssm or a.enable_linear_replayssm_spec,
+        "needs states that are up to date: drop --enable-linear-replayssm and --enable-linear-replayssm-spec",
+    ),
+    Conflict(
+        _prefill_graph_is_full,
+        "can't save states inside a full prefill graph: drop --cuda-graph-backend-prefill full, or the same of "
+        "--cuda-graph-config",
     ),
     Conflict(lambda a: a.enable_mis, "does not support --enable-mis: drop it"),
 )

@@ -213,7 +213,9 @@ OPTIONS = (
         "which requests make a batch, or which memory they get; not tested together",
     ),
     Option(
-        "cuda_graph_config", Decision.STOCK, "graphs of batch sizes; a prefill's plan is carried beside them"
+        "cuda_graph_config",
+        Decision.STOCK,
+        "graphs of batch sizes; `full` for prefills is refused, as of cuda_graph_backend_prefill",
     ),
     Option(
         "cuda_graph_backend_decode",

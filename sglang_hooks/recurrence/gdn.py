@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from .in_kernel import DeltaStages
 from .interface import Recurrence
-from .options import REPLAYED_DECODE, WHOLE_PREFILL_GRAPHS
 from .pieces import PIECE_HOOKS, PieceSaver
 from .stage_hooks import STATE_STAGE_HOOK
 from .trials import gdn_trial
@@ -38,7 +37,6 @@ GDN = Recurrence(
         "InternS2MobiusForConditionalGeneration": NO_EXTRA_BUFFER,
         "GigaChat35ForCausalLM": NO_EXTRA_BUFFER,
     },
-    conflicts=(REPLAYED_DECODE, WHOLE_PREFILL_GRAPHS),
     speculates=True,
     tested={"Qwen3NextForCausalLM": "CPU engine, Triton's interpreter"},
 )

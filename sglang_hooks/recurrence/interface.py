@@ -118,7 +118,6 @@ class Recurrence:
     backends: the backend classes, `module.Class`; only these, for a subclass may compute elsewhere
     architectures: what SGLang 0.5.23 serves on them, as config.json names it
     refused: architecture → why its states would be wrong although its backend class is one of ours
-    conflicts: (view of the resolved arguments → whether it is there, what to do) for this family alone
     hooks: names of SGLang that are patched for this family
     saver: makes the one that writes the states
     untracked: architectures whose states SGLang doesn't track during decode, so that it gives them no extra buffer;
@@ -135,7 +134,6 @@ class Recurrence:
     hooks: tuple[Hook, ...]
     saver: Callable[[SaverContext], StateSaver]
     refused: Mapping[str, str] = field(default_factory=dict)
-    conflicts: tuple[tuple[Callable[[Any], bool], str], ...] = ()
     untracked: tuple[str, ...] = ()
     speculates: bool = False
     tested: Mapping[str, str] = field(default_factory=dict)
@@ -149,7 +147,4 @@ class Recurrence:
         """What in a server's resolved arguments goes against exact states, or None."""
         if getattr(arguments, "speculative_algorithm", None) is not None and not self.speculates:
             return f"{self.name} was not held against the cache off with --speculative-algorithm: drop it"
-        for applies, message in self.conflicts:
-            if applies(arguments):
-                return message
         return None

@@ -8,7 +8,6 @@ from typing import Any
 from ..hooks import Hook
 from .in_kernel import DeltaStages
 from .interface import Recurrence
-from .options import REPLAYED_DECODE, WHOLE_PREFILL_GRAPHS
 from .pieces import PIECE_HOOKS, PieceSaver
 from .stage_hooks import SOLVE_STAGE_HOOK, STATE_STAGE_HOOK
 from .trials import kda_trial
@@ -48,6 +47,5 @@ KDA = Recurrence(
         ),
     ),
     saver=lambda context: PieceSaver(context, DeltaStages(_KERNEL, window_first=True, trial=kda_trial)),
-    conflicts=(REPLAYED_DECODE, WHOLE_PREFILL_GRAPHS),
     tested={"KimiLinearForCausalLM": "CPU engine, Triton's interpreter"},
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from .in_kernel import BesideLightning
 from .interface import Recurrence
-from .options import WHOLE_PREFILL_GRAPHS
 from .pieces import PIECE_HOOKS, PieceSaver
 from .trials import seg_la_trial
 
@@ -17,6 +16,5 @@ LIGHTNING = Recurrence(
     hooks=PIECE_HOOKS,
     saver=lambda context: PieceSaver(context, BesideLightning(seg_la_trial)),
     refused={"MiniCPMSALAForCausalLM": "SGLang switches its prefix cache off"},
-    conflicts=(WHOLE_PREFILL_GRAPHS,),
     tested={"BailingMoeV2_5ForCausalLM": "CPU engine"},
 )

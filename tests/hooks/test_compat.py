@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, default_cuda_graph_config, with_phase
 from sglang.srt.server_args import ServerArgs
 
 from marconi_ext.config import ConfigError
@@ -21,6 +22,15 @@ class Resolved:
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._defaults, name)
+
+
+def test_a_full_prefill_graph_is_refused_by_either_option() -> None:
+    config = default_cuda_graph_config()
+    check_arguments(Resolved(cuda_graph_config=config))
+    full = with_phase(config, Phase.PREFILL, backend=Backend.FULL)
+    for settings in ({"cuda_graph_config": full}, {"cuda_graph_backend_prefill": "full"}):
+        with pytest.raises(ConfigError, match="inside a full prefill graph"):
+            check_arguments(Resolved(**settings))
 
 
 def test_shared_memory_is_served() -> None:

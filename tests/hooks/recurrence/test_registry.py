@@ -20,7 +20,6 @@ from sglang_hooks.recurrence.gdn import GDN
 from sglang_hooks.recurrence.interface import Recurrence
 from sglang_hooks.recurrence.kda import KDA
 from sglang_hooks.recurrence.mamba2 import MAMBA2
-from sglang_hooks.recurrence.options import REPLAYED_DECODE
 from sglang_hooks.recurrence.registry import FAMILIES, family_of, hooks, why_stock
 from sglang_hooks.recurrence.table import renewed
 
@@ -74,12 +73,6 @@ def test_every_model_is_one_of_sglangs() -> None:
 def test_the_page_has_the_table_of_the_code() -> None:
     page = Path(__file__).parents[3] / "docs" / "models.md"
     assert renewed(page.read_text(encoding="utf-8")) == page.read_text(encoding="utf-8")
-
-
-def test_replayed_decode_is_refused() -> None:
-    applies, _ = REPLAYED_DECODE
-    assert applies(type("Arguments", (), {"enable_linear_replayssm": True}))
-    assert not applies(type("Arguments", (), {"enable_linear_replayssm": False}))
 
 
 def test_hooks_fit_the_installed_release() -> None:
