@@ -50,7 +50,7 @@ class Answer:
         meta = reply["meta_info"]
         return cls(
             reply["output_ids"],
-            reply["text"],
+            reply.get("text", ""),  # none without a tokenizer
             [entry[0] for entry in meta.get("output_token_logprobs") or []],
             [entry[0] for entry in meta.get("input_token_logprobs") or [] if entry[0] is not None],
             meta.get("cached_tokens", 0),  # an aborted request may not have got as far

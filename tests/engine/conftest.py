@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from live_server import Answer, LiveServer, running
+from live_server import LiveServer, running
 from mixed_workload import VOCABULARY, mixed_workload
+from server_pair import Answer
 
 from marconi_ext.models.toy_model import ToyModel, write_model
 from marconi_ext.traces.script import Histories, in_order

@@ -7,11 +7,10 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 from checked_server import START_S, launched
+from server_pair import Answer, Asked, request
 
 from marconi_ext.servers.engine_options import CPU_OPTIONS
 from marconi_ext.servers.server import Server
@@ -29,40 +28,17 @@ OPTIONS = {
 }
 
 
-@dataclass(frozen=True)
-class Answer:
-    """output_ids and their logprobs; cached_tokens as the server reports them."""
-
-    output_ids: list[int]
-    logprobs: list[float]
-    cached_tokens: int
-
-
 class LiveServer:
     """A running server and what tests ask of it."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
-        self.http = httpx.Client(base_url=server.url, timeout=300, trust_env=False)
+        self._asked = Asked(server)
+        self.http = self._asked.http
 
     def generate(self, input_ids: Sequence[int], answer_tokens: int, **sampling: object) -> Answer:
         """Greedy, with logprobs; `sampling` replaces sampling parameters."""
-        body = {
-            "input_ids": [int(token) for token in input_ids],
-            "sampling_params": {
-                "temperature": 0,
-                "max_new_tokens": answer_tokens,
-                "ignore_eos": True,
-                **sampling,
-            },
-            "return_logprob": True,
-            "logprob_start_len": -1,
-        }
-        response = self.http.post("/generate", json=body)
-        assert response.status_code == 200, response.text
-        result = response.json()
-        logprobs = [entry[0] for entry in result["meta_info"]["output_token_logprobs"]]
-        return Answer(result["output_ids"], logprobs, result["meta_info"]["cached_tokens"])
+        return self._asked.generate(request(input_ids, answer_tokens, sampling))[0]
 
     def generate_all(self, requests: Sequence[tuple[Sequence[int], int]], concurrency: int) -> list[Answer]:
         """Answers in the order of the requests, `concurrency` of which are open at a time."""

@@ -8,7 +8,8 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from live_server import Answer, running
+from live_server import running
+from server_pair import Answer
 
 from marconi_ext.watch.rates import as_json
 from marconi_ext.watch.server import WatchedServer

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from live_server import Answer, LiveServer, plugin_environment, running
+from live_server import LiveServer, plugin_environment, running
+from server_pair import Answer
 
 from marconi_ext.models.families import FAMILIES, write_small_model
 from marconi_ext.traces.script import draw_tokens

@@ -11,7 +11,8 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from live_server import PAGE_CHECKS, Answer, LiveServer, running
+from live_server import PAGE_CHECKS, LiveServer, running
+from server_pair import Answer
 
 pytestmark = pytest.mark.engine
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from live_server import PAGE_CHECKS, RANK_CHECKS, Answer, running
+from live_server import PAGE_CHECKS, RANK_CHECKS, running
+from server_pair import Answer
 
 from marconi_ext.results.ideal import IdealCache
 from marconi_ext.traces.request import Request, token_array

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from id_tokenizer import write_tokenizer
-from live_server import Answer, running
+from live_server import running
+from server_pair import Answer
 
 from marconi_ext.results.prefix_tree import common_prefix
 from marconi_ext.traces.script import draw_tokens
