@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from marconi_ext.policies.registry import PolicyName
-from marconi_ext.policies.table.checkpoints import Kind
+from marconi_ext.policies.table.checkpoints import CheckpointTable, Kind
 from marconi_ext.profiles import ModelProfile
 from marconi_ext.routing.rules import Demand, least_work, longest_prefix
 from marconi_ext.simulator.capacity import Capacity
 from marconi_ext.simulator.cell import Options, currencies
 from marconi_ext.simulator.radix_tree import RadixTree
 from marconi_ext.simulator.roofline import prefill_s
-from marconi_ext.simulator.simulator import Simulator
+from marconi_ext.simulator.simulator import Served, Simulator
 from marconi_ext.simulator.workload import Workload
 from marconi_ext.traces import Request
 
@@ -29,10 +31,25 @@ ENDS = frozenset({Kind.LAST_TOKEN, Kind.PROMPT_END, Kind.INPUT_END})
 ROUTINGS = ("round-robin", "sticky", "prefix", "resumable")
 
 
+class Cache(Protocol):
+    """One server's cache. counts: `saves`, states saved so far"""
+
+    @property
+    def tree(self) -> RadixTree: ...
+
+    @property
+    def table(self) -> CheckpointTable: ...
+
+    @property
+    def counts(self) -> Mapping[str, int]: ...
+
+    def serve(self, request: Request) -> Served: ...
+
+
 class _Server:
     """A cache, and the prefills that wait for it. seconds: a request of so many tokens, so many of them resumed"""
 
-    def __init__(self, cache: Simulator) -> None:
+    def __init__(self, cache: Cache) -> None:
         self.cache = cache
         self.sent = RadixTree()  # what a router that reads prompts remembers
         self.sessions = 0
@@ -76,26 +93,14 @@ class _Server:
 
 
 class Fleet:
-    """servers: each of `capacity`; routing: one of ROUTINGS"""
+    """caches: of the servers; routing: one of ROUTINGS; profile, gpu: how fast each prefills"""
 
-    def __init__(
-        self,
-        servers: int,
-        routing: str,
-        policy: PolicyName,
-        capacity: Capacity,
-        profile: ModelProfile,
-        options: Options,
-    ) -> None:
-        counted, currency = currencies(profile, options, capacity)
-        self.servers = [
-            _Server(Simulator(capacity, *policy.build(currency), counted, options.concurrency))
-            for _ in range(servers)
-        ]
-        self._routing, self._profile, self._gpu = routing, profile, options.gpu
+    def __init__(self, caches: Sequence[Cache], routing: str, profile: ModelProfile, gpu: str) -> None:
+        self.servers = [_Server(cache) for cache in caches]
+        self._routing, self._profile, self._gpu = routing, profile, gpu
         self._home: dict[str, int] = {}  # session -> server
         self._turn = 0
-        self._demand = Demand(servers)
+        self._demand = Demand(len(caches))
 
     def serve(self, request: Request) -> tuple[int, int, float]:
         """Route and serve one request. Returns: tokens hit, tokens whose KV that server held, seconds to the first
@@ -138,6 +143,16 @@ class Fleet:
         return least_work(len(prompt), resumable, goes_on, queued, self._demand.prices(depth))
 
 
+def simulators(
+    servers: int, policy: PolicyName, capacity: Capacity, profile: ModelProfile, options: Options
+) -> list[Simulator]:
+    """Empty caches, each of `capacity`."""
+    counted, currency = currencies(profile, options, capacity)
+    return [
+        Simulator(capacity, *policy.build(currency), counted, options.concurrency) for _ in range(servers)
+    ]
+
+
 def run_fleet(
     workload: Workload,
     servers: int,
@@ -149,10 +164,11 @@ def run_fleet(
 ) -> dict:
     """One cell: JSON-ready. Rates are fractions of the prompt tokens; `capacity` is each server's."""
     started = time.perf_counter()
-    fleet = Fleet(servers, routing, policy, capacity, profile, options)
+    caches = simulators(servers, policy, capacity, profile, options)
+    fleet = Fleet(caches, routing, profile, options.gpu)
     results = [fleet.serve(r) for r in sorted(workload.requests, key=lambda r: r.arrival_s)]
-    for server in fleet.servers:
-        server.cache.finish()
+    for cache in caches:
+        cache.finish()
     hit, held = (sum(result[i] for result in results) for i in (0, 1))
     total = int(workload.prompt_tokens.sum())
     ttft_ms = 1e3 * np.array([result[2] for result in results])

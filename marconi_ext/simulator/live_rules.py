@@ -60,16 +60,24 @@ class LiveRules:
         self.slots = slots
         self.tokens = tokens
         self.kinds = frozenset(kinds)
-        self.tree = RadixTree()
         self.runtime = PolicyRuntime(admission, eviction, currency)
         self.records = TreeRecords(self.runtime, lambda node: len(node.tokens))
         self.serving = Serving(self.runtime, self.records, kinds)
         self.serving.headers = headers or MessageHeaders()
-        self.held = HeldStates(self.runtime, self.records, self.serving, self.tree)
-        self._dead_leaves = DeadLeaves(lambda node: node.serial, self.tree.dead_leaf_may_go)
+        self._empty()
         self._pending: list[_Pending] = []
         self._held_slots = 0  # by the running request, its own and those of states not published yet
         self._held_tokens = 0  # KV that is not in the tree yet
+
+    def _empty(self) -> None:
+        self.tree = RadixTree()
+        self.held = HeldStates(self.runtime, self.records, self.serving, self.tree)
+        self._dead_leaves = DeadLeaves(lambda node: node.serial, self.tree.dead_leaf_may_go)
+
+    def flush(self) -> None:
+        """Forget all KV and states, while nothing runs; what was learned stays."""
+        self.held.clear()
+        self._empty()
 
     def serve(self, prompt: np.ndarray, output: np.ndarray) -> Served:
         """One request from its match to its end. Raises ValueError if it can't fit even in an empty cache."""

@@ -18,9 +18,9 @@ URLS = ["http://a", "http://b"]
 
 def test_round_robin_and_sticky(tmp_path: Path) -> None:
     turn = make_router("round-robin", URLS, [], tmp_path)
-    assert [turn.pick(PROMPT, "s")[0] for _ in range(3)] == ["http://a", "http://b", "http://a"]
+    assert [turn.pick(PROMPT, "s").url for _ in range(3)] == ["http://a", "http://b", "http://a"]
     home = make_router("sticky", URLS, [], tmp_path)
-    assert [home.pick(PROMPT, name)[0] for name in "aabcab"] == [URLS[i] for i in (0, 0, 1, 0, 0, 1)]
+    assert [home.pick(PROMPT, name).url for name in "aabcab"] == [URLS[i] for i in (0, 0, 1, 0, 0, 1)]
 
 
 def test_routers_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -48,6 +48,7 @@ def row(router: str, run: int, hit: float) -> dict:
         "busiest_over_mean": 1.0,
         "state_limited_loss": None,
         "simulated_hit_rate": hit,
+        "simulated_otherwise": 1,
     }
     return {
         "traffic": "t",

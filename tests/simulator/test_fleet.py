@@ -11,7 +11,7 @@ from marconi_ext.policies.registry import parse_policy
 from marconi_ext.profiles import load_profile
 from marconi_ext.simulator.capacity import Capacity
 from marconi_ext.simulator.cell import Options, run_cell
-from marconi_ext.simulator.fleet import ROUTINGS, Fleet, run_fleet
+from marconi_ext.simulator.fleet import ROUTINGS, Fleet, run_fleet, simulators
 from marconi_ext.simulator.workload import Workload, load_workload
 from marconi_ext.traces import Request
 
@@ -47,7 +47,7 @@ def test_one_server_is_the_simulator(routing: str) -> None:
 def test_sticky_keeps_sessions_and_round_robin_does_not() -> None:
     workload = chats()
     for routing, one_home in (("sticky", True), ("round-robin", False)):
-        fleet = Fleet(3, routing, OURS, ROOM, PROFILE, Options())
+        fleet = Fleet(simulators(3, OURS, ROOM, PROFILE, Options()), routing, PROFILE, "h100")
         where: dict[str, set[int]] = {}
         for request in workload.requests:
             before = [server.requests for server in fleet.servers]
@@ -73,7 +73,7 @@ def test_load_spreads_a_burst() -> None:
     """All at once, the same long prompt: waiting costs more than computing it again elsewhere."""
     prompt = np.arange(20_000, dtype=np.int32)
     requests = [Request(str(i), 0, 0.0, np.append(prompt, i).astype(np.int32), prompt[:2]) for i in range(40)]
-    fleet = Fleet(4, "resumable", OURS, Capacity(), PROFILE, Options())
+    fleet = Fleet(simulators(4, OURS, Capacity(), PROFILE, Options()), "resumable", PROFILE, "h100")
     for request in requests:
         fleet.serve(request)
     assert all(server.requests for server in fleet.servers)

@@ -95,3 +95,20 @@ def test_kv_that_no_state_reaches_goes_first() -> None:
 def test_too_large_a_request_is_an_error_that_names_the_pool() -> None:
     with pytest.raises(ValueError, match="tokens"):
         rules("lru", 4, 20).serve(np.arange(30, dtype=np.int32), np.arange(2, dtype=np.int32))
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_a_flush_empties_the_cache_and_nothing_of_the_policy(seed: int) -> None:
+    live = rules("gittins", 8, 400)
+    for prompt, answer in traffic(seed, 40):
+        live.serve(prompt, answer)
+    tick, learned = live.runtime.tick, live.runtime.eviction.parameters()
+    live.flush()
+    live.check()
+    assert live.tree.num_states == live.tree.num_tokens == live.runtime.table.num_live == 0
+    assert (live.runtime.tick, live.runtime.eviction.parameters()) == (tick, learned)
+    prompt, answer = traffic(seed, 1)[0]
+    assert live.serve(prompt, answer).kv_tokens == 0
+    assert live.serve(prompt, answer).kv_tokens == len(prompt) - 1
+    live.check()

@@ -159,7 +159,8 @@ def bench(
                 start_timeout_s=start_timeout,
             )
             logs = free_folder(out, "bench")
-            show(run_routed(common, chosen[0], servers, routers, several, logs), servers, json)
+            rows = run_routed(common, chosen[0], servers, routers, several, concurrency, logs)
+            show(rows, servers, json)
             return
         traffics = load_traffics(trace, fitting, history=sent, vocabulary=vocabulary, reading=reading)
         options = BenchOptions(

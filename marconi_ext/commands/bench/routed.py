@@ -1,25 +1,27 @@
 """`marconi bench --servers N --router …`: one traffic over several real servers, router after router.
 
-Requests go one at a time in the traffic's order, so that a run depends on its seed and router alone, and can be held
-against the simulation of the same order. A session pauses while all others speak.
+A session pauses while all others speak. With one request at a time a run depends on its seed and router alone, and is
+held against the simulation of the same order.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Condition
 from typing import Any
 
 import httpx
 import numpy as np
 
-from marconi_ext.commands.bench.routers import Router, make_router
+from marconi_ext.commands.bench.routed_simulation import Routed, RoutedSimulation
+from marconi_ext.commands.bench.routers import Router, Way, make_router
 from marconi_ext.errors import CheckFailedError
-from marconi_ext.policies.registry import parse_policy
 from marconi_ext.profiles import profile_from_config
 from marconi_ext.replay.client import OK, Answer
 from marconi_ext.replay.progress import ReplayProgress
@@ -30,20 +32,12 @@ from marconi_ext.servers.arms import Arm, require_status
 from marconi_ext.servers.engine_options import environment
 from marconi_ext.servers.http_client import direct_client
 from marconi_ext.servers.server import Server, ServerSpec, free_port
-from marconi_ext.simulator.capacity import Capacity
-from marconi_ext.simulator.cell import Options
-from marconi_ext.simulator.fleet import ROUTINGS, run_fleet
-from marconi_ext.simulator.workload import Workload, load_workload
+from marconi_ext.simulator.workload import load_workload
 from marconi_ext.traces import Request
 from marconi_ext.traces.request import token_array
 
 SETTLE_S = 0.05  # for state events to arrive between two requests; a gateway wouldn't wait
-SIMULATED = {
-    "round-robin": "round-robin",
-    "sticky": "sticky",
-    "resumable": "resumable",
-    "cache_aware": "prefix",
-}
+NOT_SIMULATED: dict[str, Any] = {"simulated_hit_rate": None, "simulated_otherwise": None}
 
 
 @dataclass(frozen=True)
@@ -70,6 +64,7 @@ def start_fleet(stack: ExitStack, options: ServerOptions, arm: Arm, servers: int
             *server_flags(options, arm),
             "--weight-version",
             str(number),
+            "--skip-server-warmup",  # its requests would be cached, and the simulation knows nothing of them
             *(events if arm.extended else ()),
         )
         spec = ServerSpec(flags, environment(cpu=options.cpu), options.launcher)
@@ -89,56 +84,110 @@ def run_routed(
     servers: int,
     routers: Sequence[str],
     runs: Sequence[Sequence[Traffic]],
+    concurrency: int,
     logs: Path,
 ) -> list[dict[str, Any]]:
-    """A row a run, traffic and router, JSON-ready. runs: the traffics of each seed. Raises as `start_fleet`."""
+    """A row a run, traffic and router, JSON-ready. Raises as `start_fleet`.
+
+    runs: the traffics of each seed; concurrency: requests in flight; routers take turns at being first, since what
+    the servers' policies have learned stays
+    """
     rows: list[dict[str, Any]] = []
     with ReplayProgress() as progress, ExitStack() as stack:
         progress.expect(len(routers) * sum(len(t.plan().items) for traffics in runs for t in traffics))
         progress.wait(f"{servers} servers start")
         fleet = start_fleet(stack, options, arm, servers, logs)
-        for number, traffic in ((n, found) for n, traffics in enumerate(runs) for found in traffics):
-            for name in routers:
+        simulation = _simulation(options, fleet) if concurrency == 1 else None
+        traffics = [(number, traffic) for number, found in enumerate(runs) for traffic in found]
+        for turn, (number, traffic) in enumerate(traffics):
+            first = turn % len(routers)
+            for name in (*routers[first:], *routers[:first]):
                 for server in fleet.servers:
                     server.flush_cache()
                 with closing(make_router(name, fleet.urls, fleet.event_ports, logs)) as router:
-                    served, row = _play(fleet, router, traffic, progress, name)
+                    routed, row = _play(fleet, router, traffic, concurrency, progress, name)
                 rows.append({"traffic": traffic.name, "run": number, "router": name, **row})
-                rows[-1]["simulated_hit_rate"] = _simulate(options, servers, name, served)
-    return rows
+                rows[-1] |= simulation.play(name, routed) if simulation else NOT_SIMULATED
+    return sorted(rows, key=lambda row: routers.index(row["router"]))
+
+
+class _Play:
+    """The requests of one run: what may be sent next, and what has been answered."""
+
+    def __init__(self, router: Router, traffic: Traffic, progress: ReplayProgress) -> None:
+        self.plan = traffic.plan()
+        self.routed: list[Routed] = []
+        self.ttft_ms: list[float] = []
+        self._router, self._progress = router, progress
+        self._left = list(range(len(self.plan.items)))
+        self._ended: set[int] = set()
+        self._news = Condition()
+        self._failed = False
+
+    def work(self, settle_s: float) -> None:
+        """Send one request after another while there are any. Raises CheckFailedError."""
+        try:
+            while (taken := self._take()) is not None:
+                index, prompt, way = taken
+                item = self.plan.items[index]
+                with direct_client(way.url, timeout_s=300.0) as http:
+                    found, timed = _ask(http, prompt, item.answer_tokens, way.headers)
+                time.sleep(settle_s)
+                self._note(index, prompt, way, found, timed)
+        except BaseException:
+            with self._news:
+                self._failed = True
+                self._news.notify_all()
+            raise
+
+    def _take(self) -> tuple[int, np.ndarray, Way] | None:
+        """The first request that waits for nothing; None: there will be no more."""
+        items = self.plan.items
+        with self._news:
+            while self._left and not self._failed:
+                ready = next((i for i in self._left if self._ended.issuperset(items[i].after)), None)
+                if ready is not None:
+                    self._left.remove(ready)
+                    prompt = self.plan.prompt(ready)
+                    return ready, prompt, self._router.pick(prompt, items[ready].session_id)
+                self._news.wait()
+            return None
+
+    def _note(self, index: int, prompt: np.ndarray, way: Way, found: dict[str, Any], timed: Answer) -> None:
+        item, meta, answer = self.plan.items[index], found["meta_info"], token_array(found["output_ids"])
+        with self._news:
+            self._router.ended(way)
+            self._progress.record(Record(item.session_id, item.turn, prompt, timed))
+            self.plan.answered(index, prompt, answer)
+            request = Request(item.session_id, item.turn, float(len(self.routed)), prompt, answer)
+            self.routed.append(Routed(request, int(meta["weight_version"]), meta["cached_tokens"]))
+            self.ttft_ms.append(1e3 * (timed.ttft_s or 0.0))
+            self._ended.add(index)
+            self._news.notify_all()
 
 
 def _play(
-    fleet: Fleet, router: Router, traffic: Traffic, progress: ReplayProgress, name: str
-) -> tuple[Workload, dict[str, Any]]:
-    plan, requests, hits, ttft_ms = traffic.plan(), [], 0, []
-    by_server, computed = [0] * len(fleet.servers), [0] * len(fleet.servers)
+    fleet: Fleet, router: Router, traffic: Traffic, concurrency: int, progress: ReplayProgress, name: str
+) -> tuple[list[Routed], dict[str, Any]]:
     before = [_lost(server) for server in fleet.servers]
-    progress.open_bar(f"{traffic.name}, {name}", len(plan.items))
-    for index, item in enumerate(plan.items):
-        prompt = plan.prompt(index)
-        url, headers = router.pick(prompt, item.session_id)
-        with direct_client(url, timeout_s=300.0) as http:
-            found, timed = _ask(http, prompt, item.answer_tokens, headers)
-        router.ended()
-        progress.record(Record(item.session_id, item.turn, prompt, timed))
-        answer, meta = token_array(found["output_ids"]), found["meta_info"]
-        where = int(meta["weight_version"])
-        plan.answered(index, prompt, answer)
-        requests.append(Request(item.session_id, item.turn, float(index), prompt, answer))
-        hits += meta["cached_tokens"]
-        by_server[where] += 1
-        computed[where] += len(prompt) - meta["cached_tokens"]
-        ttft_ms.append(1e3 * (timed.ttft_s or 0.0))
-        time.sleep(SETTLE_S)
-    served = load_workload(traffic.name, 0, requests)
+    play = _Play(router, traffic, progress)
+    progress.open_bar(f"{traffic.name}, {name}", len(play.plan.items))
+    with ThreadPoolExecutor(concurrency) as pool:
+        workers = [pool.submit(play.work, SETTLE_S if concurrency == 1 else 0.0) for _ in range(concurrency)]
+    for worker in workers:
+        worker.result()
+    served = load_workload(traffic.name, 0, [one.request for one in play.routed])
+    by_server, computed = [0] * len(fleet.servers), [0] * len(fleet.servers)
+    for one in play.routed:
+        by_server[one.server] += 1
+        computed[one.server] += len(one.request.input_ids) - one.reused_tokens
     total = int(served.prompt_tokens.sum())
     lost = [_lost(server) for server in fleet.servers]
-    p50, p95 = np.percentile(ttft_ms, [50, 95])
-    return served, {
-        "requests": len(requests),
+    p50, p95 = np.percentile(play.ttft_ms, [50, 95])
+    return play.routed, {
+        "requests": len(play.routed),
         "prompt_tokens": total,
-        "token_hit_rate": hits / total,
+        "token_hit_rate": sum(one.reused_tokens for one in play.routed) / total,
         "ideal_hit_rate": served.ideal_tokens / total,
         "state_limited_loss": None
         if None in lost
@@ -150,14 +199,14 @@ def _play(
 
 
 def _ask(
-    http: httpx.Client, prompt: np.ndarray, answer_tokens: int, headers: dict[str, str]
+    http: httpx.Client, prompt: np.ndarray, answer_tokens: int, headers: Mapping[str, str]
 ) -> tuple[dict[str, Any], Answer]:
     """(the server's whole answer, its times and counts)"""
     sampling = {"temperature": 0, "max_new_tokens": answer_tokens, "ignore_eos": True}
     body = {"input_ids": prompt.tolist(), "sampling_params": sampling, "stream": True}
     sent_s, first_s, last = time.perf_counter(), 0.0, ""
     try:
-        with http.stream("POST", "/generate", json=body, headers=headers) as answer:
+        with http.stream("POST", "/generate", json=body, headers=dict(headers)) as answer:
             for line in answer.iter_lines():
                 if line.startswith("data: {"):
                     first_s, last = first_s or time.perf_counter(), line
@@ -185,13 +234,11 @@ def _lost(server: Server) -> int | None:
     return None if section is None else sum(section["stats"]["lost_tokens"].values())
 
 
-def _simulate(options: ServerOptions, servers: int, router: str, served: Workload) -> float | None:
-    """The hit rate that the simulator gives the same requests in the same order; None for routers that it hasn't."""
-    routing = SIMULATED.get(router.removeprefix("sglang:"))
-    if routing not in ROUTINGS or options.state_slots is None:
+def _simulation(options: ServerOptions, fleet: Fleet) -> RoutedSimulation | None:
+    """Of the servers' own rules; None where the simulator hasn't them: no extension, or larger pages."""
+    found = [server.info() for server in fleet.servers]
+    sections = [info["internal_states"][0].get("marconi") for info in found]
+    if None in sections or any(info["page_size"] > 1 for info in found):
         return None
     config = json.loads((options.model_path / "config.json").read_text(encoding="utf-8"))
-    profile = profile_from_config(config)
-    room = Capacity(slots=max(1, options.state_slots - 1), tokens=options.max_total_tokens or 10**9)
-    cell = run_fleet(served, servers, routing, parse_policy("gittins"), room, profile, Options())
-    return float(cell["token_hit_rate"])
+    return RoutedSimulation(sections, profile_from_config(config))

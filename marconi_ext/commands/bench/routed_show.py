@@ -35,6 +35,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         for key in ("ideal_hit_rate", "busiest_over_mean", "state_limited_loss", "simulated_hit_rate"):
             values = [row[key] for row in runs if row[key] is not None]
             line[key] = statistics.mean(values) if values else None
+        differing = [row["simulated_otherwise"] for row in runs if row["simulated_otherwise"] is not None]
+        line["simulated_otherwise"] = sum(differing) if differing else None
         for which in ("p50", "p95"):
             line[f"ttft_{which}_ms"] = statistics.mean(row["ttft_ms"][which] for row in runs)
         gaps = [
@@ -70,7 +72,7 @@ def show(rows: list[dict[str, Any]], servers: int, json: Path | None) -> None:
             _percent(line["token_hit_rate"], line["interval"]),
             _percent(line["ideal_hit_rate"]),
             _percent(line["state_limited_loss"]),
-            _percent(line["simulated_hit_rate"]),
+            _percent(line["simulated_hit_rate"]) + _otherwise(line["simulated_otherwise"]),
             "–"
             if line["router"] == "resumable"
             else _percent(line["resumable_gains"], line["gains_interval"]),
@@ -80,6 +82,10 @@ def show(rows: list[dict[str, Any]], servers: int, json: Path | None) -> None:
     tables(json, 150).print(table)
     if json is not None:
         write_json(json, {"servers": servers, "summary": lines, "runs": rows})
+
+
+def _otherwise(requests: int | None) -> str:
+    return f" ({requests:,} differ)" if requests else ""
 
 
 def _percent(share: float | None, around: float | None = None) -> str:

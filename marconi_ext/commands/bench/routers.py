@@ -11,7 +11,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -29,14 +30,23 @@ SGLANG_POLICIES = ("random", "round_robin", "cache_aware", "power_of_two", "manu
 START_S = 300.0  # it imports SGLang first
 
 
+@dataclass(frozen=True)
+class Way:
+    """Where a request goes, and with which headers."""
+
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    advice: Advice | None = None
+
+
 class Router(Protocol):
-    """Picks a server for each request; one request at a time."""
+    """Picks a server for each request. Not thread-safe."""
 
-    def pick(self, prompt: np.ndarray, session_id: str) -> tuple[str, dict[str, str]]:
-        """(where to send a prompt int32[L], with which headers)"""
+    def pick(self, prompt: np.ndarray, session_id: str) -> Way:
+        """For a prompt int32[L]."""
 
-    def ended(self) -> None:
-        """The request that was picked for last has ended."""
+    def ended(self, way: Way) -> None:
+        """A request that went this way has ended."""
 
     def close(self) -> None:
         """Stop what was started."""
@@ -46,7 +56,7 @@ class _Own:
     def __init__(self, urls: Sequence[str]) -> None:
         self.urls = list(urls)
 
-    def ended(self) -> None:
+    def ended(self, way: Way) -> None:
         """Nothing to note."""
 
     def close(self) -> None:
@@ -58,9 +68,9 @@ class RoundRobin(_Own):
 
     _turn = -1
 
-    def pick(self, prompt: np.ndarray, session_id: str) -> tuple[str, dict[str, str]]:
+    def pick(self, prompt: np.ndarray, session_id: str) -> Way:
         self._turn += 1
-        return self.urls[self._turn % len(self.urls)], {}
+        return Way(self.urls[self._turn % len(self.urls)])
 
 
 class Sticky(_Own):
@@ -70,11 +80,11 @@ class Sticky(_Own):
         super().__init__(urls)
         self._home: dict[str, str] = {}
 
-    def pick(self, prompt: np.ndarray, session_id: str) -> tuple[str, dict[str, str]]:
+    def pick(self, prompt: np.ndarray, session_id: str) -> Way:
         if session_id not in self._home:
             counts = Counter(self._home.values())
             self._home[session_id] = min(self.urls, key=lambda url: (counts[url], url))
-        return self._home[session_id], {}
+        return Way(self._home[session_id])
 
 
 class Resumable(_Own):
@@ -86,17 +96,16 @@ class Resumable(_Own):
             url: StateFollower(f"tcp://127.0.0.1:{port}") for url, port in zip(urls, event_ports, strict=True)
         }
         self._advisor = Advisor(dict(self._followers))
-        self._advice: Advice | None = None
         time.sleep(1)  # a subscription takes a moment
 
-    def pick(self, prompt: np.ndarray, session_id: str) -> tuple[str, dict[str, str]]:
-        self._advice = self._advisor.pick(prompt)
-        self._advisor.started(self._advice)
-        return self._advice.server, {}
+    def pick(self, prompt: np.ndarray, session_id: str) -> Way:
+        advice = self._advisor.pick(prompt)
+        self._advisor.started(advice)
+        return Way(advice.server, advice=advice)
 
-    def ended(self) -> None:
-        if self._advice is not None:
-            self._advisor.ended(self._advice)
+    def ended(self, way: Way) -> None:
+        if way.advice is not None:
+            self._advisor.ended(way.advice)
 
     def close(self) -> None:
         for follower in self._followers.values():
@@ -130,10 +139,10 @@ class SglangRouter:
         except httpx.HTTPError:
             return False
 
-    def pick(self, prompt: np.ndarray, session_id: str) -> tuple[str, dict[str, str]]:
-        return self._url, {"x-smg-routing-key": session_id}
+    def pick(self, prompt: np.ndarray, session_id: str) -> Way:
+        return Way(self._url, {"x-smg-routing-key": session_id})
 
-    def ended(self) -> None:
+    def ended(self, way: Way) -> None:
         """The router sees that itself."""
 
     def close(self) -> None:
