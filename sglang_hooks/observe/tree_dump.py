@@ -100,7 +100,7 @@ class TreeWalk:
         while self._left or self._find_new():
             for _ in range(min(NODES_A_LOOK, len(self._left))):
                 node, begin = self._left.popleft()
-                if not self._cache.mamba._is_alive(node):
+                if not self._cache.tree_core.holds(node):
                     continue
                 if begin < 0:
                     nodes.append(describe_node(self._cache, node, self._scores))
@@ -127,7 +127,7 @@ class TreeWalk:
     def _find_new(self) -> bool:
         """Put nodes that came since the last look at the end. Ids grow, and a tree's newest nodes are its last."""
         newest = self._newest
-        nodes = reversed(self._cache.tree_core._node_arena.values())
+        nodes = reversed(self._cache.tree_core.nodes())
         # Without a call a node at the begin, when there are all of a tree's.
         found = list(nodes if newest < 0 else takewhile(lambda node: node.id > newest, nodes))
         if found:

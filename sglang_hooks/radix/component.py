@@ -72,7 +72,7 @@ class MarconiMambaComponent(StatePublishing):
     ) -> None:
         """Take over the settings, the policy and the counters that the process's parts share."""
         self.config, self.runtime, self.ledger, self.stats = config, runtime, ledger, stats
-        self.records = TreeRecords(runtime, lambda node: len(node.key), self._is_alive)
+        self.records = TreeRecords(runtime, lambda node: len(node.key), self.tree_core.holds)
         self.serving = Serving(runtime, self.records, saved_kinds(config), self.cache.page_size)
         self.held = HeldStates(runtime, self.records, self.serving, node_states, _ByName(stats))
         self.explainer = Explainer(self)
@@ -104,9 +104,6 @@ class MarconiMambaComponent(StatePublishing):
 
     def _states_by_kind(self) -> dict[str, int]:
         return {kind_name(kind): states for kind, states in self.held.by_kind().items()}
-
-    def _is_alive(self, node: UnifiedTreeNode) -> bool:
-        return self.tree_core._node_arena.get(node.id) is node
 
     # ---- matching ----
 

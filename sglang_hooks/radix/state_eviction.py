@@ -121,8 +121,7 @@ class StateEviction(MambaComponent):
         return None
 
     def _is_free_dead_leaf(self, node: UnifiedTreeNode) -> bool | None:
-        is_there = self.tree_core._node_arena.get(node.id) is node
-        if node.children or holds_state(node) or not is_there:
+        if node.children or holds_state(node) or not self.tree_core.holds(node):
             return None
         return node in self.tree_core.evictable_device_leaves
 

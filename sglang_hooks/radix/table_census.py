@@ -63,12 +63,12 @@ class TableCensus:
         scheduler's steps, so a walk may take many, and the tree may change meanwhile."""
         until = time.perf_counter() + budget_s
         if not self._left:
-            self._left.extend(self._cache.tree_core._node_arena.values())
+            self._left.extend(self._cache.tree_core.nodes())
             self._found = 0
         while self._left:
             for _ in range(min(NODES_A_LOOK, len(self._left))):
                 node = self._left.popleft()
-                self._found += self._cache.mamba._is_alive(node) and self._of_node(node) is not None
+                self._found += self._cache.tree_core.holds(node) and self._of_node(node) is not None
             if time.perf_counter() >= until:
                 break
         if not self._left:
@@ -87,7 +87,7 @@ class TableCensus:
         mamba = self._cache.mamba
         table, held, found = mamba.runtime.table, mamba.held, []
         at_nodes = set()
-        for node in self._cache.tree_core._node_arena.values():
+        for node in self._cache.tree_core.nodes():
             if (wrong := self._of_node(node)) is not None:
                 found.append(wrong)
             at_nodes.add(row_of(node))

@@ -36,7 +36,7 @@ from sglang.srt.mem_cache.unified_cache.unified_tree_core import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Sequence, ValuesView
 
     from sglang.srt.mem_cache.base_prefix_cache import InsertParams, MatchPrefixParams
     from sglang.srt.mem_cache.cache_init_params import CacheInitParams
@@ -65,6 +65,14 @@ class MarconiTreeCore(UnifiedTreeCore):
     def plain(self) -> bool:
         """Device memory alone, and no order of eviction but ours: a walk has no side effects worth keeping."""
         return self._could_be_plain and not (self.enable_hicache or self.enable_external_cache_linker)
+
+    def nodes(self) -> ValuesView[UnifiedTreeNode]:
+        """All nodes with the root, in the order in which they were made."""
+        return self._node_arena.values()
+
+    def holds(self, node: UnifiedTreeNode) -> bool:
+        """Whether the node is still in the tree."""
+        return self._node_arena.get(node.id) is node
 
     def _match_prefix_helper(self, key: RadixKey, params: MatchPrefixParams) -> MatchResult:
         if not self.plain:

@@ -68,8 +68,8 @@ def cache() -> Any:
     last.component_data[ComponentType.MAMBA].lock_ref = 1
     runtime.tick = 6
     arena = {made.id: made for made in (root, shared, gone, last)}
-    mamba = SimpleNamespace(runtime=runtime, _is_alive=lambda node: arena.get(node.id) is node)
-    return SimpleNamespace(tree_core=SimpleNamespace(_node_arena=arena), mamba=mamba, page_size=1)
+    core = SimpleNamespace(nodes=arena.values, holds=lambda node: arena.get(node.id) is node)
+    return SimpleNamespace(tree_core=core, mamba=SimpleNamespace(runtime=runtime), page_size=1)
 
 
 def test_nodes_by_hand(cache: Any) -> None:
