@@ -14,7 +14,7 @@ def model(
         Path, typer.Argument(help="Folder to write: config.json, model.safetensors, tekken.json.")
     ],
     family: Annotated[
-        str, typer.Option(help="Its recurrence: mamba2, gdn, kda, lightning or lfm2.")
+        str, typer.Option(help="Its recurrence: mamba2, gdn, kda, lightning, lfm2, lfm2-moe or zaya.")
     ] = "mamba2",
     hidden: Annotated[int | None, typer.Option(help="Width of the residual stream; default 64.")] = None,
     layers: Annotated[int | None, typer.Option(help="Layers, all families but mamba2; default 4.")] = None,

@@ -12,8 +12,9 @@ from .gdn import GdnModel
 from .kda import KdaModel
 from .lightning import LightningModel
 from .seeded import write_folder
-from .short_conv import ShortConvModel
+from .short_conv import ShortConvExpertsModel, ShortConvModel
 from .toy_model import ToyModel
+from .zaya import ZayaModel
 
 
 class SmallModel(Protocol):
@@ -34,6 +35,8 @@ FAMILIES: dict[str, Callable[..., SmallModel]] = {
     "kda": KdaModel,
     "lightning": LightningModel,
     "lfm2": ShortConvModel,
+    "lfm2-moe": ShortConvExpertsModel,
+    "zaya": ZayaModel,
 }
 
 

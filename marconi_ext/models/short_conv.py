@@ -1,4 +1,4 @@
-"""A small LFM2: gated short convolutions and attention layers. A layer's whole state is its last inputs.
+"""A small LFM2 or LFM2-MoE: gated short convolutions and attention. A layer's whole state is its last inputs.
 
 Such a state forgets at once, so the kernel is longer than LFM2's three taps: a window that is one token off must show.
 """
@@ -6,6 +6,7 @@ Such a state forgets at once, so the kernel is longer than LFM2's three taps: a 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,7 @@ class ShortConvModel:
     def layer_types(self) -> list[str]:
         return [ATTENTION if (i + 1) % self.interval == 0 else CONV for i in range(self.layers)]
 
-    def config(self) -> dict:
+    def config(self) -> dict[str, Any]:
         """The Hugging Face config."""
         return {
             "architectures": ["Lfm2ForCausalLM"],
@@ -67,10 +68,7 @@ class ShortConvModel:
 
         def parts(layer: int, prefix: str) -> dict[str, np.ndarray]:
             mixer = self._conv if self.layer_types[layer] == CONV else self._attention
-            tensors = mixer(seeded, prefix)
-            for name in ("w1", "w3"):
-                tensors |= seeded.linear(f"{prefix}.feed_forward.{name}", self.width, self.hidden)
-            return tensors | seeded.linear(f"{prefix}.feed_forward.w2", self.hidden, self.width, 0.5)
+            return mixer(seeded, prefix) | self._feed_forward(seeded, layer, f"{prefix}.feed_forward")
 
         return seeded.decoder(
             self.vocab,
@@ -80,6 +78,15 @@ class ShortConvModel:
             norms=("operator_norm", "ffn_norm"),
             last_norm="embedding_norm",
         )
+
+    def _feed_forward(self, seeded: Seeded, _layer: int, prefix: str) -> dict[str, np.ndarray]:
+        return self._mlp(seeded, prefix)
+
+    def _mlp(self, seeded: Seeded, prefix: str) -> dict[str, np.ndarray]:
+        tensors = seeded.linear(f"{prefix}.w2", self.hidden, self.width, 0.5)
+        for name in ("w1", "w3"):
+            tensors |= seeded.linear(f"{prefix}.{name}", self.width, self.hidden)
+        return tensors
 
     def _conv(self, seeded: Seeded, layer: str) -> dict[str, np.ndarray]:
         prefix = f"{layer}.conv"
@@ -101,3 +108,33 @@ class ShortConvModel:
             f"{prefix}.q_layernorm.weight": np.full(head_dim, 2.0, np.float32),
             f"{prefix}.k_layernorm.weight": np.ones(head_dim, np.float32),
         }
+
+
+@dataclass(frozen=True)
+class ShortConvExpertsModel(ShortConvModel):
+    """LFM2-MoE: all layers but the first have experts, all of which take part.
+
+    Were the router to choose, a rounding could send a token to another expert and hide what a test looks for.
+    """
+
+    experts: int = 4
+
+    def config(self) -> dict[str, Any]:
+        return super().config() | {
+            "architectures": ["Lfm2MoeForCausalLM"],
+            "model_type": "lfm2_moe",
+            "moe_intermediate_size": self.width,
+            "num_dense_layers": 1,
+            "num_experts": self.experts,
+            "num_experts_per_tok": self.experts,
+            "use_expert_bias": False,
+            "norm_topk_prob": True,
+        }
+
+    def _feed_forward(self, seeded: Seeded, layer: int, prefix: str) -> dict[str, np.ndarray]:
+        if layer == 0:
+            return self._mlp(seeded, prefix)
+        tensors = seeded.linear(f"{prefix}.gate", self.experts, self.hidden)
+        for expert in range(self.experts):
+            tensors |= self._mlp(seeded, f"{prefix}.experts.{expert}")
+        return tensors

@@ -54,6 +54,8 @@ CASES = {
     "gdn-in-pieces": ("gdn", IN_PIECES),
     "lightning": ("lightning", IN_KERNEL),
     "lfm2": ("lfm2", None),
+    "lfm2-moe": ("lfm2-moe", None),
+    "zaya": ("zaya", None),
 }
 
 

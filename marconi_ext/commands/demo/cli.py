@@ -24,7 +24,9 @@ def demo(
     ] = None,
     family: Annotated[
         str | None,
-        typer.Option(help="The small model's recurrence: mamba2 (default), gdn, kda, lightning or lfm2."),
+        typer.Option(
+            help="The small model's family: mamba2 (default), gdn, kda, lightning, lfm2, lfm2-moe, zaya."
+        ),
     ] = None,
     model_chunk: Annotated[
         int | None, typer.Option(help="Chunk of the small model's scan in tokens; default 64.")
