@@ -29,7 +29,7 @@ CONFLICTS = (
     Conflict(
         lambda a: a.mamba_radix_cache_strategy == "no_buffer",
         "needs --mamba-radix-cache-strategy extra_buffer (no_buffer was given, or chosen because overlap "
-        "scheduling is off or the model or platform lacks the other; short convolutions have it at --page-size 1)",
+        "scheduling is off or the model or platform lacks the other)",
     ),
     Conflict(
         lambda a: a.enable_int8_mamba_checkpoint, "keeps exact states: drop --enable-int8-mamba-checkpoint"

@@ -43,8 +43,11 @@ def most_requests(original: Callable[..., int], configurator: Any, token_capacit
         return original(configurator, token_capacity)
     from sglang.srt.runtime_context import get_schedule
 
+    from .recurrence.registry import needs_no_tracking
+
     stock = configurator._calculate_mamba_ratio()
-    ours = slots_per_request(stock, configurator.page_size)
+    tracked = not needs_no_tracking(configurator.model_config.hf_config.architectures[0])
+    ours = slots_per_request(stock, configurator.page_size if tracked else 1)
     found, slots = (
         original(_WithRatio(configurator, ours), token_capacity),
         get_schedule().max_mamba_cache_size,
@@ -62,7 +65,8 @@ def most_requests(original: Callable[..., int], configurator: Any, token_capacit
 
 
 def slots_per_request(stock: int, page_tokens: int) -> int:
-    """State slots that a running request holds or locks. stock: as SGLang reckons, the tracked ones and three"""
+    """State slots that a running request holds or locks. stock: as SGLang reckons, the tracked ones and three;
+    page_tokens: 1 where it tracks none"""
     return min(RUNNING_AND_LOCKED, stock) if page_tokens == 1 else stock - 1
 
 

@@ -26,8 +26,6 @@ def _resolve_once(_result: None, server_args: Any) -> None:
     if architecture is None or not _served_as_stock(architecture):
         track_nothing_lazily(server_args, view)
         check_arguments(view)
-    if architecture is not None:
-        check_page(architecture, view.page_size)
     if config.events == "resumable" and not server_args.kv_events_config:
         raise ConfigError("--marconi-events resumable: needs --kv-events-config, whose stream it changes")
 
@@ -58,23 +56,11 @@ def _served_as_stock(architecture: str) -> bool:
     return why_stock(architecture) is not None
 
 
-def check_page(architecture: str, page_size: int | None) -> None:
-    """Above page size 1 a request's last state is one that SGLang tracked during decode. Raises: ConfigError where
-    it tracks none."""
-    from .recurrence.registry import needs_no_tracking
-
-    if needs_no_tracking(architecture) and (page_size or 1) > 1:
-        raise ConfigError(
-            f"--enable-marconi serves {architecture} at page size 1 alone: drop --page-size {page_size}, or choose "
-            "an attention backend that allows it"
-        )
-
-
 def _extra_buffer(original: Callable[..., bool], view: Any, hf_config: Any) -> bool:
-    """Stock asks for models whose states it tracks during decode; ours needs that above page size 1 alone."""
+    """Stock asks for models whose states it tracks during decode; ours serves some without."""
     if original(view, hf_config):
         return True
-    if config_of(view) is None or view.page_size not in (None, 1) or view.speculative_algorithm is not None:
+    if config_of(view) is None or view.speculative_algorithm is not None:
         return False  # where ours won't be live, stock's cache must not believe that it tracks states
     from .recurrence.registry import needs_no_tracking
 

@@ -317,8 +317,11 @@ def build_cache(
 
         cache.mamba.events = start(cache, config, ctx.server_args.kv_events_config)
     cache.mamba.keeps_stock_order = ctx.params.eviction_policy.lower() != "lru"
-    if cache.page_size == 1:
-        pool.mamba_initial_tracking_slots = 0  # any length can be donated: nothing is tracked during decode
+    # At page size 1 any length can be donated; above it SGLang tracks states during decode, for most models.
+    tracks = cache.page_size > 1 and not registry.needs_no_tracking(_architecture(ctx))
+    cache.mamba.tracks_decode = tracks
+    if not tracks:
+        pool.mamba_initial_tracking_slots = 0
     layers = layers_here(ctx.tp_worker.model_runner.model, pool.mamba_map)
     context = SaverContext(layers, lambda name, n: ledger.counters.update({name: n}))
     backend = linear_backend(ctx)
@@ -348,7 +351,7 @@ def our_components(params: CacheInitParams) -> None:
 
 def why_stock(ctx: TreeCacheBuildContext) -> str | None:
     """Why this model can't have exact checkpoints, or None."""
-    model = ctx.model_config.hf_config.architectures[0]
+    model = _architecture(ctx)
     if not ctx.is_hybrid_ssm:
         return f"{model} has no recurrent state"
     reason = registry.why_stock(model)
@@ -359,6 +362,11 @@ def why_stock(ctx: TreeCacheBuildContext) -> str | None:
         return f"{model} runs on {type(backend).__name__}, whose states aren't known to be exact"
     conflict = family.conflict_with(ctx.server_args)
     return None if conflict is None else f"{model}: {conflict}"
+
+
+def _architecture(ctx: TreeCacheBuildContext) -> str:
+    name: str = ctx.model_config.hf_config.architectures[0]
+    return name
 
 
 def linear_backend(ctx: TreeCacheBuildContext) -> object:

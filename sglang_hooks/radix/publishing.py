@@ -40,6 +40,7 @@ class StatePublishing(StateEviction):
     explainer: Explainer
     publishing: PendingCheckpoint | None = None  # the checkpoint that checkpoint_into_tree inserts just now
     saving_for: Req | None = None  # whose states are inserted just now
+    tracks_decode = False  # SGLang keeps a state at page multiples while a request is decoded
     key_begins_at = 0  # tokens of the path that the inserted key leaves out: see `MarconiRadixCache.publish`
     runs: AcceptedRuns | None = None  # with speculative decoding
     plans: dict[Req, Plan]
@@ -63,13 +64,13 @@ class StatePublishing(StateEviction):
         if wanted and aligned:
             insert_params.mamba_value = req.kv.mamba_pool_idx.unsqueeze(-1).clone()
             return token_ids_len
-        if self.cache.page_size > 1:  # decode states at page multiples, tracked by stock
+        if self.tracks_decode:
             return (
                 super().prepare_for_caching_req(req, insert_params, token_ids_len, is_finished)
                 if wanted
                 else 0
             )
-        if wanted:
+        if wanted and self.cache.page_size == 1:
             self.ledger.counters["last_token_misaligned"] += 1
         return token_ids_len
 

@@ -121,7 +121,7 @@ class Recurrence:
     hooks: names of SGLang that are patched for this family
     saver: makes the one that writes the states
     untracked: architectures whose states SGLang doesn't track during decode, so that it gives them no extra buffer;
-        at page size 1 ours needs no such tracking
+        ours then keeps a request's last state where its length is a page multiple, as any is at page size 1
     speculates: answers with speculative decoding were held against the cache off
     tested: architecture → what has run, for the table of models
     """

@@ -183,7 +183,6 @@ SHORT_CONV = Recurrence(
         "InklingForConditionalGeneration": "its prefill runs in a full graph, its convolutions fused with norms",
         "Lfm2VlForConditionalGeneration": "SGLang gives it no prefix cache of states",
     },
-    # SGLang tracks no states of these models during decode; at page size 1 nothing has to be tracked.
     untracked=_ARCHITECTURES,
     tested={"Lfm2ForCausalLM": "CPU engine", "ZayaForCausalLM": "SGLang's own prefill step, on the CPU"},
 )

@@ -5,15 +5,14 @@ from __future__ import annotations
 from array import array
 from types import SimpleNamespace
 
-import pytest
 from hook_functions import hooked
 from sglang.srt.arg_groups.overrides import mamba_extra_buffer_lazy_of, resolving_view
 from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.server_args import ServerArgs
 
-from marconi_ext.config import ConfigError, MarconiConfig
-from sglang_hooks.resolution import RESOLUTION_HOOKS, check_page, track_nothing_lazily
+from marconi_ext.config import MarconiConfig
+from sglang_hooks.resolution import RESOLUTION_HOOKS, track_nothing_lazily
 
 LFM2, ZAYA, MOBIUS = "Lfm2ForCausalLM", "ZayaForCausalLM", "InternS2MobiusForConditionalGeneration"
 
@@ -23,18 +22,16 @@ def answer(
     *,
     stock: bool = False,
     enabled: bool = True,
-    page_size: int | None = None,
     draft: str | None = None,
 ) -> bool:
     settings = {"_marconi_config": MarconiConfig().model_dump_json()} if enabled else {}
     given = hooked(RESOLUTION_HOOKS, "supports_mamba_cache_extra_buffer")
-    view = SimpleNamespace(page_size=page_size, speculative_algorithm=draft, **settings)
+    view = SimpleNamespace(speculative_algorithm=draft, **settings)
     return given(lambda view, config: stock, view, SimpleNamespace(architectures=[architecture]))
 
 
 def test_no_tracking_means_an_extra_buffer() -> None:
-    assert answer(LFM2) and answer(ZAYA, page_size=1)
-    assert not answer(LFM2, page_size=16)
+    assert answer(LFM2) and answer(ZAYA)
     assert not answer(LFM2, draft="NGRAM")
     assert not answer(MOBIUS)
     assert answer(MOBIUS, stock=True)
@@ -43,13 +40,6 @@ def test_no_tracking_means_an_extra_buffer() -> None:
 def test_stock_servers_keep_their_answer() -> None:
     assert not answer(LFM2, enabled=False)
     assert answer("Qwen3NextForCausalLM", stock=True, enabled=False)
-
-
-def test_a_page_that_a_backend_chose_is_refused() -> None:
-    with pytest.raises(ConfigError, match="page size 1 alone"):
-        check_page(LFM2, 64)
-    check_page(LFM2, None)
-    check_page("Qwen3NextForCausalLM", 64)
 
 
 def test_lazy_tracking_is_taken_as_what_it_saves_on() -> None:
