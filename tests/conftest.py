@@ -13,7 +13,11 @@ from collections.abc import Generator
 from importlib.util import find_spec
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("busy machine", deadline=None)  # no test fails for what else runs
+hypothesis.settings.load_profile("busy machine")
 
 TESTS = Path(__file__).parent
 KERNEL_TESTS = TESTS / "kernels"

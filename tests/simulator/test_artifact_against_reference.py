@@ -22,7 +22,7 @@ def fast_hits(tree, trace) -> list[int]:
     return hits
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(trace=requests, nodes=st.integers(1, 12), alpha=st.sampled_from([0.0, 0.1, 0.5, 1.0, 2.0]))
 def test_same_hits(trace, nodes, alpha) -> None:
     capacity = nodes * (paper.STATE_BYTES + 3 * paper.KV_BYTES_PER_TOKEN)
@@ -31,7 +31,7 @@ def test_same_hits(trace, nodes, alpha) -> None:
     tree.check()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(trace=requests, nodes=st.integers(1, 4))
 def test_tuner_picks_the_plain_replay_best(trace, nodes) -> None:
     capacity = nodes * (paper.STATE_BYTES + 3 * paper.KV_BYTES_PER_TOKEN)

@@ -45,7 +45,7 @@ def traffic(seed: int, requests: int) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(seed=st.integers(0, 2**32 - 1), slots=st.integers(4, 14), tokens=st.integers(260, 600))
 def test_tables_balance_after_every_request(policy: str, seed: int, slots: int, tokens: int) -> None:
     live = rules(policy, slots, tokens)
@@ -97,7 +97,7 @@ def test_too_large_a_request_is_an_error_that_names_the_pool() -> None:
         rules("lru", 4, 20).serve(np.arange(30, dtype=np.int32), np.arange(2, dtype=np.int32))
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_a_flush_empties_the_cache_and_nothing_of_the_policy(seed: int) -> None:
     live = rules("gittins", 8, 400)

@@ -203,4 +203,4 @@ class TreeAgainstModel(RuleBasedStateMachine):
 
 
 TestTreeAgainstModel = TreeAgainstModel.TestCase
-TestTreeAgainstModel.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+TestTreeAgainstModel.settings = settings(max_examples=150, stateful_step_count=50)

@@ -53,7 +53,7 @@ class PlainLru:
         self.states[prefix] = self.tick
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(trace=requests)
 def test_ample_slots(trace) -> None:
     simulator = Simulator(Capacity(slots=10_000), Judicious(), Lru(CURRENCY), CURRENCY)
@@ -65,7 +65,7 @@ def test_ample_slots(trace) -> None:
     assert simulator.tree.num_states == len(model.states)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     trace=requests,
     policy=st.sampled_from(

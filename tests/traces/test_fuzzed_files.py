@@ -30,7 +30,7 @@ values = st.recursive(
     max_leaves=15,
 )
 records = st.dictionaries(st.sampled_from(NAMES), values, max_size=8)
-quick = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def read_safely(path: Path, format: str) -> None:

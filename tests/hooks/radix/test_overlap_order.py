@@ -223,7 +223,6 @@ def run(examples: int, phases: tuple[Phase, ...] = (Phase.generate,)) -> None:
         settings=settings(
             max_examples=examples,
             stateful_step_count=30,
-            deadline=None,
             derandomize=True,
             database=None,
             phases=phases,

@@ -66,7 +66,7 @@ class Device:
             self.lengths[req.row] += length
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     tokens=st.lists(st.integers(0, 4), min_size=2, max_size=24),
     runs=st.lists(st.integers(1, 4), min_size=24, max_size=24),

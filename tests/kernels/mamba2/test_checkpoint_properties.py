@@ -11,7 +11,7 @@ from marconi_kernels.mamba2.ssm_checkpoint import save_ssm_checkpoints_torch, sa
 from marconi_kernels.plan import CheckpointPlan
 from marconi_kernels.torch_twins.scan import TORCH_STAGES
 
-BOUNDED = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
+BOUNDED = {"derandomize": True, "suppress_health_check": list(HealthCheck)}
 
 
 @st.composite

@@ -109,7 +109,7 @@ class TheFastPolicyIsTheEquation(RuleBasedStateMachine):
 
 
 TestTheFastPolicyIsTheEquation = TheFastPolicyIsTheEquation.TestCase
-TestTheFastPolicyIsTheEquation.settings = settings(max_examples=20, stateful_step_count=15, deadline=None)
+TestTheFastPolicyIsTheEquation.settings = settings(max_examples=20, stateful_step_count=15)
 
 
 def test_a_hazard_that_is_off_by_one_bit_shows() -> None:

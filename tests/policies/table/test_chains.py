@@ -20,7 +20,7 @@ def test_a_long_path_is_one_chain_whatever_is_saved_on_it() -> None:
     assert (table.owner[:301] == -1).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(steps=st.lists(st.tuples(st.floats(0, 0.999), st.sampled_from("aaafm")), max_size=60))
 def test_chains_hold_each_row_once_and_run_downwards(steps: list[tuple[float, str]]) -> None:
     """Rows are added under any other, forgotten, and moved under the root."""

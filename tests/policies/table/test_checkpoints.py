@@ -62,7 +62,7 @@ class AnyHistory(RuleBasedStateMachine):
         self.table.check()
 
 
-AnyHistory.TestCase.settings = settings(max_examples=120, stateful_step_count=30, deadline=None)
+AnyHistory.TestCase.settings = settings(max_examples=120, stateful_step_count=30)
 TestAnyHistory = AnyHistory.TestCase
 
 
