@@ -252,7 +252,12 @@ def main(
         row = result | {"memory_mb": [mb for _, mb in result["memory_mb"]], "problems": len(problems)}
         config = {"slots": slots, "tokens": tokens, "server_flags": server_flags}
         made = records_of(
-            [{"policy": policy, **row}], bench="soak", case=("policy",), seed=seed, config=config
+            [{"eviction": policy, **row}],
+            bench="soak",
+            case=("ranks",),
+            provider="eviction",
+            seed=seed,
+            config=config,
         )
         write(made, json)
     Console().print(result)
