@@ -1,4 +1,7 @@
-"""Draws the figures: hatches and markers tell policies apart without colour; axes are labelled with units."""
+"""Draws the figures: hatches and markers tell policies apart without colour; axes are labelled with units.
+
+note: says in a title that the figure is only a look at few sessions; the paper's numbers aren't shown beside it then
+"""
 
 from __future__ import annotations
 
@@ -84,7 +87,7 @@ def figure_7(cells: list[dict], out: Path, note: str = "") -> None:
             for p in style
         }
         factor = rates["Marconi"] / max(rates["vLLM+"], 1e-9)
-        told = f", paper {PAPER['7'][trace]:g}×" if trace in PAPER["7"] else ""
+        told = f", paper {PAPER['7'][trace]:g}×" if trace in PAPER["7"] and not note else ""
         labels.append(f"{trace}\nMarconi / vLLM+:\n{factor:.1f}×{told}")
     axes.set_xticks(range(len(traces)), labels)
     axes.set_xlabel("traffic (bars: mean; whiskers: range over cache sizes and seeds)")
@@ -102,7 +105,7 @@ def figure_8(rows: list[dict], out: Path, note: str = "") -> None:
             axes.plot(gains, share, "-" if dark else "--", marker=marker, color="0.1" if dark else "0.5",
                       markersize=4, label=f"{policy}, {trace}")  # fmt: skip
     for trace, value in PAPER["8"].items():
-        if trace in _unique(rows, "trace"):
+        if trace in _unique(rows, "trace") and not note:
             axes.axvline(value, color="0.6", linewidth=0.8, linestyle=":")
             axes.text(value, 30, f"paper P95, {trace}", rotation=90, fontsize=6, ha="right", va="bottom")
     axes.set_xlabel("gain in token hit rate over SGLang+ (%)")
@@ -115,7 +118,7 @@ def figure_10(rows: list[dict], out: Path, note: str = "") -> None:
     trace = _unique(rows, "trace")[-1]
     figure, axes = _canvas(
         "difference in token hit rate to SGLang+ (points)",
-        "Figure 10: who gains and who pays, by prompt length",
+        "Figure 10: who gains and who pays, by prompt length" + note,
     )
     bins = sorted({(r["from_tokens"], r["to_tokens"]) for r in rows if r["trace"] == trace})
     shown = {name: style for name, style in styles(rows).items() if name not in ("vLLM+", "SGLang+")}
@@ -128,11 +131,9 @@ def figure_10(rows: list[dict], out: Path, note: str = "") -> None:
     axes.set_xticks(range(len(bins)), [f"{low // 1000}k–{high // 1000}k" if high < 10**9 else f"≥ {low // 1000}k"
                                        for low, high in bins])  # fmt: skip
     told = PAPER["10"]
-    axes.set_xlabel(
-        f"prompt length (tokens), {trace}; mean over cache sizes and seeds\npaper: down to "
-        f"{told['below_7k']:g} % below 7k tokens, up to +{told['above_7k']:g} % above",
-        fontsize=8,
-    )
+    paper = f"paper: down to {told['below_7k']:g} % below 7k tokens, up to +{told['above_7k']:g} % above"
+    label = f"prompt length (tokens), {trace}; mean over cache sizes and seeds"
+    axes.set_xlabel(label if note else f"{label}\n{paper}", fontsize=8)
     _save(figure, axes, out, "figure_10")
 
 
@@ -150,9 +151,8 @@ def figure_11(rows: list[dict], out: Path, note: str = "") -> None:
             axes.annotate(f"{gain:+.0f}%", (size, 100 * rate["Marconi"]), fontsize=6, xytext=(0, 5),
                           textcoords="offset points", ha="center")  # fmt: skip
     told = ", ".join(f"{gb} GB {gain:+.1f}%" for gb, gain in PAPER["11"].items())
-    axes.set_xlabel(
-        f"cache size (GB); numbers: Marconi over SGLang+\npaper, larger traffic: {told}", fontsize=8
-    )
+    label = "cache size (GB); numbers: Marconi over SGLang+"
+    axes.set_xlabel(label if note else f"{label}\npaper, larger traffic: {told}", fontsize=8)
     _save(figure, axes, out, "figure_11")
 
 
@@ -160,7 +160,7 @@ def figure_12(rows: list[dict], label: str, title: str, name: str, out: Path, no
     """Token hit rate by a property of the model."""
     figure, axes = _canvas(
         "token hit rate (% of prompt tokens)",
-        f"Figure {name.removeprefix('figure_')}: token hit rate by {title}",
+        f"Figure {name.removeprefix('figure_')}: token hit rate by {title}{note}",
     )
     values = _unique(rows, label)
     style = styles(rows)
@@ -174,7 +174,7 @@ def figure_12(rows: list[dict], label: str, title: str, name: str, out: Path, no
         axes.bar(places, heights, width, color=shade, hatch=hatch, edgecolor="black", label=policy)
     axes.set_xticks(range(len(values)), [str(v) for v in values])
     told = ", ".join(f"{value}: {gain}" for value, gain in PAPER[name.removeprefix("figure_")].items())
-    axes.set_xlabel(f"{title}\npaper, Marconi's gain over vLLM+: {told}", fontsize=8)
+    axes.set_xlabel(title if note else f"{title}\npaper, Marconi's gain over vLLM+: {told}", fontsize=8)
     _save(figure, axes, out, name)
 
 
@@ -190,10 +190,8 @@ def figure_13(rows: list[dict], out: Path, note: str = "") -> None:
         axes.set_title(f"mean response time {response:g} s", fontsize=9)
     panels[0].set_ylabel("token hit rate (% of prompt tokens)")
     told = ", ".join(f"{rate:g}/s: {hits:g} %" for rate, hits in PAPER["13"].items())
-    figure.suptitle(
-        f"Figure 13: token hit rate by the rate of sessions (paper, Marconi, larger traffic: {told})",
-        fontsize=9,
-    )
+    beside = note or f" (paper, Marconi, larger traffic: {told})"
+    figure.suptitle(f"Figure 13: token hit rate by the rate of sessions{beside}", fontsize=9)
     _save(figure, panels[-1], out, "figure_13")
 
 

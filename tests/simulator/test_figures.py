@@ -2,6 +2,7 @@
 
 import csv
 
+import matplotlib
 import numpy as np
 import pytest
 
@@ -42,6 +43,29 @@ def test_own_policies_are_drawn_beside_the_papers(tmp_path) -> None:
     assert list(plot.styles(cells)) == names and len(set(plot.styles(cells).values())) == len(names)
     plot.figure_7(cells, tmp_path)
     assert (tmp_path / "figure_7.svg").exists()
+
+
+@pytest.mark.parametrize(("note", "beside_the_papers"), [("", True), (" (a look: 5 sessions)", False)])
+def test_a_look_is_called_so_and_not_held_against_the_paper(scope, tmp_path, note, beside_the_papers) -> None:
+    cells, lengths = data.base_rows(scope)
+    by_size = [{"capacity_gb": gb, "policy": p, "token_hit_rate": 0.5} for gb in (1, 2) for p in plot.PAPERS]
+    by_ratio = [{"ratio": "1:7", "policy": p, "token_hit_rate": 0.5} for p in plot.PAPERS]
+    rates = [
+        {"response_s": s, "sessions_per_s": rate, "policy": p, "token_hit_rate": 0.5}
+        for s in (1.0, 2.0)
+        for rate in (0.5, 1.0)
+        for p in plot.PAPERS
+    ]
+    with matplotlib.rc_context({"svg.fonttype": "none"}):  # text stays text
+        plot.figure_7(cells, tmp_path, note)
+        plot.figure_8(data.gains(cells, "SGLang+"), tmp_path, note)
+        plot.figure_10(lengths, tmp_path, note)
+        plot.figure_11(by_size, tmp_path, note)
+        plot.figure_12(by_ratio, "ratio", "attention : SSM layers", "figure_12a", tmp_path, note)
+        plot.figure_13(rates, tmp_path, note)
+    for name in ("figure_7", "figure_8", "figure_10", "figure_11", "figure_12a", "figure_13"):
+        drawn = (tmp_path / f"{name}.svg").read_text()
+        assert ("paper" in drawn) is beside_the_papers and ("a look" in drawn) is bool(note), name
 
 
 def test_figures_7_8_and_10_are_drawn_from_one_sweep(scope, tmp_path) -> None:
