@@ -74,3 +74,12 @@ def check_writable(path: Path | None, flag: str = "--json") -> None:
         return
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise BadInputError(f"{flag} {path}: not a file in an existing folder")
+    existed = path.exists()
+    if existed and not path.is_file():
+        return  # a device, or a pipe
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise BadInputError(f"{flag} {path}: {error.strerror}") from None
+    if not existed:
+        path.unlink()

@@ -143,9 +143,11 @@ def test_csv_and_plot(trace, tmp_path) -> None:
     header, *rows = csv.read_text().splitlines()
     assert len(rows) == 4 and {"policy", "slots", "token_hit_rate", "ttft_p95_ms"} <= set(header.split(","))
     assert plot.read_text().startswith("<?xml")
-    for flag in ("--csv", "--plot"):
-        refused = marconi(*base, flag, str(tmp_path / "none" / "o.svg"))
+    unwritable = [("--csv", tmp_path / "none" / "o.csv"), ("--plot", tmp_path / "none" / "o.svg")]
+    for flag, file in [*unwritable, ("--plot", tmp_path / "o.bmp")]:
+        refused = marconi(*base, flag, str(file))
         assert refused.returncode == 2 and flag in refused.stderr
+        assert not refused.stdout and not file.exists()
 
 
 def test_against_says_what_was_dropped_and_asked_for(tmp_path: Path) -> None:

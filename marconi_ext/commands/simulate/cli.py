@@ -65,8 +65,8 @@ def simulate(
     json: Annotated[Path | None, typer.Option(metavar="FILE|-", help="Write all cells as JSON.")] = None,
 ) -> None:
     """Simulate cache policies on a trace: token hit rate, FLOPs saved, and what was lost to which cause."""
+    from marconi_ext.commands.simulate.export import check_plot, write_csv
     from marconi_ext.commands.simulate.export import plot as draw
-    from marconi_ext.commands.simulate.export import write_csv
     from marconi_ext.commands.simulate.run import Sweep, run_sweep
     from marconi_ext.commands.simulate.show import WIDTH, print_cells
     from marconi_ext.errors import BadInputError
@@ -81,6 +81,7 @@ def simulate(
 
     for flag, path in (("--json", json), ("--csv", csv), ("--plot", plot)):
         check_writable(path, flag)
+    check_plot(plot)
     if objective not in ("flops", "tokens"):
         raise BadInputError(f"--objective {objective}: want flops or tokens")
     find_gpu(gpu)

@@ -11,6 +11,7 @@ from marconi_ext.errors import BadInputError
 from marconi_ext.simulator.capacity import Capacity
 
 Cell = dict[str, Any]
+PLOTS = (".png", ".svg", ".pdf")
 GROUPS = {"ttft_estimate": "ttft"}  # of a cell, whose numbers become columns of this prefix
 
 
@@ -32,9 +33,16 @@ def write_csv(path: Path, cells: Sequence[Cell]) -> None:
         raise BadInputError(f"--csv {path}: {error.strerror}") from None
 
 
+def check_plot(path: Path | None) -> None:
+    """Raise BadInputError now if a long sweep could not draw its figure at its end."""
+    if path is not None and path.suffix.lower() not in PLOTS:
+        raise BadInputError(f"--plot {path}: want a {', '.join(PLOTS[:-1])} or {PLOTS[-1]}")
+
+
 def plot(path: Path, cells: Sequence[Cell]) -> None:
     """Token hit rate over capacity, a panel a trace, a line a policy: the mean over seeds, with their range.
 
+    path: ends in one of `PLOTS`
     Capacities stand in the order in which they were asked for, at equal distances. Raises BadInputError.
     """
     import matplotlib
@@ -51,8 +59,8 @@ def plot(path: Path, cells: Sequence[Cell]) -> None:
         _panel(axes, trace, [cell for cell in cells if cell["trace"] == trace])
     try:
         figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:  # a folder that isn't there, an ending that is no image's
-        raise BadInputError(f"--plot {path}: {error}; want a .png, .svg or .pdf") from None
+    except OSError as error:
+        raise BadInputError(f"--plot {path}: {error.strerror}") from None
     finally:
         pyplot.close(figure)
 
