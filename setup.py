@@ -21,7 +21,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "marconi_ext/__init__.py").
 setup(
     name="marconi-ext",
     version=VERSION,
-    description="Exact prefix caching for hybrid LLMs (Mamba2 + attention): an extension of SGLang",
+    description="Exact prefix caching for hybrid LLMs (recurrent layers beside attention): an extension of SGLang",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

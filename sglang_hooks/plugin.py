@@ -1,14 +1,14 @@
 """Entry point `sglang.srt.plugins`: SGLang calls `register` once in each of its processes.
 
-Nothing here changes how SGLang serves until --enable-marconi is given: only the flags, and one hook on the
-scheduler's constructor that looks whether they were.
+Nothing here changes how SGLang serves until --enable-marconi is given: only the flags, and hooks on what reads,
+resolves and hands on arguments, which look whether they were.
 """
 
 from __future__ import annotations
 
 
 def register() -> None:
-    """Add the flags and the hook. Idempotent: SGLang loads plugins once a process."""
+    """Add the flags and the hooks. Idempotent: SGLang loads plugins once a process."""
     from .flags import LAUNCHER_HOOKS, add_engine_arguments
     from .hooks import install
     from .resolution import RESOLUTION_HOOKS

@@ -1,1 +1,1 @@
-"""The engine's Mamba2 operators in vectorised torch, for machines without a GPU."""
+"""The engine's operators of recurrent layers in vectorised torch, for machines without a GPU."""

@@ -1,4 +1,4 @@
-"""What the files of a results folder hold (see results.py). All times ending in `_s` are seconds."""
+"""What the files of a results folder hold. All times ending in `_s` are seconds."""
 
 from enum import StrEnum
 from typing import Any, Literal

@@ -1,4 +1,4 @@
-"""The demo's three workloads: agent sessions, few-shot questions, forked conversations."""
+"""The demo's workloads from agents: agent sessions, few-shot questions, forked conversations."""
 
 from dataclasses import dataclass
 from typing import Any
