@@ -28,8 +28,8 @@ CONFLICTS = (
     Conflict(lambda a: a.disable_radix_cache, "needs the radix cache: drop --disable-radix-cache"),
     Conflict(
         lambda a: a.mamba_radix_cache_strategy == "no_buffer",
-        "needs --mamba-radix-cache-strategy extra_buffer (no_buffer was given, or chosen because overlap "
-        "scheduling is off or the model or platform lacks the other)",
+        "needs --mamba-radix-cache-strategy extra_buffer (no_buffer was given, or chosen because SGLang "
+        "tracks no states of this model)",
     ),
     Conflict(
         lambda a: a.enable_int8_mamba_checkpoint, "keeps exact states: drop --enable-int8-mamba-checkpoint"

@@ -76,7 +76,7 @@ DEPLOYMENTS = (
     Deployment("one GPU, overlap scheduling", "none", True, "CPU engine, H100 (Mamba2)"),
     Deployment(
         "without overlap scheduling",
-        "`--disable-overlap-schedule --mamba-radix-cache-strategy extra_buffer`",
+        "`--disable-overlap-schedule`",
         True,
         "CPU engine",
     ),
@@ -90,7 +90,7 @@ DEPLOYMENTS = (
     Deployment("data-parallel attention", "`--enable-dp-attention`: passes through, not tested", True),
     Deployment(
         "pipeline parallel",
-        "`--pp-size N --mamba-radix-cache-strategy extra_buffer`, with `--tp-size N` as well",
+        "`--pp-size N`, with `--tp-size N` as well",
         True,
         f"{TWICE}, 2 stages, and 2 × 2 ranks, every decision compared",
         conflicts=(
@@ -182,7 +182,7 @@ DEPLOYMENTS = (
     ),
     Deployment(
         "speculation, n-grams",
-        "`--speculative-algorithm NGRAM --mamba-radix-cache-strategy extra_buffer`, page size 1",
+        "`--speculative-algorithm NGRAM`, page size 1",
         True,
         SPECULATION_TESTED,
         conflicts=(
@@ -213,7 +213,7 @@ DEPLOYMENTS = (
     Deployment(
         "speculation, multi-token prediction and EAGLE3",
         "`--speculative-algorithm NEXTN` (or `EAGLE`, the same to SGLang) `--speculative-num-steps 3 "
-        "--speculative-eagle-topk 1 --speculative-num-draft-tokens 4 --mamba-radix-cache-strategy extra_buffer`; or "
+        "--speculative-eagle-topk 1 --speculative-num-draft-tokens 4`; or "
         "`EAGLE3` with a head's path. Page size 1, or twice the draft tokens at least",
         True,
         f"{SPECULATION_TESTED}; pages of 16; with Gated DeltaNet EAGLE3, and trees (`--speculative-eagle-topk 2`) "

@@ -113,7 +113,7 @@ OPTIONS = (
     Option(
         "disable_overlap_schedule",
         Decision.SUPPORTED,
-        "SGLang chooses `no_buffer` without overlap, which is refused: give `extra_buffer`",
+        "`extra_buffer` is chosen then, where SGLang would choose `no_buffer`",
     ),
     Option("enable_mixed_chunk", Decision.SUPPORTED, "a batch of prefills and decodes"),
     Option("tp_size", Decision.SUPPORTED, "every rank decides alike"),

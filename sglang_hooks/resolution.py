@@ -15,19 +15,41 @@ from .hooks import Hook
 logger = logging.getLogger(__name__)
 
 
-def _resolve_once(_result: None, server_args: Any) -> None:
+def _resolve_once(original: Callable[[Any], None], server_args: Any) -> None:
     config = config_of(server_args)
     if config is None:
+        original(server_args)
         return
     from sglang.srt.arg_groups.overrides import resolving_view
 
     view = resolving_view(server_args)
+    if not getattr(server_args, "_resolution_finished", False):
+        choose_extra_buffer(server_args, view)
+    original(server_args)
     architecture = _architecture(view)
     if architecture is None or not _served_as_stock(architecture):
         track_nothing_lazily(server_args, view)
         check_arguments(view)
     if config.events == "resumable" and not server_args.kv_events_config:
         raise ConfigError("--marconi-events resumable: needs --kv-events-config, whose stream it changes")
+
+
+def choose_extra_buffer(server_args: Any, view: Any) -> None:
+    """Where nobody chose: without overlap, and with pipelines, SGLang takes `no_buffer`; ours needs the other."""
+    if view.mamba_radix_cache_strategy != "auto" or view.disable_radix_cache:
+        return
+    if view.disaggregation_mode == "decode":  # whose prefix cache SGLang may turn off later
+        return
+    from sglang.srt.arg_groups.overrides import (
+        declare_resolution,
+        model_config_of,
+        supports_mamba_cache_extra_buffer,
+    )
+
+    hf_config = model_config_of(view).hf_config
+    stock = _served_as_stock(hf_config.architectures[0])
+    if not stock and supports_mamba_cache_extra_buffer(view, hf_config):
+        declare_resolution(server_args, "marconi-ext", mamba_radix_cache_strategy="extra_buffer")
 
 
 def track_nothing_lazily(server_args: Any, view: Any) -> None:
@@ -70,9 +92,9 @@ def _extra_buffer(original: Callable[..., bool], view: Any, hf_config: Any) -> b
 RESOLUTION_HOOKS = (
     Hook(
         "sglang.srt.server_args.ServerArgs.resolve_once",
-        "after",
+        "around",
         _resolve_once,
-        why="refuse option combinations, once SGLang has resolved its defaults",
+        why="choose the extra buffer where nobody did; refuse combinations, once SGLang has resolved its defaults",
         parameters="self",
     ),
     Hook(

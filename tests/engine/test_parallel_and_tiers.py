@@ -20,7 +20,6 @@ pytestmark = pytest.mark.engine
 STAGES = {
     "pp_size": 2,
     "enable_marconi": True,
-    "mamba_radix_cache_strategy": "extra_buffer",  # SGLang turns overlap off, and then chooses no_buffer
     "max_mamba_cache_size": 60,
     "chunked_prefill_size": 128,  # the next piece of a prompt is launched before the last one's result is known
     "marconi_eviction": "marconi",

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from array import array
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import pytest
 from hook_functions import hooked
 from sglang.srt.arg_groups.overrides import mamba_extra_buffer_lazy_of, resolving_view
 from sglang.srt.managers.schedule_batch import Req
@@ -12,7 +16,8 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.server_args import ServerArgs
 
 from marconi_ext.config import MarconiConfig
-from sglang_hooks.resolution import RESOLUTION_HOOKS, track_nothing_lazily
+from marconi_ext.models.toy_model import ToyModel, write_model
+from sglang_hooks.resolution import RESOLUTION_HOOKS, choose_extra_buffer, track_nothing_lazily
 
 LFM2, ZAYA, MOBIUS = "Lfm2ForCausalLM", "ZayaForCausalLM", "InternS2MobiusForConditionalGeneration"
 
@@ -47,6 +52,32 @@ def test_lazy_tracking_is_taken_as_what_it_saves_on() -> None:
     track_nothing_lazily(arguments, resolving_view(arguments))
     assert resolving_view(arguments).mamba_radix_cache_strategy == "extra_buffer"
     assert not mamba_extra_buffer_lazy_of(resolving_view(arguments))
+
+
+@pytest.mark.parametrize(
+    ("given", "chosen"),
+    [
+        ({"disable_overlap_schedule": True}, "extra_buffer"),
+        ({"pp_size": 2}, "extra_buffer"),
+        ({"mamba_radix_cache_strategy": "no_buffer"}, "no_buffer"),
+        ({"disable_radix_cache": True}, "auto"),
+        ({"disaggregation_mode": "decode"}, "auto"),
+    ],
+)
+def test_extra_buffer_where_nobody_chose(tmp_path: Path, given: dict[str, Any], chosen: str) -> None:
+    model = write_model(tmp_path / "model", ToyModel())
+    arguments = ServerArgs(model_path=str(model), **given)
+    choose_extra_buffer(arguments, resolving_view(arguments))
+    assert resolving_view(arguments).mamba_radix_cache_strategy == chosen
+
+
+def test_a_model_that_is_served_as_stock_keeps_sglangs_choice(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", ToyModel())
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"architectures": [MOBIUS]}))
+    arguments = ServerArgs(model_path=str(model), disable_overlap_schedule=True)
+    choose_extra_buffer(arguments, resolving_view(arguments))
+    assert resolving_view(arguments).mamba_radix_cache_strategy == "auto"
 
 
 def test_two_adapters_share_no_keys() -> None:
