@@ -89,7 +89,8 @@ class LruShare:
     def forgotten(self, row: int) -> None:
         """`row` is about to be freed."""
         self._shadow.pop(row, None)
-        self.kept -= {row}
+        if row in self.kept:  # else the set would be copied for nothing
+            self.kept -= {row}
 
     def anew(self, tick: int) -> bool:
         """Whether little has been learned since the traffic changed, or since the start."""
