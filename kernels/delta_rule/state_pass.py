@@ -14,12 +14,13 @@ Attention has one a key channel, in log2 units, and k takes the factor 2^(g[end-
 pass keys that are scaled to the chunk's end already; from those a state inside the chunk would need the factor
 2^(g[end-1] - g[last]), which is above one and overflows where a key channel decays fast. So this pass reads the keys
 as they were: every factor is one or less, and at a chunk's end they become the engine's bits.
-A linear attention without the delta rule (lightning) has no w: v_new = u.
+A linear attention without the delta rule (lightning) has no w: v_new = u. Its engine has one fused kernel, which takes
+blocks of 32 tokens, scales keys to a block's end and has its dots in fp32. So does this pass, and there is no h.
 
-Numerics: fp32 state; h and whichever of v_new and k is scaled are rounded to k's dtype before each dot. A checkpoint
-has the bits of a pass that ends there, always: the chunk grid restarts with each sequence. The dots are formed as the
-engine's, keys first, so that the sum over a chunk's tokens is taken apart from the decayed state.
-Source: SGLang 0.5.23, kernels/ops/attention/fla/chunk_delta_h.py.
+Numerics: fp32 state; with the delta rule h and whichever of v_new and k is scaled are rounded to k's dtype before each
+dot. A checkpoint has the bits of a pass that ends there, always: the chunk grid restarts with each sequence. The dots
+are formed as the engine's, keys first, so that the sum over a chunk's tokens is taken apart from the decayed state.
+Source: SGLang 0.5.23, kernels/ops/attention/fla/chunk_delta_h.py; without the delta rule, ../linear/seg_la.py.
 Deviates: any number of saved states at any tokens; one key block instead of slices of 64, so that with more than 64
 keys the dot with w is one sum where the engine has several. Whether the bits are the engine's there, hardware says.
 """
@@ -35,6 +36,14 @@ from marconi_kernels.dispatch import runs_triton
 from marconi_kernels.grouped_plan import GroupedPlan
 from marconi_kernels.launch import ceil_div, named_strides, next_power_of_2
 from marconi_kernels.tiles import load_tile, store_tile
+
+FUSED_BLOCK_SIZE = 32
+"""Tokens of a block of lightning attention's kernel."""
+
+
+def chunk_tokens(w: torch.Tensor | None) -> int:
+    """Tokens of a chunk: from its first g is summed, and one dot takes it."""
+    return FUSED_BLOCK_SIZE if w is None else CHUNK_SIZE
 
 
 def delta_state_pass_torch(
@@ -70,8 +79,9 @@ def delta_state_pass_torch(
         for row in rows:
             if ends[row] == cu[seq]:
                 pool[slots[row]] = state.to(pool.dtype)
-        for c, begin in enumerate(range(cu[seq], cu[seq + 1], CHUNK_SIZE)):
-            stop = min(begin + CHUNK_SIZE, cu[seq + 1])
+        step = chunk_tokens(w)
+        for c, begin in enumerate(range(cu[seq], cu[seq + 1], step)):
+            stop = min(begin + step, cu[seq + 1])
             if h is not None:
                 h[chunk_of[seq] + c] = state
             values = all_values[:, begin:stop]
@@ -224,7 +234,11 @@ def _delta_state_pass_kernel(
                 g_end = tl.load(chunk_g_ptr + (upto - 1) * stride_g_token).to(tl.float32)
                 scale = tl.where(mask_upto, tl.exp(g_end - g), 0.0)
                 decayed = state * tl.exp(g_end)
-                scaled = (values * scale[:, None]).to(k.dtype)
+                if DELTA_RULE:
+                    scaled = (values * scale[:, None]).to(k.dtype)
+                else:
+                    k = k.to(tl.float32) * scale[None, :]
+                    scaled = values.to(tl.float32)
             upcoming = decayed + tl.trans(tl.dot(k, scaled))
             slot = tl.load(plan_slot_ptr + row, mask=due, other=0)
             tl.store(
@@ -306,7 +320,7 @@ def delta_state_pass_triton(
         SAVE_H=h is not None,
         SAVE_V_NEW=v_new is not None,
         UPDATE_INITIAL=update_initial,
-        CHUNK=CHUNK_SIZE,
+        CHUNK=chunk_tokens(w),
         **config,
     )
 
@@ -329,7 +343,8 @@ def delta_state_pass(
     """Walk through every sequence and save the planned states.
 
     k: [T, key heads, K]; w: [T, heads, K], None without the delta rule; u: [T, heads, V] - one dtype
-    g_cumsum: summed from each chunk's first token; [T, heads] in natural logs, or [T, heads, K] in log2 units
+    g_cumsum: summed from each chunk's first token, which has `chunk_tokens(w)`; [T, heads] in natural logs, or
+        [T, heads, K] in log2 units
     plan: from `group_by_sequence`; its slots must not be among initial_indices
     pool: [num_slots, heads, V, K], any strides; initial_indices: int[S], below zero: from zeros
     h: [NT, heads, V, K] or None; v_new: [T, heads, V] or None - written where given
@@ -352,6 +367,8 @@ def delta_state_pass(
             raise ValueError(f"{name}: expected {list(shape)}, got {list(tensor.shape)}")
     if k.shape[2] != key_dim or heads % k.shape[1]:
         raise ValueError(f"k: expected [tokens, divisor of {heads}, {key_dim}], got {list(k.shape)}")
+    if w is None and h is not None:
+        raise ValueError("h: without w there are no chunk states")
     for name, tensor in (("w", w), ("u", u)):
         if tensor is not None and tensor.dtype != k.dtype:
             raise ValueError(f"{name}: k, w and u must share a dtype, got {tensor.dtype} beside {k.dtype}")

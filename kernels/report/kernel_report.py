@@ -131,7 +131,7 @@ def run_delta(
         plan,
         meta(SLOTS, heads, dim, dim, dtype=torch.float32),
         initial_indices=meta(SEQUENCES, dtype=torch.int32),
-        h=meta(TOKENS // CHUNK_SIZE, heads, dim, dim),
+        h=meta(TOKENS // CHUNK_SIZE, heads, dim, dim) if delta_rule else None,
         v_new=values if delta_rule else None,
         update_initial=True,
     )

@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
-from marconi_kernels.delta_rule.ssm_checkpoint import CHUNK_SIZE, first_chunks
-from marconi_kernels.delta_rule.state_pass import delta_state_pass
+from marconi_kernels.delta_rule.ssm_checkpoint import first_chunks
+from marconi_kernels.delta_rule.state_pass import FUSED_BLOCK_SIZE, delta_state_pass
 from marconi_kernels.grouped_plan import GroupedPlan, group_by_sequence
 from marconi_kernels.mamba2.conv_checkpoint import save_conv_checkpoints
 from marconi_kernels.plan import CheckpointPlan
@@ -63,11 +63,12 @@ class KernelPlan:
         return cls(rows, grouped, starts, running, warm, first_chunks(starts), num_tokens)
 
     @cached_property
-    def place_in_chunk(self) -> torch.Tensor:
-        """int[T]: each token's place in its chunk, from 1 to 64. Made once a forward; nothing waits for the device."""
+    def place_in_block(self) -> torch.Tensor:
+        """int[T]: each token's place in its block of lightning attention's kernel, from 1 to 32. Made once a forward;
+        nothing waits for the device."""
         flat = torch.arange(self.num_tokens, dtype=self.starts.dtype, device=self.starts.device)
         start = self.starts[torch.searchsorted(self.starts, flat, right=True) - 1]
-        return (flat - start) % CHUNK_SIZE + 1
+        return (flat - start) % FUSED_BLOCK_SIZE + 1
 
 
 def kernel_plan(
@@ -250,7 +251,7 @@ def save_lightning(
         k,
         None,
         v,
-        -slopes * plan.place_in_chunk[:, None],
+        -slopes * plan.place_in_block[:, None],
         plan.starts,
         plan.grouped,
         pool.transpose(2, 3),

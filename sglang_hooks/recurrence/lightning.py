@@ -16,5 +16,5 @@ LIGHTNING = Recurrence(
     hooks=PIECE_HOOKS,
     saver=lambda context: PieceSaver(context, BesideLightning(seg_la_trial)),
     refused={"MiniCPMSALAForCausalLM": "SGLang switches its prefix cache off"},
-    tested={"BailingMoeV2_5ForCausalLM": "CPU engine"},
+    tested={"BailingMoeV2_5ForCausalLM": "CPU engine, Triton's interpreter"},
 )

@@ -19,6 +19,7 @@ from marconi_kernels.delta_rule.ssm_checkpoint import (
     save_gdn_checkpoints_triton,
 )
 from marconi_kernels.delta_rule.state_pass import (
+    FUSED_BLOCK_SIZE,
     delta_state_pass,
     delta_state_pass_torch,
     delta_state_pass_triton,
@@ -169,6 +170,9 @@ def test_without_the_delta_rule(run):
     """Lightning attention: a fixed decay a head, and every token adds its own v ⊗ k."""
     batch = DeltaBatch()
     batch.w, batch.u = None, batch.v
+    for start, stop in pairwise(CU):
+        for block in torch.arange(start, stop).split(FUSED_BLOCK_SIZE):
+            batch.g_cumsum[block] = batch.g[block].cumsum(0)
     expected = torch.zeros(len(SEQ), HEADS, V, K, dtype=torch.float64)
     for row, (seq, end) in enumerate(zip(SEQ, END, strict=True)):
         state = batch.initial()[seq].double()
@@ -221,6 +225,7 @@ def test_has_the_bits_of_the_engines_state_pass(monkeypatch, per_key):
     for module in (chunk_delta_h, op):  # aliases of tl's, which the interpreter can't replace
         monkeypatch.setattr(module, "exp", lambda x: tl.exp(x))
         monkeypatch.setattr(module, "exp2", lambda x: tl.exp2(x), raising=False)
+    bf16_interpreter.round_dots_once(monkeypatch)
     batch = DeltaBatch(per_key=per_key)
     state = batch.pool()
     state[22] = 0

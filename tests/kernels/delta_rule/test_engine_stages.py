@@ -6,11 +6,9 @@ from __future__ import annotations
 from contextlib import nullcontext
 
 import bf16_interpreter
-import numpy as np
 import pytest
 import torch
 import triton.language as tl
-from triton.runtime import interpreter
 
 from marconi_kernels.delta_rule import state_pass
 from marconi_kernels.delta_rule.state_pass import delta_state_pass_triton
@@ -30,19 +28,13 @@ def early(*args, **kwargs):
     delta_state_pass_triton(*args, **kwargs)
 
 
-def dot_rounded_once(_builder, a, b, d, *_precision):
-    """The sum in float64: a BLAS adds fp32 in an order that depends on the machine and on the tiles' shapes."""
-    product = np.matmul(a.data, b.data, dtype=np.float64).astype(d.data.dtype)
-    return interpreter.TensorHandle(product + d.data, d.dtype.scalar)
-
-
 @pytest.fixture
 def interpreted(monkeypatch):
     """SGLang's stages on CPU tensors, and a trial that is short enough for the interpreter."""
     for module in (form, trials):
         monkeypatch.setattr(module, "LENGTHS", (70, 1, 9))
         monkeypatch.setattr(module, "ENDS", ((64, 66), (), (7, 7)))
-    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", dot_rounded_once)
+    bf16_interpreter.round_dots_once(monkeypatch)
     bf16_interpreter.install(monkeypatch)
     from sglang.kernels.ops.attention.fla import (
         chunk_delta_h,
