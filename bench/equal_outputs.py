@@ -177,7 +177,7 @@ class Asked:
         self.ticks.follow(engine)
         retracted = count_retractions(engine)
         rules = simulator_of(engine.marconi()) if self.open == 1 else None
-        passes = [engine.ask(self.asks, self.open) for _ in range(PASSES)]
+        passes = [self._answers(engine) for _ in range(PASSES)]
         simulated = rules and [
             [
                 rules.serve(np.array(ask.prompt, np.int32), np.array(said.output_ids, np.int32)).hit_tokens
@@ -186,6 +186,13 @@ class Asked:
             for answers in passes
         ]
         return Run(passes, simulated, engine.marconi(), len(retracted))
+
+    def _answers(self, engine: Engine) -> list[Said]:
+        """One at a time each finds the engine idle, as the simulator has it: with overlap scheduling a step runs on
+        after the last answer, and holds KV that a tight pool lacks."""
+        if self.open == 1:
+            return [engine.ask([ask])[0] for ask in self.asks]
+        return engine.ask(self.asks, self.open)
 
 
 def count_retractions(engine: Engine) -> list[Any]:
