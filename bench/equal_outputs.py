@@ -94,8 +94,6 @@ def save_early() -> None:
 
 
 SETTINGS = {
-    "one-at-a-time": Setting(open=1),
-    "one-at-a-time-tight": Setting(TIGHT, open=1),
     "eight-at-a-time": Setting(),
     "chunked-and-mixed": Setting({"chunked_prefill_size": 256, "enable_mixed_chunk": True}),
     "page-16": Setting({"page_size": 16, "chunked_prefill_size": 256}),
@@ -105,7 +103,9 @@ SETTINGS = {
     "tight": Setting({**TIGHT, "chunked_prefill_size": 256}),
     "retraction": Setting({**TIGHT, "max_total_tokens": 16_000}, before=retract_often),
     "in-kernel": Setting({"chunked_prefill_size": 256}, before=save_in_kernel),
-    "early": Setting(open=1, before=save_early, wrong=True),
+    "early": Setting(before=save_early, wrong=True),
+    "one-at-a-time": Setting(open=1),
+    "one-at-a-time-tight": Setting(TIGHT, open=1),
 }
 
 
