@@ -20,7 +20,6 @@ import pickle
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,15 +28,15 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from engine_in_process import Ask, Engine, Engines, Job, Said
+from engine_progress import Ticks, watched
 from mixed_workload import VOCABULARY, mixed_workload
 from records import Record, records_of, write
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from marconi_ext.commands.server_setup import small_model
 from marconi_ext.commands.verify.run import simulator_of
 from marconi_ext.errors import BadInputError
 from marconi_ext.models.families import FAMILIES, write_small_model
-from marconi_ext.output import check_writable, stderr_console
+from marconi_ext.output import check_writable
 from marconi_ext.traces.script import Histories, in_order
 from sglang_hooks.recurrence import form
 
@@ -49,7 +48,6 @@ COMMON: dict[str, object] = {
 TIGHT: dict[str, object] = {"max_mamba_cache_size": 60, "max_total_tokens": 12_000}
 TOLERANCE = 1e-4
 PASSES = 2
-SAID_S = 30.0  # between lines of progress where stderr is no terminal
 
 
 @dataclass(frozen=True)
@@ -126,23 +124,6 @@ class Run:
     simulated: list[list[int]] | None
     section: dict[str, Any]
     retractions: int
-
-
-class Ticks:
-    """A file that grows by a byte an answer, so that another process can tell how far this one is."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def reset(self) -> None:
-        self.file.write_bytes(b"")
-
-    def follow(self, engine: Engine) -> None:
-        stream = self.file.open("ab", buffering=0)
-        engine.on_answer = lambda: stream.write(b".")
-
-    def count(self) -> int:
-        return self.file.stat().st_size
 
 
 @dataclass(frozen=True)
@@ -259,33 +240,6 @@ def row_of(cases: Sequence[Case], run: Run, seconds: float) -> Row:
         seconds,
         section["counters"],
     )
-
-
-def watched(engines: Engines, job: Job, label: str, ticks: Ticks, total: int) -> Any:
-    """Run the job, and show how far it is. Rates begin with the first answer: before it the engine starts."""
-    console = stderr_console()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    ticks.reset()
-    first = said = time.monotonic()
-    with (
-        ThreadPoolExecutor(1) as worker,
-        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar,
-    ):
-        task = bar.add_task(label, total=total)
-        running = worker.submit(engines.run, job)
-        while not running.done():
-            time.sleep(0.2)
-            now, count = time.monotonic(), ticks.count()
-            if not count:
-                first = said = now
-                continue
-            rate = count / (now - first)
-            text = f"{label}: {rate:.1f} a second, {(total - count) / rate:.0f} s left"
-            bar.update(task, completed=count, description=text)
-            if not console.is_terminal and now - said > SAID_S:
-                console.print(f"{text}, {count} of {total} done", highlight=False)
-                said = now
-        return running.result()
 
 
 class Comparison:
