@@ -61,7 +61,7 @@ def groups(here: Path, other: Path) -> dict[str, Group]:
         "tight": Group(
             {"max_running_requests": 1, "max_mamba_cache_size": 4, "max_total_tokens": 20_000},
             (
-                with_(cases.one_slot_more_than_sessions, turns=40, sessions=2, most_below=1),
+                with_(cases.one_slot_more_than_sessions, turns=40, sessions=2, most_below=0),
                 cases.three_slots_and_a_branch,
                 with_(cases.one_slot_more_than_sessions, turns=40, sessions=2),
             ),

@@ -74,6 +74,11 @@ class Classes:
             parts.append(np.concatenate([[0], of_turn + 1]) + parts[-1][-1] + 1)
         return np.concatenate(parts)
 
+    @property
+    def doubted(self) -> np.ndarray | None:
+        """bool[groups]: whether a group is of what its own conversation has passed."""
+        return None if self.prior is None else np.array(self.prior) == SUPERSEDED
+
     def fresh(self, born: int, went_on: int) -> int:
         """A tail without a turn yet, whose fork has had so many tails; few tell nothing."""
         return 0 if born < _MIN_BORN else 1 + bisect_right(_SHARES, went_on / born)

@@ -57,8 +57,9 @@ class Gittins:
     def __init__(self, currency: Currency | None = None) -> None:
         self.currency = currency or Currency()
         self.classes = self.variant.classes
+        classes = self.classes
         self.index = GittinsIndex(
-            len(self.classes.names), HALF_LIFE_REQUESTS, self.classes.prior, self.classes.groups
+            len(classes.names), HALF_LIFE_REQUESTS, classes.prior, classes.groups, classes.doubted
         )
         self.lru = LruShare() if self.variant.follows else None
         self._by_kv = ByKv(self, self.currency) if self.variant.follows else self

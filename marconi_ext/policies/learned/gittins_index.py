@@ -29,8 +29,9 @@ class GittinsIndex(Hazards):
         half_life_requests: float = 4000.0,
         prior: tuple[float, ...] | np.ndarray | None = None,
         groups: np.ndarray | None = None,
+        doubted: np.ndarray | None = None,
     ) -> None:
-        super().__init__(classes, prior, groups)
+        super().__init__(classes, prior, groups, doubted)
         self.half_life_requests = half_life_requests
         self.value = np.zeros((classes, BUCKETS))
         self.rate = np.zeros((classes, BUCKETS))

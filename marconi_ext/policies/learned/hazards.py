@@ -6,7 +6,8 @@ expected of it (`prior`, relative to a tail): hazard = pooled hazard at this age
 far as it was observed. The pooled hazard itself leans on a curve that falls with age as 1/age, at the level of all
 uses. Classes may be parts of groups: the group is estimated as one class, and its parts have its hazards times a
 factor, as far as their uses differ from the group's by more than a standard deviation (believing all of a difference
-cost more by chance than it gave).
+cost more by chance than it gave). Some groups are doubted until one of their records is used: where nobody ever comes
+back to what his conversation has passed, no such state is worth a slot.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ _BUCKET_BELOW = np.maximum(_EDGES.searchsorted(_AGES, side="left") - 1, 0).astyp
     np.int8
 )  # of ages just below
 PRIOR_USES = 2.0  # expected uses after which a class is believed as much as its prior, a bucket as its class
+DOUBT = 1 / 50  # of the prior of doubted groups, while none of them has a use
 POOLED_USES = 0.5  # the same, of all classes together at one age
 ROUNDS = 3
 
@@ -47,6 +49,7 @@ class Hazards:
 
     prior: float64[groups] - expected hazard of each group relative to the others'; None: all alike
     groups: int[classes] - the group of each class, ascending from 0; None: each is its own (needs no prior)
+    doubted: bool[groups] - whose prior counts for little until one of them is used; None: no group's
     """
 
     def __init__(
@@ -54,8 +57,10 @@ class Hazards:
         classes: int,
         prior: tuple[float, ...] | np.ndarray | None = None,
         groups: np.ndarray | None = None,
+        doubted: np.ndarray | None = None,
     ) -> None:
         self.classes = classes
+        self.doubted = doubted
         self.prior = None if prior is None else np.asarray(prior, np.float64)
         self.groups = np.arange(classes) if groups is None else np.asarray(groups)
         self._is_part = np.bincount(self.groups)[self.groups] > 1
@@ -117,13 +122,16 @@ class Hazards:
     def _expected(self, uses: np.ndarray, exposure: np.ndarray) -> np.ndarray:
         """Hazard that a group's bucket is believed to have before its own uses count."""
         assert self.prior is not None  # groups come with one
-        factor = self.prior
+        prior = self.prior
+        if self.doubted is not None and not uses[self.doubted].any():
+            prior = np.where(self.doubted, DOUBT * prior, prior)
+        factor = prior
         for _ in range(ROUNDS):  # pooled hazard given the groups' factors, and those given the pooled hazard
             weighted = _total(factor * exposure.T)
             level = (_total(uses.ravel()) + POOLED_USES) / (_total(weighted / _LOWER) + PRIOR_USES)
             # an age without uses leans on hazard = level / age
             pooled = (_total(uses.T) + POOLED_USES) / (weighted + POOLED_USES / level * _LOWER)
-            factor = (_total(uses) + PRIOR_USES * self.prior) / (_total(exposure * pooled) + PRIOR_USES)
+            factor = (_total(uses) + PRIOR_USES * prior) / (_total(exposure * pooled) + PRIOR_USES)
         return factor[:, None] * pooled
 
 

@@ -4,6 +4,7 @@
            · [ F(depth_r) - F(above_r) ] / bytes_r
     G_c(a) = the largest survival-weighted mean of the hazard λ_c over any window of ages that begins at a
     λ_c(b) = (uses + 2) / (exposure + 2 / λ0_c(b)),   λ0_c(b) = factor of the class · pooled hazard at age b
+    prior of what was superseded: 1/50 of its own until one such record is used
     F(L) = linear·L + quadratic·L²;   w = 1/16 for records unused since a change of traffic, for 256 requests, else 1
 
 Uses and exposure are those at the last refresh: classes by age buckets. A class that is part of a group has the group's
@@ -49,10 +50,11 @@ def values(
     exposure: Table,
     prior: list[float],
     groups: list[int],
+    doubted: list[bool],
     money: Currency,
 ) -> dict[int, float]:
     """V of each live record."""
-    rates = hazards(uses, exposure, prior, groups)
+    rates = hazards(uses, exposure, prior, groups, doubted)
     index = {label: gittins(rates[label]) for label in {record.label for record in records.values()}}
 
     def weighted(record: Record) -> float:
@@ -87,13 +89,17 @@ def gittins(rates: list[float]) -> list[float]:
     return found
 
 
-def hazards(uses: Table, exposure: Table, prior: list[float], groups: list[int]) -> Table:
+def hazards(
+    uses: Table, exposure: Table, prior: list[float], groups: list[int], doubted: list[bool]
+) -> Table:
     """λ of each class."""
     members = [[c for c, group in enumerate(groups) if group == g] for g in range(len(prior))]
     used = [[total([uses[c][b] for c in classes])[-1] for b in range(len(WIDTHS))] for classes in members]
     lived = [
         [total([exposure[c][b] for c in classes])[-1] for b in range(len(WIDTHS))] for classes in members
     ]
+    if not any(sum(row) for row, doubt in zip(used, doubted, strict=True) if doubt):
+        prior = [0.02 * p if doubt else p for p, doubt in zip(prior, doubted, strict=True)]
     believed = expected(used, lived, prior)
     of_group = [
         [(u + 2.0) / (e + 2.0 / b) for u, e, b in zip(*rows, strict=True)]

@@ -100,7 +100,8 @@ class TheFastPolicyIsTheEquation(RuleBasedStateMachine):
             return
         records = {row: policy.facts(table, row, tick) for row in rows.tolist()}
         classes = policy.classes
-        plain = values(records, *self.seen, list(classes.prior), classes.groups.tolist(), self.money)
+        facts = list(classes.prior), classes.groups.tolist(), classes.doubted.tolist(), self.money
+        plain = values(records, *self.seen, *facts)
         live = table.live_rows()
         fast = dict(zip(live.tolist(), policy.scores(table, live, tick).tolist(), strict=True))
         for row, value in plain.items():
@@ -118,7 +119,8 @@ def test_a_hazard_that_is_off_by_one_bit_shows() -> None:
     policy = Gittins(money)
     records = {0: Record(label=7, age=9, depth=500, above=0)}
     uses, exposure = policy.index.uses.tolist(), policy.index.exposure.tolist()
-    facts = (list(policy.classes.prior), policy.classes.groups.tolist(), money)
+    classes = policy.classes
+    facts = (list(classes.prior), classes.groups.tolist(), classes.doubted.tolist(), money)
     right = values(records, uses, exposure, *facts)[0]
     exposure[7][9] = np.nextafter(1.0, 2.0)
     assert values(records, uses, exposure, *facts)[0] != right
