@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import stat
 from typing import Any
 
 import pytest
@@ -192,7 +194,10 @@ def test_memory_keeps_inner_prefixes_alone(tmp_path: Any) -> None:
     for number in range(6):
         site.send([*SYSTEM, *(1_000 + number * 50 + i for i in range(30))], "tenant")
         site.settle()
-    (kept,) = ServerMemory(site.cache, tmp_path / "memory.jsonl", 8).prefixes()
+    file = tmp_path / "memory.jsonl"
+    list(ServerMemory(site.cache, file, 8).write())
+    (kept,) = map(json.loads, file.read_text().splitlines())
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert kept["input_ids"] == SYSTEM and kept["extra_key"] == "tenant"
     fresh = Site()
     fresh.warm(kept["input_ids"], "tenant")
