@@ -36,7 +36,8 @@ SETTLE_S = 60.0
 
 @dataclass(frozen=True)
 class Answer:
-    """One choice of a reply. logprobs, input_logprobs: of the chosen tokens; ended: finish_reason's type"""
+    """One choice of a reply. logprobs, input_logprobs: of the chosen tokens; ended: finish_reason's type; lost_place:
+    how often it was retracted or preempted"""
 
     output_ids: list[int]
     text: str
@@ -44,6 +45,7 @@ class Answer:
     input_logprobs: list[float]
     cached_tokens: int
     ended: str
+    lost_place: int = 0
 
     @classmethod
     def of(cls, reply: dict[str, Any]) -> Answer:
@@ -55,6 +57,7 @@ class Answer:
             [entry[0] for entry in meta.get("input_token_logprobs") or [] if entry[0] is not None],
             meta.get("cached_tokens", 0),  # an aborted request may not have got as far
             meta["finish_reason"]["type"],
+            meta.get("num_retractions", 0),
         )
 
 

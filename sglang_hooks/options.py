@@ -169,7 +169,9 @@ OPTIONS = (
         "which requests make a batch, or which memory they get; not tested together",
     ),
     Option(
-        "enable_priority_scheduling", Decision.SUPPORTED, "five priorities at once; preemption is not tested"
+        "enable_priority_scheduling",
+        Decision.SUPPORTED,
+        "five priorities at once, and requests that are preempted (`bench/public_reports.py`)",
     ),
     Option("disable_priority_preemption", Decision.STOCK, "belongs to `--enable-priority-scheduling`"),
     Option(
