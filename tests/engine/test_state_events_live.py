@@ -12,10 +12,13 @@ import pytest
 import zmq
 from live_server import LiveServer, running
 
+from marconi_ext.commands.bench.routed_simulation import Routed, RoutedSimulation
+from marconi_ext.profiles import ModelProfile, profile_from_config
 from marconi_ext.routing.advisor import Advisor
 from marconi_ext.routing.block_hashes import block_hashes
 from marconi_ext.routing.follower import StateFollower
 from marconi_ext.servers.server import free_port
+from marconi_ext.traces import Request
 from marconi_ext.watch.server import WatchedServer
 
 pytestmark = pytest.mark.engine
@@ -33,6 +36,10 @@ def states_in_tree(live: LiveServer) -> dict[int, int]:
             *_, last = block_hashes(np.array(tokens[node["id"]]), 1)
             found[last] = node["depth_tokens"]
     return found
+
+
+def profile_of(model: Path) -> ModelProfile:
+    return profile_from_config(json.loads((model / "config.json").read_text()))
 
 
 def settled(follower: StateFollower) -> None:
@@ -64,9 +71,10 @@ def test_two_servers_and_an_advisor(model: Path) -> None:
         time.sleep(1)
         system = rng.integers(0, 4_096, 150)
         chats = [[*system[:120], *rng.integers(0, 4_096, 30)] for _ in range(6)]
-        agreed = []
-        for _turn in range(4):
-            for chat in chats:
+        agreed, routed = [], []
+        simulation = RoutedSimulation([one.marconi() for one in live.values()], profile_of(model))
+        for turn in range(4):
+            for number, chat in enumerate(chats):
                 for follower in followers.values():
                     follower.poll(300)
                 advice = advisor.pick(np.array(chat))
@@ -74,6 +82,9 @@ def test_two_servers_and_an_advisor(model: Path) -> None:
                 answer = live[advice.server].generate(chat, 6)
                 advisor.ended(advice)
                 agreed.append((answer.cached_tokens, advice.resumable_tokens))
+                prompt, output = np.array(chat, np.int32), np.array(answer.output_ids, np.int32)
+                request = Request(str(number), turn, float(len(routed)), prompt, output)
+                routed.append(Routed(request, list(live).index(advice.server), answer.cached_tokens))
                 chat += [*answer.output_ids, *rng.integers(0, 4_096, 20).tolist()]
         for name, follower in followers.items():
             settled(follower)
@@ -83,6 +94,7 @@ def test_two_servers_and_an_advisor(model: Path) -> None:
             assert len(index) == len(held)
         assert [cached for cached, _ in agreed] == [said for _, said in agreed]
         assert sum(cached > 0 for cached, _ in agreed) > 15
+        assert simulation.play("resumable", routed)["simulated_otherwise"] == 0
         first.server.flush_cache()
         settled(followers["first"])
         assert len(followers["first"].index) == 0 and states_in_tree(first) == {}
