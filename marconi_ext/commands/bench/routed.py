@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Condition
 from typing import Any
@@ -130,10 +131,11 @@ class _Play:
             while (taken := self._take()) is not None:
                 index, prompt, way = taken
                 item = self.plan.items[index]
+                prefilled = partial(self._prefilled, way)
                 with direct_client(way.url, timeout_s=300.0) as http:
-                    found, timed = _ask(http, prompt, item.answer_tokens, way.headers)
+                    found, timed = _ask(http, prompt, item.answer_tokens, way.headers, prefilled)
                 time.sleep(settle_s)
-                self._note(index, prompt, way, found, timed)
+                self._note(index, prompt, found, timed)
         except BaseException:
             with self._news:
                 self._failed = True
@@ -153,10 +155,13 @@ class _Play:
                 self._news.wait()
             return None
 
-    def _note(self, index: int, prompt: np.ndarray, way: Way, found: dict[str, Any], timed: Answer) -> None:
+    def _prefilled(self, way: Way) -> None:
+        with self._news:
+            self._router.prefilled(way)
+
+    def _note(self, index: int, prompt: np.ndarray, found: dict[str, Any], timed: Answer) -> None:
         item, meta, answer = self.plan.items[index], found["meta_info"], token_array(found["output_ids"])
         with self._news:
-            self._router.ended(way)
             self._progress.record(Record(item.session_id, item.turn, prompt, timed))
             self.plan.answered(index, prompt, answer)
             request = Request(item.session_id, item.turn, float(len(self.routed)), prompt, answer)
@@ -199,9 +204,13 @@ def _play(
 
 
 def _ask(
-    http: httpx.Client, prompt: np.ndarray, answer_tokens: int, headers: Mapping[str, str]
+    http: httpx.Client,
+    prompt: np.ndarray,
+    answer_tokens: int,
+    headers: Mapping[str, str],
+    on_first: Callable[[], None],
 ) -> tuple[dict[str, Any], Answer]:
-    """(the server's whole answer, its times and counts)"""
+    """(the server's whole answer, its times and counts). on_first: is called when its first token has come"""
     sampling = {"temperature": 0, "max_new_tokens": answer_tokens, "ignore_eos": True}
     body = {"input_ids": prompt.tolist(), "sampling_params": sampling, "stream": True}
     sent_s, first_s, last = time.perf_counter(), 0.0, ""
@@ -209,7 +218,10 @@ def _ask(
         with http.stream("POST", "/generate", json=body, headers=dict(headers)) as answer:
             for line in answer.iter_lines():
                 if line.startswith("data: {"):
-                    first_s, last = first_s or time.perf_counter(), line
+                    if not first_s:
+                        first_s = time.perf_counter()
+                        on_first()
+                    last = line
         found = json.loads(last.removeprefix("data: "))
         if answer.status_code != 200 or "output_ids" not in found:
             raise CheckFailedError(f"HTTP {answer.status_code}: {last[:200]}")

@@ -45,8 +45,8 @@ class Router(Protocol):
     def pick(self, prompt: np.ndarray, session_id: str) -> Way:
         """For a prompt int32[L]."""
 
-    def ended(self, way: Way) -> None:
-        """A request that went this way has ended."""
+    def prefilled(self, way: Way) -> None:
+        """The first token of a request that went this way has come."""
 
     def close(self) -> None:
         """Stop what was started."""
@@ -56,7 +56,7 @@ class _Own:
     def __init__(self, urls: Sequence[str]) -> None:
         self.urls = list(urls)
 
-    def ended(self, way: Way) -> None:
+    def prefilled(self, way: Way) -> None:
         """Nothing to note."""
 
     def close(self) -> None:
@@ -103,7 +103,7 @@ class Resumable(_Own):
         self._advisor.started(advice)
         return Way(advice.server, advice=advice)
 
-    def ended(self, way: Way) -> None:
+    def prefilled(self, way: Way) -> None:
         if way.advice is not None:
             self._advisor.ended(way.advice)
 
@@ -142,7 +142,7 @@ class SglangRouter:
     def pick(self, prompt: np.ndarray, session_id: str) -> Way:
         return Way(self._url, {"x-smg-routing-key": session_id})
 
-    def ended(self, way: Way) -> None:
+    def prefilled(self, way: Way) -> None:
         """The router sees that itself."""
 
     def close(self) -> None:
