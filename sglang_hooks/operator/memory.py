@@ -35,21 +35,26 @@ TOKENS_A_STEP = 2_000
 
 
 class ServerMemory:
-    """path: the file of this data-parallel rank; states: how many prefixes at most"""
+    """path: the file of this data-parallel rank; states: how many prefixes at most; due_s: when it is begun anew"""
 
     def __init__(self, cache: MarconiRadixCache, path: Path, states: int) -> None:
         self._cache, self._path, self._states = cache, path, states
-        self._due_s = time.monotonic() + WRITE_EVERY_S
+        self.due_s = time.monotonic() + WRITE_EVERY_S
         self._written: list[int] = []
         self._steps: Iterator[None] | None = None  # of the file that is being written
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether a file is begun and not complete."""
+        return self._steps is not None
 
     def write_if_due(self) -> None:
         """Go on with the file, or begin it anew where it is due. Called after every batch and while idle: all at once
         would hold the scheduler for 0.3 s, at 32 prefixes of 20,000 tokens."""
         if self._steps is None:
-            if time.monotonic() < self._due_s:
+            if time.monotonic() < self.due_s:
                 return
-            self._due_s = time.monotonic() + WRITE_EVERY_S
+            self.due_s = time.monotonic() + WRITE_EVERY_S
             self._steps = self.write()
         until_s = time.perf_counter() + TURN_S
         try:

@@ -33,10 +33,10 @@ def driver() -> Driver:
 
 def turns(written: ServerMemory) -> int:
     """Calls until the file that is due is complete."""
-    written._due_s = 0.0
+    written.due_s = 0.0
     count = 1
     written.write_if_due()
-    while written._steps is not None:
+    while written.is_writing:
         written.write_if_due()
         count += 1
     return count
@@ -54,8 +54,8 @@ def test_no_turn_writes_more_than_a_step(
     file.write_text("what the last start left\n")
     written = ServerMemory(driver.cache, file, 8)
     written.write_if_due()
-    assert written._steps is None, "nothing is due yet"
-    written._due_s = 0.0
+    assert not written.is_writing, "nothing is due yet"
+    written.due_s = 0.0
     written.write_if_due()
     assert file.read_text() == "what the last start left\n", "it is replaced when it is complete"
     assert turns(written) == 3 * PREFIXES, "one step was made, and the last turn replaces the file"
@@ -78,7 +78,7 @@ def test_a_prefix_that_goes_meanwhile_is_left_out(
     monkeypatch.setattr(memory, "TURN_S", 0.0)
     file = tmp_path / "memory.jsonl"
     written = ServerMemory(driver.cache, file, 8)
-    written._due_s = 0.0
+    written.due_s = 0.0
     written.write_if_due()
     driver.cache.reset()
     turns(written)

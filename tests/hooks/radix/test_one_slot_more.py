@@ -47,7 +47,7 @@ def test_no_turn_falls_below_the_last_ones_state(sessions: int, begun_with: int)
     assert turns_below(sessions, begun_with) == []
 
 
-def test_believing_in_comebacks_from_the_start_would_cost_such_a_state(
+def test_belief_in_comebacks_would_cost_a_state(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(hazards, "DOUBT", 1.0)
