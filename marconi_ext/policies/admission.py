@@ -31,9 +31,8 @@ class PromptFacts:
     input_end: InputEnd | None = None  # what is known of this prompt's
     saves_input_ends: bool = True  # whether the server may save a state there
     parted_before_end: tuple[int, int] | None = None  # (class of an earlier prompt, tokens before its end)
-    went_through: tuple[int, bool] | None = (
-        None  # (class of an earlier prompt repeated with its answer, as the first)
-    )
+    # (class of an earlier prompt repeated with its answer, the last token of that, whether as the first)
+    went_through: tuple[int, int, bool] | None = None
     page_tokens: int = 1
 
 
@@ -122,11 +121,15 @@ class Exact:
     def plan(self, facts: PromptFacts) -> list[Offer]:
         return self._with_ends(facts, _branch(facts, 1))
 
+    def answered(self, prompt_class: int, answer_end: int) -> bool:
+        """A prompt's answer ended with this token. Returns: whether the state after it may serve."""
+        return self.input_ends.answered(prompt_class, answer_end)
+
     def _with_ends(self, facts: PromptFacts, inside: list[Offer]) -> list[Offer]:
         if facts.parted_before_end is not None:
             self.input_ends.parted(*facts.parted_before_end, facts.page_tokens)
-        if facts.went_through is not None and facts.went_through[1]:
-            self.input_ends.went_through(facts.went_through[0])
+        if facts.went_through is not None and facts.went_through[2]:
+            self.input_ends.went_through(*facts.went_through[:2])
         last = 0 if facts.tokens is None else facts.tokens.item(-1)
         guesses = self.guesses and facts.saves_input_ends
         prompt = self.input_ends.plan(last, facts.went_through is not None, facts.input_end, guesses=guesses)
@@ -206,7 +209,7 @@ def _ends(facts: PromptFacts, prompt: Prompt) -> list[Offer]:
     if end > 0:
         kind = Kind.INPUT_END if end in inputs else Kind.PROMPT_END
         offers.append(Offer(end, kind, prompt_tokens=facts.prompt_tokens, prompt_class=prompt.number))
-    if prompt.last_token and facts.sequence_tokens > facts.prompt_tokens:
+    if facts.sequence_tokens > facts.prompt_tokens:
         offers.append(Offer(facts.sequence_tokens, Kind.LAST_TOKEN))
     return offers
 

@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from marconi_ext.policies.answers import MIN_PARTINGS, Answers
 from marconi_ext.policies.messages import TAIL_TOKENS, InputEnd
 
 HALF_LIFE_PROMPTS = 256  # of a class
 KEPT_PARTINGS = 32
 KEPT_CLASSES = 64
-MIN_PARTINGS = 1.5  # fewer may be chance
 MIN_SHARE = 1 / 32  # of a class's prompts
 KNOWN_PARTINGS = 16.0  # that what a template says counts for: more than MIN_SHARE of all that are counted
 GUESSED_PARTINGS = 2.0  # that what a header says does
@@ -29,8 +29,7 @@ MIN_GAIN = 16  # tokens, over the states above
 PLACES = 2  # for one prompt
 GUESSED_PROMPTS = 3  # the first ones, while nothing parted near an end and no answer was repeated
 GUESS_TOKENS = 2 * TAIL_TOKENS  # before an end: far enough above all partings that it hides none
-FEW_PROMPTS = 16  # of a class, up to which it is new, and last-token states aren't known to be useless
-TRIED_EACH = 16  # prompts: they are saved all the same, for what was true may not stay so
+FEW_PROMPTS = 16  # of a class, up to which it is new
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +38,11 @@ class Prompt:
 
     number: of its class, > 0
     distances: from the prompt's end to where its input may end, tokens; 0: the prompt's end itself
-    last_token: the last token's state may serve
     guessed: nothing is known of `distances`, which are worth a free slot and nobody else's
     """
 
     number: int
     distances: tuple[int, ...]
-    last_token: bool
     guessed: bool = False
 
 
@@ -55,7 +52,9 @@ class _Class:
     whole: _Class = None  # type: ignore[assignment]  # that it is part of; a whole has none, and isn't asked
     prompts: float = 0.0  # decayed
     went_through: float = 0.0  # likewise: those whose answer was repeated
+    dropped: float = 0.0  # likewise: those that were parted from
     planned: int = 0
+    answers: Answers = field(default_factory=Answers)
     partings: deque[tuple[int, int, int]] = field(  # (planned, least distance, largest one)
         default_factory=lambda: deque(maxlen=KEPT_PARTINGS)
     )
@@ -65,6 +64,7 @@ class _Class:
         self.planned += 1
         self.prompts = self.prompts * decay + 1
         self.went_through *= decay
+        self.dropped *= decay
 
     def weight(self, planned: int) -> float:
         """What something counts that was seen when so many prompts had been planned."""
@@ -96,13 +96,24 @@ class InputEnds:
         if (one := self._by_number.get(number)) is not None and before_end < TAIL_TOKENS + page_tokens:
             least = max(before_end - page_tokens + 1, 0)
             for counted in (one, one.whole):
+                counted.dropped += 1
                 counted.partings.append((counted.planned, least, min(before_end, TAIL_TOKENS)))
 
-    def went_through(self, number: int) -> None:
-        """A prompt repeats one of class `number`, and what was answered to it."""
+    def went_through(self, number: int, answer_end: int) -> None:
+        """A prompt repeats one of class `number`, and what was answered to it, up to its last token."""
         if (one := self._by_number.get(number)) is not None:
+            one.answers.repeated(answer_end)
             for counted in (one, one.whole):
                 counted.went_through += 1
+
+    def answered(self, number: int, answer_end: int) -> bool:
+        """A prompt of class `number` got an answer that ends so. Returns: whether the state after it may serve."""
+        one = self._by_number.get(number)
+        if one is None:
+            return True
+        # a loop ends with an answer that the next prompt drops where it parts from the loop's first one
+        parting = self._whole[False] if one.whole is self._whole[True] else one
+        return one.answers.ended(answer_end, parting.dropped)
 
     def plan(
         self, last_token: int, goes_through: bool, known: InputEnd | None, *, guesses: bool = True
@@ -116,9 +127,8 @@ class InputEnds:
         one.began()
         one.whole.began()
         if guesses and not goes_through and known is None and self._knows_nothing():
-            return Prompt(one.number, (GUESS_TOKENS,), last_token=True, guessed=True)
-        distances = self._distances(one, None if goes_through else known)
-        return Prompt(one.number, distances, self._wants_last_token(one))
+            return Prompt(one.number, (GUESS_TOKENS,), guessed=True)
+        return Prompt(one.number, self._distances(one, None if goes_through else known))
 
     def _knows_nothing(self) -> bool:
         """Of the first prompts: how they go on hasn't been seen yet."""
@@ -164,11 +174,3 @@ class InputEnds:
             left = [parting for parting in left if not parting[1] <= best <= parting[2]]
             votes[best] = 0.0
         return tuple(sorted(chosen))
-
-    def _wants_last_token(self, one: _Class) -> bool:
-        useless = (
-            one.prompts >= FEW_PROMPTS
-            and one.went_through < MIN_SHARE * one.prompts
-            and one.parted() >= max(MIN_PARTINGS, 4 * MIN_SHARE * one.prompts)
-        )
-        return not useless or one.planned % TRIED_EACH == 0

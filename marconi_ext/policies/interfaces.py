@@ -11,7 +11,10 @@ from marconi_ext.policies.table.checkpoints import CheckpointTable
 
 
 class Admission(Protocol):
-    """Which states to save of a request. `grid_tokens`: it saves at multiples of these, 1: at any token."""
+    """Which states to save of a request. `grid_tokens`: it saves at multiples of these, 1: at any token.
+
+    It may have a method `answered` as `Exact` in `admission.py` does, which has the last word on last-token states.
+    """
 
     @property
     def grid_tokens(self) -> int: ...

@@ -54,11 +54,16 @@ class Match:
 
 @dataclass(slots=True)
 class Plan:
-    """What one request wants saved."""
+    """What one request wants saved.
+
+    prompt_class: as an `Offer`'s; prompt_row: where the prompt ends, -1: it has no row of this plan's
+    """
 
     match: Match
     lost: dict[str, int]
     offers: list[Offer]
+    prompt_class: int = 0
+    prompt_row: int = -1
     last_token_beyond: int | None = 0  # tokens of a sequence whose last state may serve; None: it never does
     homeless: dict[int, int] = field(default_factory=dict)  # row -> depth, of rows that have no node yet
 
@@ -115,7 +120,10 @@ class Serving:
             page_tokens=self.page_tokens,
         )
         offers = runtime.admission.plan(facts)
-        plan = Plan(match, lost, self._wanted(facts, offers), self._last_token_beyond(facts, offers))
+        plan = Plan(
+            match, lost, self._wanted(facts, offers), max((o.prompt_class for o in offers), default=0)
+        )
+        plan.last_token_beyond = self._last_token_beyond(facts, offers)
         self._expect_child(plan)
         return plan
 
@@ -128,19 +136,21 @@ class Serving:
             if row < 0:
                 row = self.records.record(node, depth, offer.kind)
                 self._expect_child(plan)
-            self.runtime.mark(row, offer)
+            self._mark(plan, row, offer)
             return row
         below = [] if edge_end is None else self.records.top_rows(edge_end)
         row = self.runtime.record(self._row_above(plan, depth), depth, offer.kind, below)
         self.runtime.table.fanout[row] = 1  # the rest of the prompt, the answer, or what is held below
         plan.homeless[row] = depth
-        self.runtime.mark(row, offer)
+        self._mark(plan, row, offer)
         return row
 
-    def saves_last_token(self, plan: Plan | None, sequence_tokens: int) -> bool:
-        """Whether the state after a sequence's last token is wanted."""
+    def saves_last_token(self, plan: Plan | None, sequence_tokens: int, last: int) -> bool:
+        """Whether the state after a sequence's last token with KV, which is `last`, is wanted. Asked once a request."""
         beyond = 0 if plan is None else plan.last_token_beyond
-        return Kind.LAST_TOKEN in self.kinds and beyond is not None and sequence_tokens > beyond
+        if Kind.LAST_TOKEN not in self.kinds or beyond is None or sequence_tokens <= beyond:
+            return False
+        return plan is None or self.runtime.answered(plan.prompt_class, last, plan.prompt_row)
 
     def settle(self, plan: Plan, row: int, node: Any) -> int:
         """`row` belongs at `node`, which is in the tree now; returns the node's row, which may be an older one.
@@ -151,6 +161,7 @@ class Serving:
         if held >= 0:
             if held != row:
                 self.drop(plan, row)  # another request was first
+                plan.prompt_row = held if plan.prompt_row == row else plan.prompt_row
             return held
         if plan.homeless.pop(row, None) is None:
             return -1
@@ -161,6 +172,7 @@ class Serving:
         """Forget a planned row that never found its node."""
         if plan.homeless.pop(row, None) is not None:
             self.runtime.forget(row)
+            plan.prompt_row = -1 if plan.prompt_row == row else plan.prompt_row
 
     def end(self, plan: Plan) -> None:
         """The request is over, whatever came of it: count the continuations that its match has now.
@@ -172,6 +184,11 @@ class Serving:
             self.records.tend(last)
 
     # -----------------------------------------------------------------------------------------------------
+
+    def _mark(self, plan: Plan, row: int, offer: Offer) -> None:
+        self.runtime.mark(row, offer)
+        if offer.prompt_tokens:
+            plan.prompt_row = row
 
     def _wanted(self, facts: PromptFacts, offers: list[Offer]) -> list[Offer]:
         wanted: dict[int, Offer] = {}

@@ -121,7 +121,8 @@ class PolicyRuntime:
         deepest = next((row for row in reversed(path) if table.prompt_tokens.item(row) in earlier), -1)
         if deepest >= 0 and table.prompt_tokens.item(deepest) < kv_tokens:
             first = table.passed.item(deepest) == 1
-            return {"went_through": (table.prompt_class.item(deepest), first)}
+            answer = table.prompt_class.item(deepest), table.answer_end.item(deepest)
+            return {"went_through": (*answer, first)}
         ends = [row for row in (deepest, *below) if row >= 0 and table.prompt_tokens.item(row) >= kv_tokens]
         if again or not diverges or not ends:
             return {}
@@ -176,6 +177,14 @@ class PolicyRuntime:
         if offer.prompt_tokens:
             self.table.prompt_tokens[row] = offer.prompt_tokens
             self.table.prompt_class[row] = offer.prompt_class
+
+    def answered(self, prompt_class: int, answer_end: int, row: int = -1) -> bool:
+        """A prompt of a class got an answer whose last token with KV is this one. Returns: whether the state after it
+        may serve. row: where the prompt ends"""
+        if row >= 0:
+            self.table.answer_end[row] = answer_end
+        answered = getattr(self.admission, "answered", None)
+        return answered is None or answered(prompt_class, answer_end)
 
     def touch(self, row: int) -> None:
         """The state at `row` is held already, and was wanted again."""

@@ -152,7 +152,7 @@ class LiveRules:
         self._held_tokens = 0
         self._held_slots -= 1
         is_new = node.state is None
-        if is_new and self.serving.saves_last_token(plan, len(sequence)):
+        if self.serving.saves_last_token(plan, len(sequence), sequence.item(-1)) and is_new:
             self.tree.set_state(node, True)
         if node.state is not None:
             self.held.arrived(node, len(sequence), Kind.LAST_TOKEN, is_new=is_new)

@@ -21,6 +21,7 @@ from marconi_ext.policies.interfaces import Admission, Eviction
 from marconi_ext.policies.making_room import DeadLeaves, make_room_for_kv, make_room_for_state
 from marconi_ext.policies.messages import TAIL_TOKENS
 from marconi_ext.policies.runtime import PolicyRuntime
+from marconi_ext.policies.table.checkpoints import Kind
 from marconi_ext.policies.table.tree_rows import FEW_NODES, TreeRecords, row_of
 from marconi_ext.simulator.capacity import Capacity
 from marconi_ext.simulator.radix_tree import Lookup, Node, RadixTree
@@ -109,9 +110,15 @@ class Simulator:
         )
         running = self._insert(request, look)
         if running is not None:
-            path = self.records.path(running.pinned)
+            path, prompt_class, ends_at = self.records.path(running.pinned), 0, -1
+            last = np.concatenate([prompt[-1:], request.output_ids[:-1][-1:]]).item(-1)
             for offer in self.admission.plan(facts):
-                self._offer(path, offer)
+                is_last = offer.kind == Kind.LAST_TOKEN
+                if is_last and not self.runtime.answered(prompt_class, last, ends_at):
+                    continue
+                row = self._offer(path, offer)
+                if offer.prompt_tokens:
+                    prompt_class, ends_at = offer.prompt_class, row
             self.running.append(running)
         return Served(hit, held, lost)
 
@@ -188,12 +195,12 @@ class Simulator:
 
     # --- states ------------------------------------------------------------------------------------------
 
-    def _offer(self, path: list[Node], offer: Offer) -> None:
-        """path: the nodes of the whole sequence; edges may have been split since"""
+    def _offer(self, path: list[Node], offer: Offer) -> int:
+        """path: the nodes of the whole sequence; edges may have been split since. Returns: the row; -1: it has none"""
         if offer.depth_tokens > path[-1].depth_tokens or offer.depth_tokens <= 0:
-            return
+            return -1
         if offer.spare and not self.is_free():  # not even a node is made for it
-            return
+            return -1
         at = bisect_left(path, offer.depth_tokens, key=attrgetter("depth_tokens"))
         node = self.tree.boundary(path[at], offer.depth_tokens, self.tick)
         row = row_of(node)
@@ -204,6 +211,7 @@ class Simulator:
         if self.held.place(claim, offer, self) is Placed.GRANTED:
             self.tree.set_state(node, row + 1)
             self.held.arrived(node, node.depth_tokens, offer.kind, is_new=True, claim=claim)
+        return row_of(node)
 
     def _tend(self, node: Node) -> None:
         """Bring a node's facts in the table, and its place among the leaves, up to date."""

@@ -57,7 +57,8 @@ class StatePublishing(StateEviction):
             return self.publishing.position_tokens
         if not is_finished or is_probe(req):
             return 0
-        wanted = self.serving.saves_last_token(self.plans.get(req), token_ids_len)
+        last = req.full_untruncated_fill_ids[token_ids_len - 1]
+        wanted = self.serving.saves_last_token(self.plans.get(req), token_ids_len, last)
         aligned = (
             self._running_state_is_exact(req, token_ids_len) and token_ids_len % self.cache.page_size == 0
         )

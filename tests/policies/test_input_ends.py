@@ -8,12 +8,12 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
+from marconi_ext.policies.answers import FEW_ANSWERS, TRIED_EACH
 from marconi_ext.policies.input_ends import (
     FEW_PROMPTS,
     GUESS_TOKENS,
     GUESSED_PROMPTS,
     KEPT_CLASSES,
-    TRIED_EACH,
     InputEnds,
 )
 from marconi_ext.policies.messages import Ending, InputEnd, MessageHeaders, endings_of
@@ -137,7 +137,7 @@ def test_the_first_prompts_are_guessed_until_something_is_known() -> None:
     ends = InputEnds()
     assert not ends.plan(7, False, InputEnd(-1, 2, True, known=True)).guessed
     first = ends.plan(7, False, None)
-    ends.went_through(first.number)  # a template that keeps everything
+    ends.went_through(first.number, 1)  # a template that keeps everything
     assert first.guessed and not ends.plan(7, False, None).guessed
 
 
@@ -155,27 +155,50 @@ def test_what_a_header_suggests_goes_where_answers_are_repeated() -> None:
     ends = InputEnds()
     one = ends.plan(7, False, guess)
     assert one.distances == (2,)
-    ends.went_through(one.number)
+    ends.went_through(one.number, 1)
     assert ends.plan(7, False, guess).distances == ()
     known = InputEnd(-1, 2, True, known=True)
     one = ends.plan(7, False, known)
     for _ in range(1_000):
-        ends.went_through(one.number)
+        ends.went_through(one.number, 1)
         assert ends.plan(7, False, known).distances == (2,)
     assert ends.plan(7, True, known).distances == ()
 
 
 def test_last_token_states_go_where_none_serves() -> None:
-    ends = InputEnds()
-    wanted = []
-    for _ in range(4 * FEW_PROMPTS):
+    """For good: also when more prompts have been seen than are remembered."""
+    ends, wanted = InputEnds(), []
+    for token in range(1_000):
         prompt = ends.plan(7, False, None)
+        wanted.append(ends.answered(prompt.number, token))
         ends.parted(prompt.number, 2)
-        wanted.append(prompt.last_token)
-    assert all(wanted[: FEW_PROMPTS - 1]) and wanted[-TRIED_EACH:].count(True) == 1
-    for _ in range(4):
-        ends.went_through(prompt.number)
-    assert ends.plan(7, False, None).last_token
+    assert all(wanted[: FEW_ANSWERS - 1])
+    later = wanted[FEW_ANSWERS:]
+    assert [sum(later[at : at + TRIED_EACH]) for at in range(0, 960, TRIED_EACH)] == [1] * 60
+    for token in range(40):
+        ends.went_through(prompt.number, token)
+    assert all(ends.answered(prompt.number, token) for token in range(TRIED_EACH))
+
+
+@pytest.mark.parametrize("parts", [True, False])
+def test_an_answer_that_ends_a_loop_is_told_from_calls(parts: bool) -> None:
+    """Calls end with token 3, and prompts repeat them until the user's next one parts at the first call's input."""
+    ends, calls, answers = InputEnds(), [], []
+    for token in range(100, 200):
+        first = ends.plan(7, False, None)
+        ends.answered(first.number, 3)
+        for _ in range(5):
+            call = ends.plan(7, True, None)
+            calls.append(ends.answered(call.number, 3))
+            ends.went_through(call.number, 3)
+        last = ends.plan(7, True, None)
+        answers.append(ends.answered(last.number, token))
+        if parts:
+            ends.parted(first.number, 2)
+    assert all(calls)
+    assert all(answers[: FEW_ANSWERS - 1]) and (
+        sum(answers[2 * FEW_ANSWERS :]) < 10 if parts else all(answers)
+    )
 
 
 def test_kept_classes_are_bounded() -> None:

@@ -56,6 +56,7 @@ _COLUMNS = {
     "pins": np.int32,
     "prompt_tokens": np.int64,
     "prompt_class": np.int32,
+    "answer_end": np.int64,
     "reserved": bool,
     "tenant": np.int32,
 }
@@ -86,6 +87,7 @@ class CheckpointTable:
     pins: np.ndarray
     prompt_tokens: np.ndarray  # of the last prompt that ends here, or less than a page below; 0: none does
     prompt_class: np.ndarray  # its class: see `input_ends.py`
+    answer_end: np.ndarray  # the last token with KV of what was answered to it last; -1: nothing was
     reserved: np.ndarray  # an operator keeps it: see `reserves.py`
     tenant: np.ndarray  # whose requests saved it: see `reserves.py`
 
@@ -118,6 +120,7 @@ class CheckpointTable:
         self.born[row] = self.last_use[row] = self.last_path[row] = tick
         self.passed[row] = self.uses[row] = self.fanout[row] = self.leaf_tokens[row] = self.pins[row] = 0
         self.prompt_tokens[row] = self.prompt_class[row] = self.tenant[row] = 0
+        self.answer_end[row] = -1
         self.reserved[row] = False
         self.children[row] = []
         self.branches[row] = 0
