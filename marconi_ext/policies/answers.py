@@ -36,10 +36,10 @@ class _Tally:
 
 @dataclass(slots=True)
 class Answers:
-    """Of one class of prompts. Deterministic."""
+    """Of one class of prompts. Deterministic. by_token: counts of those that ended with each, the least recent first"""
 
     _all: _Tally = field(default_factory=_Tally)
-    _by_token: OrderedDict[int, _Tally] = field(default_factory=OrderedDict)  # the least recent first
+    by_token: OrderedDict[int, _Tally] = field(default_factory=OrderedDict)
 
     def ended(self, token: int, dropped: float) -> bool:
         """One ended with `token`. Returns: whether the state after it may serve.
@@ -47,11 +47,11 @@ class Answers:
         dropped: answers that prompts were seen to leave out, decayed
         """
         now = self._all.at + 1
-        one = self._by_token.setdefault(token, _Tally(now))
-        self._by_token.move_to_end(token)
-        if len(self._by_token) > KEPT_TOKENS:
-            self._by_token.popitem(last=False)
-        for tally in (self._all, *self._by_token.values()):
+        one = self.by_token.setdefault(token, _Tally(now))
+        self.by_token.move_to_end(token)
+        if len(self.by_token) > KEPT_TOKENS:
+            self.by_token.popitem(last=False)
+        for tally in (self._all, *self.by_token.values()):
             tally.decay(now)
         for tally in (self._all, one):
             tally.answers += 1
@@ -66,12 +66,12 @@ class Answers:
 
     def repeated(self, token: int) -> None:
         """A prompt repeats one that ended with `token`, for the first time."""
-        for tally in (self._all, self._by_token.get(token)):
+        for tally in (self._all, self.by_token.get(token)):
             if tally is not None:
                 tally.repeated += 1
 
     def _rare(self) -> _Tally:
         """Answers that end with rare tokens."""
-        often = [tally for tally in self._by_token.values() if tally.answers >= FEW_ANSWERS]
+        often = [tally for tally in self.by_token.values() if tally.answers >= FEW_ANSWERS]
         answers = self._all.answers - sum(tally.answers for tally in often)
         return _Tally(self._all.at, answers, self._all.repeated - sum(tally.repeated for tally in often))

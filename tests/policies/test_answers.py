@@ -32,7 +32,7 @@ def test_rare_tokens_are_counted_together() -> None:
         answers.repeated(1)
         wanted.append(answers.ended(token, MANY))
     assert all(wanted[: FEW_ANSWERS - 1]) and sum(wanted[2 * FEW_ANSWERS :]) < 10
-    assert len(answers._by_token) <= KEPT_TOKENS
+    assert len(answers.by_token) <= KEPT_TOKENS
 
 
 def test_answers_that_nobody_dropped_may_be_repeated_yet() -> None:
