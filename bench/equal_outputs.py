@@ -169,8 +169,7 @@ class Asked:
         return Run(passes, simulated, engine.marconi(), len(retracted))
 
     def _answers(self, engine: Engine) -> list[Said]:
-        """One at a time each finds the engine idle, as the simulator has it: with overlap scheduling a step runs on
-        after the last answer, and holds KV that a tight pool lacks."""
+        """One at a time each finds the engine idle, as the simulator has it."""
         if self.open == 1:
             return [engine.ask([ask])[0] for ask in self.asks]
         return engine.ask(self.asks, self.open)
