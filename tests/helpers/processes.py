@@ -1,6 +1,12 @@
 """What tests ask of processes."""
 
+import signal
 from pathlib import Path
+
+
+def heed_interrupts() -> None:
+    """In a new process: what a shell starts in the background ignores SIGINT, and so would all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def alive(pid: int) -> bool:

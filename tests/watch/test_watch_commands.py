@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from command import COMMAND, marconi
+from processes import heed_interrupts
 
 ENVIRONMENT = {**os.environ, "COLUMNS": "120", "LINES": "40", "TERM": "xterm"}
 
@@ -34,6 +35,7 @@ def test_top_to_a_pipe_is_a_line_a_poll_until_interrupted(server: Any) -> None:
         stdout=subprocess.PIPE,
         text=True,
         env=ENVIRONMENT,
+        preexec_fn=heed_interrupts,
     )
     try:
         lines = [run.stdout.readline() for _ in range(3)]
@@ -48,7 +50,10 @@ def test_top_in_a_terminal_draws_and_ends_cleanly(server: Any) -> None:
     server.stats.served(200, 150, 160, {"evicted": 10})
     leader, follower = pty.openpty()
     run = subprocess.Popen(
-        [*COMMAND, "top", server.url, "--interval", "0.2"], stdout=follower, env=ENVIRONMENT
+        [*COMMAND, "top", server.url, "--interval", "0.2"],
+        stdout=follower,
+        env=ENVIRONMENT,
+        preexec_fn=heed_interrupts,
     )
     try:
         seen = b""
