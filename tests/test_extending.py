@@ -19,21 +19,21 @@ from marconi_ext.profiles.gpus import find_gpu
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 
 
-def blocks(language: str) -> list[str]:
+def blocks(title: str) -> list[str]:
     return re.findall(
-        rf"^```{language} title=.*?\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL
+        rf'^```\w+ title="{title}"\n(.*?)^```$', PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL
     )
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("site-packages")
-    (project,) = blocks("toml")
+    (project,) = blocks("pyproject.toml")
     groups = tomllib.loads(project)["project"]["entry-points"]
     lines = [
         f"[{group}]\n" + "".join(f"{n} = {v}\n" for n, v in named.items()) for group, named in groups.items()
     ]
-    install(folder, "my_parts", "\n".join(lines), "\n".join(blocks("python")))
+    install(folder, "my_parts", "\n".join(lines), "\n".join(blocks("my_parts.py")))
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
         yield folder

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
+import tomllib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,9 +20,10 @@ from marconi_ext.errors import BadInputError
 from sglang_hooks.hooks import check_signatures
 from sglang_hooks.recurrence import registry
 from sglang_hooks.recurrence.gdn import GDN
-from sglang_hooks.recurrence.interface import Recurrence
+from sglang_hooks.recurrence.interface import Recurrence, SaverContext
 from sglang_hooks.recurrence.kda import KDA
 from sglang_hooks.recurrence.mamba2 import MAMBA2
+from sglang_hooks.recurrence.pieces import PIECE_HOOKS, PieceSaver
 from sglang_hooks.recurrence.registry import FAMILIES, family_of, hooks, why_stock
 from sglang_hooks.recurrence.table import renewed
 
@@ -79,35 +83,40 @@ def test_hooks_fit_the_installed_release() -> None:
     assert check_signatures(hooks()) == []
 
 
-OTHERS = """
-from sglang_hooks.recurrence.interface import Recurrence
-
-class Backend: pass
-
-THEIRS = Recurrence("theirs", "", "", (f"{__name__}.Backend",), (), (), saver=lambda context: None)
-"""
+def block(title: str) -> str:
+    """Of the page that says how to add a family."""
+    page = (Path(__file__).parents[3] / "docs" / "extending.md").read_text(encoding="utf-8")
+    (found,) = re.findall(rf'^```\w+ title="{title}"\n(.*?)^```$', page, re.MULTILINE | re.DOTALL)
+    return found
 
 
 @pytest.fixture
-def install_family(tmp_path, monkeypatch):
+def install_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     def install_family(code: str) -> None:
         monkeypatch.syspath_prepend(str(tmp_path))
-        install(tmp_path, "their_family", "[marconi.recurrences]\ntheirs = their_family:THEIRS\n", code)
+        project = tomllib.loads(block("its pyproject.toml"))["project"]["entry-points"]
+        ((name, value),) = project["marconi.recurrences"].items()
+        install(tmp_path, "my_recurrence", f"[marconi.recurrences]\n{name} = {value}\n", code)
         registry.families.cache_clear()
 
     yield install_family
-    sys.modules.pop("their_family", None)
+    sys.modules.pop("my_recurrence", None)
     registry.families.cache_clear()
 
 
-def test_a_family_of_another_package_serves_its_backend(install_family) -> None:
-    install_family(OTHERS)
-    theirs = importlib.import_module("their_family")
-    assert family_of(theirs.Backend()) is theirs.THEIRS
+def test_the_family_of_the_page_serves_its_backend(install_family: Callable[[str], None]) -> None:
+    assert why_stock("HouseForCausalLM")
+    install_family(block("my_recurrence.py"))
+    theirs = importlib.import_module("my_recurrence")
+    assert family_of(theirs.HouseBackend()) is theirs.HOUSE
     assert family_of(object.__new__(GDNAttnBackend)) is GDN
+    assert why_stock("HouseForCausalLM") is None and set(hooks()) >= set(PIECE_HOOKS)
+    saver = theirs.HOUSE.saver(SaverContext(2, lambda name, n: None))
+    assert isinstance(saver, PieceSaver)
+    assert "of 2 recurrent layers" in saver.missed(), "a state that no layer saved isn't published"
 
 
-def test_a_family_that_can_not_be_imported_stops_the_start(install_family) -> None:
+def test_a_family_that_can_not_be_imported_stops_the_start(install_family: Callable[[str], None]) -> None:
     install_family("import no_such_module")
     with pytest.raises(BadInputError, match="no_such_module"):
         hooks()
