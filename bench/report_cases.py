@@ -167,6 +167,9 @@ def documents_between_turns(pair: Pair, rng: np.random.Generator, documents: int
     return f"tokens lost at the chat's turns: {lost}"
 
 
+LONG_ANSWER = 150  # tokens: it still runs on a fast machine when others come
+
+
 def preempted_by_priority(pair: Pair, rng: np.random.Generator, requests: int) -> str:
     """Requests of low priority that share beginnings run when others of high priority come, some in their middle, and
     take their places."""
@@ -181,7 +184,7 @@ def preempted_by_priority(pair: Pair, rng: np.random.Generator, requests: int) -
             for _ in range(2)
         )
         with ThreadPoolExecutor(2 * requests) as pool:
-            replies = [pool.submit(pair.ask, prompt, 40, priority=0) for prompt in low]
+            replies = [pool.submit(pair.ask, prompt, LONG_ANSWER, priority=0) for prompt in low]
             time.sleep(0.3)
             replies += [pool.submit(pair.ask, prompt, 5, priority=100) for prompt in high]
             preempted += sum(reply.result().lost_place > 0 for reply in replies)
