@@ -13,31 +13,30 @@ from dataclasses import dataclass, field
 HALF_LIFE_ANSWERS = 256
 FEW_ANSWERS = 16  # with which a token is a rare one, and nothing is known
 MIN_REPEATED = 1 / 32  # of the answers: with fewer the states after them serve nobody,
-MIN_DROPPED = (
-    1 / 8
-)  # where of all that weren't repeated so many were seen to be dropped: others may be repeated yet
+MIN_DROPPED = 1 / 8  # where of all that weren't repeated so many were seen to be dropped: others may be yet
 MIN_PARTINGS = 1.5  # fewer may be chance
 KEPT_TOKENS = 32
 TRIED_EACH = 16  # answers: their states are saved all the same, for what was true may not stay so
+_DECAY = 0.5 ** (1 / HALF_LIFE_ANSWERS)
 
 
 @dataclass(slots=True)
 class _Tally:
-    """Decayed counts, as of answer `at`."""
+    """Counts, decayed with each answer."""
 
-    at: int = 0
     answers: float = 0.0
     repeated: float = 0.0
 
-    def decay(self, at: int) -> None:
-        factor = 0.5 ** ((at - self.at) / HALF_LIFE_ANSWERS)
-        self.at, self.answers, self.repeated = at, self.answers * factor, self.repeated * factor
+    def decay(self) -> None:
+        self.answers *= _DECAY
+        self.repeated *= _DECAY
 
 
 @dataclass(slots=True)
 class Answers:
     """Of one class of prompts. Deterministic. by_token: counts of those that ended with each, the least recent first"""
 
+    _seen: int = 0
     _all: _Tally = field(default_factory=_Tally)
     by_token: OrderedDict[int, _Tally] = field(default_factory=OrderedDict)
 
@@ -46,13 +45,13 @@ class Answers:
 
         dropped: answers that prompts were seen to leave out, decayed
         """
-        now = self._all.at + 1
-        one = self.by_token.setdefault(token, _Tally(now))
+        self._seen += 1
+        one = self.by_token.setdefault(token, _Tally())
         self.by_token.move_to_end(token)
         if len(self.by_token) > KEPT_TOKENS:
             self.by_token.popitem(last=False)
         for tally in (self._all, *self.by_token.values()):
-            tally.decay(now)
+            tally.decay()
         for tally in (self._all, one):
             tally.answers += 1
         alike = ((tally.answers, tally.repeated) for tally in (one, self._rare(), self._all))
@@ -62,7 +61,7 @@ class Answers:
             and repeated < MIN_REPEATED * answers
             and dropped >= max(MIN_PARTINGS, MIN_DROPPED * (self._all.answers - self._all.repeated))
         )
-        return not useless or now % TRIED_EACH == 0
+        return not useless or self._seen % TRIED_EACH == 0
 
     def repeated(self, token: int) -> None:
         """A prompt repeats one that ended with `token`, for the first time."""
@@ -74,4 +73,4 @@ class Answers:
         """Answers that end with rare tokens."""
         often = [tally for tally in self.by_token.values() if tally.answers >= FEW_ANSWERS]
         answers = self._all.answers - sum(tally.answers for tally in often)
-        return _Tally(self._all.at, answers, self._all.repeated - sum(tally.repeated for tally in often))
+        return _Tally(answers, self._all.repeated - sum(tally.repeated for tally in often))
