@@ -111,7 +111,8 @@ class Simulator:
         running = self._insert(request, look)
         if running is not None:
             path, prompt_class, ends_at = self.records.path(running.pinned), 0, -1
-            last = np.concatenate([prompt[-1:], request.output_ids[:-1][-1:]]).item(-1)
+            answer = request.output_ids
+            last = answer.item(-2) if len(answer) > 1 else prompt.item(-1)  # with KV
             for offer in self.admission.plan(facts):
                 is_last = offer.kind == Kind.LAST_TOKEN
                 if is_last and not self.runtime.answered(prompt_class, last, ends_at):

@@ -107,8 +107,8 @@ def run_routed(
                     server.flush_cache()
                 with closing(make_router(name, fleet.urls, fleet.event_ports, logs)) as router:
                     routed, row = _play(fleet, router, traffic, concurrency, progress, name)
-                rows.append({"traffic": traffic.name, "run": number, "router": name, **row})
-                rows[-1] |= simulation.play(name, routed) if simulation else NOT_SIMULATED
+                simulated = simulation.play(name, routed) if simulation else NOT_SIMULATED
+                rows.append({"traffic": traffic.name, "run": number, "router": name, **row, **simulated})
     return sorted(rows, key=lambda row: routers.index(row["router"]))
 
 
