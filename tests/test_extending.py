@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
 import tomllib
 from pathlib import Path
 
 import pytest
 from command import marconi
 from made_package import install
+from page_blocks import blocks
 
 from marconi_ext import entry_points
 from marconi_ext.errors import BadInputError
 from marconi_ext.policies.registry import NewEviction, parse_policy
 from marconi_ext.profiles.gpus import find_gpu
-
-PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
-
-
-def blocks(title: str) -> list[str]:
-    return re.findall(
-        rf'^```\w+ title="{title}"\n(.*?)^```$', PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL
-    )
 
 
 @pytest.fixture(scope="module")

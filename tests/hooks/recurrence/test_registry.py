@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from made_package import install
+from page_blocks import blocks
 from sglang.srt.arg_groups.overrides import _MAMBA_EXTRA_BUFFER_ARCHS, _MAMBA_RADIX_CACHE_ARCHS
 from sglang.srt.layers.attention.hybrid_linear_attn_backend import Mamba2AttnBackend
 from sglang.srt.layers.attention.linear.gdn_backend import GDNAttnBackend
@@ -83,18 +83,12 @@ def test_hooks_fit_the_installed_release() -> None:
     assert check_signatures(hooks()) == []
 
 
-def block(title: str) -> str:
-    """Of the page that says how to add a family."""
-    page = (Path(__file__).parents[3] / "docs" / "extending.md").read_text(encoding="utf-8")
-    (found,) = re.findall(rf'^```\w+ title="{title}"\n(.*?)^```$', page, re.MULTILINE | re.DOTALL)
-    return found
-
-
 @pytest.fixture
 def install_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     def install_family(code: str) -> None:
         monkeypatch.syspath_prepend(str(tmp_path))
-        project = tomllib.loads(block("its pyproject.toml"))["project"]["entry-points"]
+        (written,) = blocks("its pyproject.toml")
+        project = tomllib.loads(written)["project"]["entry-points"]
         ((name, value),) = project["marconi.recurrences"].items()
         install(tmp_path, "my_recurrence", f"[marconi.recurrences]\n{name} = {value}\n", code)
         registry.families.cache_clear()
@@ -106,7 +100,7 @@ def install_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 def test_the_family_of_the_page_serves_its_backend(install_family: Callable[[str], None]) -> None:
     assert why_stock("HouseForCausalLM")
-    install_family(block("my_recurrence.py"))
+    install_family(*blocks("my_recurrence.py"))
     theirs = importlib.import_module("my_recurrence")
     assert family_of(theirs.HouseBackend()) is theirs.HOUSE
     assert family_of(object.__new__(GDNAttnBackend)) is GDN
