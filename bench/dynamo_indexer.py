@@ -26,9 +26,9 @@ import httpx
 import numpy as np
 from checked_server import START_S, launched
 from records import records_of, write
+from server_pair import Asked, request
 
 from marconi_ext.models.toy_model import ToyModel, write_model
-from marconi_ext.servers.engine_options import CPU_OPTIONS
 from marconi_ext.servers.server import free_port
 
 VOCABULARY, PAGE, MODEL = 4_096, 16, "small"
@@ -82,7 +82,6 @@ def play(python: str, stream: str, options: argparse.Namespace, model: Path, log
     events_port = free_port()
     config = {"publisher": "zmq", "endpoint": f"tcp://*:{events_port}", "topic": "kv-events"}
     flags = {
-        **CPU_OPTIONS,
         "enable_marconi": True,
         "marconi_events": stream,
         "kv_events_config": json.dumps(config),
@@ -97,24 +96,22 @@ def play(python: str, stream: str, options: argparse.Namespace, model: Path, log
     row = {"slots": options.slots, "stream": stream, "requests": 0, **dict.fromkeys(counted, 0)}
     with launched(model, flags) as server, indexer(python, events_port, log) as http:
         server.wait_until_healthy(START_S)
-        asked = httpx.Client(base_url=server.url, timeout=300, trust_env=False)
+        asked = Asked(server)
         systems = [draw(320) for _ in range(3)]
         histories = [[*systems[n % 3], *draw(rng.integers(20, 200))] for n in range(options.sessions)]
         for _turn in range(options.turns):
             for history in histories:
                 time.sleep(SETTLE_S)
                 said = min(promised(http, history), (len(history) - 1) // PAGE * PAGE)
-                sampling = {"temperature": 0, "max_new_tokens": 12, "ignore_eos": True}
-                reply = asked.post("/generate", json={"input_ids": history, "sampling_params": sampling})
-                answer = reply.json()
-                reused = answer["meta_info"]["cached_tokens"]
+                (answer,) = asked.generate(request(history, 12, {}))
+                reused = answer.cached_tokens
                 row["requests"] += 1
                 row["prompt_tokens"] += len(history)
                 row["promised_tokens"] += said
                 row["reused_tokens"] += reused
                 row["too_much_tokens"] += max(0, said - reused)
                 row["too_little_tokens"] += max(0, reused - said)
-                history += [*answer["output_ids"], *draw(rng.integers(20, 120))]
+                history += [*answer.output_ids, *draw(rng.integers(20, 120))]
     return row
 
 
