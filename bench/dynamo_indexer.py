@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +90,16 @@ def play(python: str, stream: str, options: argparse.Namespace, model: Path, log
         "max_total_tokens": 60_000,
         "max_running_requests": 2,
         "skip_tokenizer_init": True,
+        "skip_server_warmup": True,  # its events would go out before anybody listens
         "log_level": "warning",
     }
     counted = ("prompt_tokens", "promised_tokens", "reused_tokens", "too_much_tokens", "too_little_tokens")
     row = {"slots": options.slots, "stream": stream, "requests": 0, **dict.fromkeys(counted, 0)}
-    with launched(model, flags) as server, indexer(python, events_port, log) as http:
+    with ExitStack() as stack:
+        server = stack.enter_context(launched(model, flags))
         server.wait_until_healthy(START_S)
+        # Before that nobody would answer its subscription, and it may give up.
+        http = stack.enter_context(indexer(python, events_port, log))
         asked = Asked(server)
         systems = [draw(320) for _ in range(3)]
         histories = [[*systems[n % 3], *draw(rng.integers(20, 200))] for n in range(options.sessions)]
