@@ -1,4 +1,8 @@
-"""A server on the CPU platform that is asked for the kernel gets it: its stages pass our hooks, and keep their bits."""
+"""A server on the CPU platform that is asked for the kernel gets it: its stages pass our hooks, and outputs stay.
+
+A CPU's BLAS may round one product in two ways, by where its operands lie in memory, so bits are compared where one
+program computes both: tests/kernels/delta_rule/test_engine_stages.py.
+"""
 
 import json
 import os
@@ -18,4 +22,4 @@ def test_every_familys_trial_holds() -> None:
     assert child.returncode == 0, child.stderr
     found = json.loads(child.stdout.splitlines()[-1])
     assert set(found) == {"gdn", "kda", "lightning"}
-    assert all(one["same_outputs"] and one["error"] < 1e-5 for one in found.values()), found
+    assert all(one["outputs"] < 1e-6 and one["error"] < 1e-5 for one in found.values()), found

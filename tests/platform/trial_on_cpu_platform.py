@@ -30,7 +30,7 @@ def trial_of(family, value, key):
     trial = saver.in_kernel.trial(backend, layer, {"mixed_qkv": pool, "k": pool})
     saver.in_kernel.in_place = saver.in_kernel.has_stages
     found = form.held(trial)
-    return {"error": found.error, "same_outputs": found.same_outputs}
+    return {"error": found.error, "outputs": found.outputs}
 
 
 def main():
