@@ -1,8 +1,8 @@
 """Make Triton 3.8.0's interpreter treat bfloat16 as the hardware does.
 
-It keeps bf16 values as raw uint16 bits. `tl.dot` multiplies these integers, and a cast from fp32 truncates,
-where the hardware rounds to nearest even. The shim converts both operands of a dot to fp32 first (products of
-bf16 values are exact in fp32, as in the tensor cores) and rounds casts. Remove when Triton itself does so.
+It keeps bf16 values as raw uint16 bits. Arithmetic and `tl.dot` take these integers, and a cast from fp32 truncates,
+where the hardware rounds to nearest even. The shim converts operands to fp32 first (products of bf16 values are exact
+in fp32, as in the tensor cores) and rounds results and casts. Remove when Triton itself does so.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _round(data: np.ndarray) -> np.ndarray:
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
     """Patch the interpreter for the duration of a test."""
     builder = interpreter.InterpreterBuilder
-    cast, dot = builder.cast_impl, builder.create_dot
+    cast, dot, binary = builder.cast_impl, builder.create_dot, builder.binary_op
 
     def cast_impl(self, src, dst_type):
         source, target = src.dtype.scalar, dst_type.scalar
@@ -42,12 +42,19 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
             b = interpreter.TensorHandle(_widen(b.data), tl.float32)
         return dot(self, a, b, d, *args)
 
+    def binary_op(self, lhs, rhs, op):
+        if lhs.dtype.scalar != tl.bfloat16:
+            return binary(self, lhs, rhs, op)
+        result = op(_widen(lhs.data), _widen(rhs.data))
+        return interpreter.TensorHandle(result if result.dtype == bool else _round(result), tl.bfloat16)
+
     def get_bf16(self, value):  # a constant, which it doesn't know at all
         return interpreter.TensorHandle(_round(np.array([value], dtype=np.float32)), tl.bfloat16)
 
     monkeypatch.setattr(builder, "get_bf16", get_bf16, raising=False)
     monkeypatch.setattr(builder, "cast_impl", cast_impl)
     monkeypatch.setattr(builder, "create_dot", create_dot)
+    monkeypatch.setattr(builder, "binary_op", binary_op)
 
 
 def round_dots_once(monkeypatch: pytest.MonkeyPatch) -> None:

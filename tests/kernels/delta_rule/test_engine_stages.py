@@ -112,6 +112,7 @@ def test_states_are_those_of_a_prefill_that_ends_there(interpreted, per_key, in_
     key_heads = HEADS if per_key else KEY_HEADS
     run = pipeline(stages, per_key, interpreted)
     trial = delta_trial(stages, pool, key_heads, torch.bfloat16, per_key=per_key, pipeline=run)
+    assert trial.prefill(trial.pool.clone(), form.LENGTHS, None).isfinite().all()
     found = held(trial)
     assert found.same_outputs
     assert found.error <= 1e-6
