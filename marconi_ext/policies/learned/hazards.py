@@ -30,6 +30,9 @@ _BUCKET_BELOW = np.maximum(_EDGES.searchsorted(_AGES, side="left") - 1, 0).astyp
 )  # of ages just below
 PRIOR_USES = 2.0  # expected uses after which a class is believed as much as its prior, a bucket as its class
 DOUBT = 1 / 50  # of the prior of doubted groups, while none of them has a use
+UNUSED = (
+    512.0  # records × requests without any use at all, after which prompts may as well come again as go on
+)
 POOLED_USES = 0.5  # the same, of all classes together at one age
 ROUNDS = 3
 
@@ -123,7 +126,7 @@ class Hazards:
         """Hazard that a group's bucket is believed to have before its own uses count."""
         assert self.prior is not None  # groups come with one
         prior = self.prior
-        if self.doubted is not None and not uses[self.doubted].any():
+        if self.doubted is not None and self._goes_on(uses, exposure):
             prior = np.where(self.doubted, DOUBT * prior, prior)
         factor = prior
         for _ in range(ROUNDS):  # pooled hazard given the groups' factors, and those given the pooled hazard
@@ -133,6 +136,12 @@ class Hazards:
             pooled = (_total(uses.T) + POOLED_USES) / (weighted + POOLED_USES / level * _LOWER)
             factor = (_total(uses) + PRIOR_USES * prior) / (_total(exposure * pooled) + PRIOR_USES)
         return factor[:, None] * pooled
+
+    def _goes_on(self, uses: np.ndarray, exposure: np.ndarray) -> bool:
+        """Whether conversations go on, and nobody comes back to what they have passed, as far as seen."""
+        if not uses.any():  # a crawl, once there was time for a next turn
+            return bool(_total(exposure.ravel()) < UNUSED)
+        return not uses[self.doubted].any()
 
 
 def _total(terms: np.ndarray) -> np.ndarray:

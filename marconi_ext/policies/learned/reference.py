@@ -4,7 +4,7 @@
            · [ F(depth_r) - F(above_r) ] / bytes_r
     G_c(a) = the largest survival-weighted mean of the hazard λ_c over any window of ages that begins at a
     λ_c(b) = (uses + 2) / (exposure + 2 / λ0_c(b)),   λ0_c(b) = factor of the class · pooled hazard at age b
-    prior of what was superseded: 1/50 of its own until one such record is used
+    prior of what was superseded: 1/50 of its own until one such record is used, or nothing was for long
     F(L) = linear·L + quadratic·L²;   w = 1/16 for records unused since a change of traffic, for 256 requests, else 1
 
 Uses and exposure are those at the last refresh: classes by age buckets. A class that is part of a group has the group's
@@ -98,7 +98,9 @@ def hazards(
     lived = [
         [total([exposure[c][b] for c in classes])[-1] for b in range(len(WIDTHS))] for classes in members
     ]
-    if not any(sum(row) for row, doubt in zip(used, doubted, strict=True) if doubt):
+    unused = not any(sum(row) for row, doubt in zip(used, doubted, strict=True) if doubt)
+    nothing_used = not any(map(sum, used))
+    if unused and not (nothing_used and total([e for row in lived for e in row])[-1] >= 512.0):
         prior = [0.02 * p if doubt else p for p, doubt in zip(prior, doubted, strict=True)]
     believed = expected(used, lived, prior)
     of_group = [
