@@ -75,6 +75,12 @@ class MarconiRadixCache(UnifiedRadixCache):
         super().reset()
         self.mamba.forget_all()
 
+    def touch_prefix(self, key: RadixKey) -> None:
+        """As stock, where its stamps are read; else nothing: its walk would split the edge that a waiting prompt ends
+        in, and the first of the two parts would outlive the other as a leaf of its own."""
+        if not self.tree_core.plain:
+            super().touch_prefix(key)
+
     def checkpoint_into_tree(self, req: Req, *, up_to: int, **kwargs: Any) -> None:
         """Insert the request's written checkpoints up to `up_to` tokens, then, if it finished, its last state."""
         mamba = self.mamba
