@@ -13,16 +13,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from marconi_kernels.plan import CheckpointPlan
 
-if TYPE_CHECKING:
-    from .in_kernel import InKernel
+from .in_kernel import InKernel, Trial
 
 logger = logging.getLogger(__name__)
 
@@ -31,19 +29,6 @@ LENGTHS = (150, 64, 1, 97)
 ENDS = ((2, 64, 65, 149), (63,), (), (32, 32, 96))
 TOLERANCES = {torch.float32: 1e-4}  # of a pool in less precision: a few of its roundings
 LOW_PRECISION = 1e-2
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A family's prefill of one layer on random inputs.
-
-    pool: [slots, …], the states that it begins with, one slot a sequence first
-    prefill: prefill(pool, lengths, into) - the first tokens of each sequence; `into` saves states on the way.
-        Mutates pool. Returns the outputs.
-    """
-
-    pool: torch.Tensor
-    prefill: Callable[[torch.Tensor, Sequence[int], CheckpointPlan | None], torch.Tensor]
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,6 @@ from marconi_kernels.grouped_plan import GroupedPlan, group_by_sequence
 from marconi_kernels.mamba2.conv_checkpoint import save_conv_checkpoints
 from marconi_kernels.plan import CheckpointPlan
 
-from .form import Trial
 from .interface import ArmedCheckpoints
 
 
@@ -93,6 +92,19 @@ def kernel_plan(
         num_tokens=sum(lengths),
         num_slots=len(pool.mamba2_layer_cache(layer.layer_id).temporal),
     )
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A family's prefill of one layer on random inputs.
+
+    pool: [slots, …], the states that it begins with, one slot a sequence first
+    prefill: prefill(pool, lengths, into) - the first tokens of each sequence; `into` saves states on the way.
+        Mutates pool. Returns the outputs.
+    """
+
+    pool: torch.Tensor
+    prefill: Callable[[torch.Tensor, Sequence[int], CheckpointPlan | None], torch.Tensor]
 
 
 TrialMaker = Callable[["InKernel", Any, Any, dict[str, Any]], Trial]

@@ -9,8 +9,8 @@ import torch
 
 from marconi_kernels.plan import CheckpointPlan
 
-from .form import ENDS, LENGTHS, Trial
-from .in_kernel import DeltaStages, InKernel, KernelPlan, save_lightning
+from .form import ENDS, LENGTHS
+from .in_kernel import DeltaStages, InKernel, KernelPlan, Trial, save_lightning
 
 
 class Streams:

@@ -12,8 +12,7 @@ import torch
 from marconi_kernels.plan import CheckpointPlan
 from marconi_kernels.torch_twins.lightning import seg_la_fwd
 from sglang_hooks.recurrence import form
-from sglang_hooks.recurrence.form import Trial
-from sglang_hooks.recurrence.in_kernel import BesideLightning, DeltaStages, InKernel
+from sglang_hooks.recurrence.in_kernel import BesideLightning, DeltaStages, InKernel, Trial
 from sglang_hooks.recurrence.interface import SaverContext
 from sglang_hooks.recurrence.pieces import PieceSaver
 from sglang_hooks.recurrence.trials import seg_la_trial
