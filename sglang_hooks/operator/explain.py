@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
     from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode
 
-    from ..radix.component import MarconiMambaComponent
+    from marconi_ext.policies.held_states import HeldStates
+    from marconi_ext.policies.runtime import PolicyRuntime
+
+    from ..radix.tree_core import MarconiTreeCore
 
 KEPT_REQUESTS = 1_000
 SHOWN_PLACES = 16  # places without a state, the deepest
@@ -55,10 +58,19 @@ _FATES = {
 
 
 class Explainer:
-    """The explanations of one cache. Single-threaded."""
+    """The explanations of one cache. Single-threaded. expose_tokens: whether token ids may be asked for"""
 
-    def __init__(self, mamba: MarconiMambaComponent) -> None:
-        self._mamba = mamba
+    def __init__(
+        self,
+        runtime: PolicyRuntime,
+        held: HeldStates,
+        core: MarconiTreeCore,
+        *,
+        page_tokens: int,
+        expose_tokens: bool,
+    ) -> None:
+        self._runtime, self._held, self._core, self._page = runtime, held, core, page_tokens
+        self.expose_tokens = expose_tokens
         self._recent: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._excerpts: dict[str, Excerpt] = {}  # of recent ones
 
@@ -69,7 +81,7 @@ class Explainer:
         told = self._recent.get(req.rid)
         if told is not None and req.retracted_stain:
             return told  # it begins a second time; what counts is what it found first
-        now = self._mamba.runtime.tick
+        now = self._runtime.tick
         path, hit, kv = plan.match.path, req.prefix_len, max(plan.match.kv_tokens, req.prefix_len)
         ways = 0
         if path:
@@ -82,7 +94,7 @@ class Explainer:
             {"depth_tokens": offer.depth_tokens, "kind": kind_name(offer.kind), "outcome": "not reached"}
             for offer in plan.offers
         ]
-        if self._mamba.config.expose_tokens:
+        if self.expose_tokens:
             self._excerpts[req.rid] = self._tokens(req.full_untruncated_fill_ids, told["kv_tokens"], path)
         self._recent[req.rid] = told
         if len(self._recent) > KEPT_REQUESTS:
@@ -132,12 +144,12 @@ class Explainer:
     ) -> dict[str, Any]:
         """What the prompt would reuse now. Changes nothing: no edge is split, nothing counts as used. key: that seals
         its token ids"""
-        path, partial = walk(self._mamba, prompt[:-1], extra_key, cache_salt)
+        path, partial = walk(self._core, self._page, prompt[:-1], extra_key, cache_salt)
         known = [place for place in path if place[1] is not partial]
         rows = [row_of(node) for _, node in known if row_of(node) >= 0]
         hit, served = next((place for place in reversed(known) if holds_state(place[1])), (0, None))
         kv = path[-1][0] if path else 0
-        runtime = self._mamba.runtime
+        runtime = self._runtime
         parted = parted_tokens(Match(known, served, len(prompt), hit), runtime.table)
         lost = runtime.causes(rows, hit_tokens=hit, kv_tokens=kv, parted_tokens=parted)
         ways = 1 if partial is not None else len(path[-1][1].children) if path else 0
@@ -145,7 +157,7 @@ class Explainer:
             "request": None,
             **self._reuse(len(prompt), known, served, lost, hit, kv, ways, runtime.tick + 1),
         }
-        if key is not None and self._mamba.config.expose_tokens:
+        if key is not None and self.expose_tokens:
             told["tokens"] = seal_excerpt(self._tokens(array("q", prompt), kv, path, partial), key)
         return told
 
@@ -162,7 +174,7 @@ class Explainer:
         ways: int,
         now: int,
     ) -> dict[str, Any]:
-        runtime, page = self._mamba.runtime, self._mamba.cache.page_size
+        runtime, page = self._runtime, self._page
         whole = kv >= (prompt_tokens - 1) // page * page
         nearest = None
         if served is not None:
@@ -187,12 +199,12 @@ class Explainer:
     def _without_state(self, path: Path, hit: int, now: int) -> list[dict[str, Any]]:
         """Places between the hit and the KV's end where a state was once wanted, and why none is there. now: the
         request's number"""
-        table, held, found = self._mamba.runtime.table, self._mamba.held, []
+        table, found = self._runtime.table, []
         for depth, node in path:
             row = row_of(node)
             if depth <= hit or row < 0 or holds_state(node):
                 continue
-            gone = held.why_gone(row)
+            gone = self._held.why_gone(row)
             found.append(
                 {
                     "depth_tokens": depth,
@@ -224,11 +236,14 @@ class Explainer:
 
 
 def walk(
-    mamba: MarconiMambaComponent, tokens: Sequence[int], extra_key: str | None, cache_salt: str | None
+    core: MarconiTreeCore,
+    page: int,
+    tokens: Sequence[int],
+    extra_key: str | None,
+    cache_salt: str | None,
 ) -> tuple[Path, UnifiedTreeNode | None]:
     """The nodes that hold a prompt's KV, each with the depth up to which it does; and the last of them, where only a
-    part of its edge matches. The tree stays as it is."""
-    core, page = mamba.tree_core, mamba.cache.page_size
+    part of its edge matches. The tree stays as it is. page: tokens"""
     key = RadixKey(array("q", tokens), extra_key, cache_salt=cache_salt)
     end = len(key) // page * page
     node, depth, path = core.root_node, 0, []

@@ -20,8 +20,9 @@ from .explain import walk
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode
+    from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 
-    from ..radix.component import MarconiMambaComponent
+    from marconi_ext.policies.runtime import PolicyRuntime
 
 CHECK_EVERY_S = 1.0
 LOST_REASONS = ("expired", "unpinned", "flushed", "evicted")
@@ -42,8 +43,8 @@ class Pin:
 class Pins:
     """All pins of one cache. Single-threaded. share: of slots and of KV that pins may hold"""
 
-    def __init__(self, mamba: MarconiMambaComponent, share: float) -> None:
-        self._mamba, self._share = mamba, share
+    def __init__(self, cache: UnifiedRadixCache, runtime: PolicyRuntime, share: float) -> None:
+        self._cache, self._runtime, self._share = cache, runtime, share
         self._pins: dict[str, Pin] = {}
         self._due_s = 0.0
         self.ended: Counter[str] = Counter()
@@ -51,10 +52,10 @@ class Pins:
     @property
     def budget(self) -> dict[str, int]:
         """States, and KV tokens, that pins may hold."""
-        pool = self._mamba.cache.req_to_token_pool.mamba_allocator.size
+        pool = self._cache.req_to_token_pool.mamba_allocator.size
         return {
             "states": int(self._share * pool),
-            "tokens": int(self._share * self._mamba.cache.token_to_kv_pool_allocator.size),
+            "tokens": int(self._share * self._cache.token_to_kv_pool_allocator.size),
         }
 
     # ---- orders ----
@@ -69,9 +70,11 @@ class Pins:
         if seconds is not None and not (isinstance(seconds, int | float) and 0 < seconds < 1e9):
             raise RefusedError(f"seconds: want a positive number, got {seconds!r}")
         self.check()
-        page = self._mamba.cache.page_size
+        page = self._cache.page_size
         end = len(prompt) // page * page
-        path, partial = walk(self._mamba, prompt, command.get("extra_key"), command.get("cache_salt"))
+        path, partial = walk(
+            self._cache.tree_core, page, prompt, command.get("extra_key"), command.get("cache_salt")
+        )
         node = path[-1][1] if path and path[-1][0] == end and partial is None else None
         if node is None or not holds_state(node) or row_of(node) < 0:
             held = max((depth for depth, at in path if at is not partial and holds_state(at)), default=0)
@@ -84,9 +87,9 @@ class Pins:
         self._afford({**others, node: None})
         self._end(name, "unpinned")
         until = None if seconds is None else time.monotonic() + seconds
-        born = self._mamba.runtime.table.born.item(row)
+        born = self._runtime.table.born.item(row)
         self._pins[name] = Pin(name, node, row, born, end, until)
-        self._mamba.runtime.reserves.set_reserved(row, True)
+        self._runtime.reserves.set_reserved(row, True)
         return self.report()
 
     def _afford(self, nodes: Mapping[UnifiedTreeNode, None]) -> None:
@@ -143,7 +146,7 @@ class Pins:
             self._end(name, "flushed")
 
     def _holds(self, pin: Pin) -> bool:
-        born = self._mamba.runtime.table.born.item(pin.row)
+        born = self._runtime.table.born.item(pin.row)
         return row_of(pin.node) == pin.row and born == pin.born and holds_state(pin.node)
 
     def _end(self, name: str, reason: str) -> None:
@@ -153,7 +156,7 @@ class Pins:
         self.ended[reason] += 1
         still = any(other.node is pin.node for other in self._pins.values())
         if not still and row_of(pin.node) == pin.row:
-            self._mamba.runtime.reserves.set_reserved(pin.row, False)
+            self._runtime.reserves.set_reserved(pin.row, False)
 
     def report(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -170,5 +173,5 @@ class Pins:
                 for pin in self._pins.values()
             ],
             "ended": {reason: self.ended[reason] for reason in LOST_REASONS},
-            "yielded": self._mamba.runtime.reserves.yielded,
+            "yielded": self._runtime.reserves.yielded,
         }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from .cache import MarconiRadixCache
+    from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 
 
 class Agreement:
@@ -17,7 +17,7 @@ class Agreement:
     are told what it decided; were they asked, the first stage would stand still until the last had caught up.
     """
 
-    def __init__(self, cache: MarconiRadixCache) -> None:
+    def __init__(self, cache: UnifiedRadixCache) -> None:
         self._cache = cache
 
     def __call__(self, _request: int, ready: bool) -> bool:

@@ -75,9 +75,15 @@ class MarconiMambaComponent(StatePublishing):
         self.records = TreeRecords(runtime, lambda node: len(node.key), self.tree_core.holds)
         self.serving = Serving(runtime, self.records, saved_kinds(config), self.cache.page_size)
         self.held = HeldStates(runtime, self.records, self.serving, node_states, _ByName(stats))
-        self.explainer = Explainer(self)
-        self.pins = Pins(self, config.pin_share)
-        self.storage = StorageTier(self, config.storage_share)
+        self.explainer = Explainer(
+            runtime,
+            self.held,
+            self.tree_core,
+            page_tokens=self.cache.page_size,
+            expose_tokens=config.expose_tokens,
+        )
+        self.pins = Pins(self.cache, runtime, config.pin_share)
+        self.storage = StorageTier(runtime, ledger.counters, config.storage_share)
         slots = self.cache.req_to_token_pool.mamba_allocator.size
         runtime.reserves.set_quotas(quotas_in_slots(config.quotas, slots))
         self.plans = {}

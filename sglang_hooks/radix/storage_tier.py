@@ -19,25 +19,27 @@ from marconi_ext.policies.table.tree_rows import row_of
 from .host_tier import has_state
 
 if TYPE_CHECKING:
+    from collections import Counter
+
     from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode
 
-    from .component import MarconiMambaComponent
+    from marconi_ext.policies.runtime import PolicyRuntime
 
 _MAMBA = ComponentType.MAMBA
 
 
 class StorageTier:
-    """One per cache; used by its scheduler's thread alone."""
+    """One per cache; used by its scheduler's thread alone. counters: of what was written and what was held back"""
 
-    def __init__(self, mamba: MarconiMambaComponent, share: float) -> None:
-        self._mamba = mamba
+    def __init__(self, runtime: PolicyRuntime, counters: Counter[str], share: float) -> None:
+        self._runtime, self._counters = runtime, counters
         self._writes = StorageWrites(share)
         self._held_back: set[UnifiedTreeNode] = set()  # KV that isn't in storage, on purpose
         self.without_state: UnifiedTreeNode | None = None  # its KV is written just now, and its state isn't
 
     def write(self, node: UnifiedTreeNode, write: Callable[[UnifiedTreeNode], None]) -> None:
         """Write the node, or don't. write: as stock does, KV and state; the KV alone of `without_state`."""
-        counters = self._mamba.ledger.counters
+        counters = self._counters
         worth = not has_state(node) or self._worth(node)
         if not worth and not node.children:
             self._held_back.add(node)
@@ -79,7 +81,7 @@ class StorageTier:
 
     def _worth(self, node: UnifiedTreeNode) -> bool:
         """Whether the node's state is worth writing. One without a row is: nothing is known of it."""
-        row, runtime = row_of(node), self._mamba.runtime
+        row, runtime = row_of(node), self._runtime
         if row < 0 or self._writes.share == 1:
             return True
         scores = runtime.eviction.scores(runtime.table, np.array([row]), runtime.tick)

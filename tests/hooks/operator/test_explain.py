@@ -31,7 +31,7 @@ def test_token_ids_come_sealed_and_only_where_they_may() -> None:
     publish_settings(64)
     driver = Driver("marconi", slots=24, tokens=3_200, context_tokens=3_200, requests=4)
     mamba, key = driver.cache.mamba, Key.draw()
-    mamba.config = mamba.config.model_copy(update={"expose_tokens": True})
+    mamba.explainer.expose_tokens = True
     held, prompt = [*range(40), *range(100, 150)], [*range(40), *range(200, 240)]
     driver.serve(0, array("q", held), array("q", [7, 8]))
     wanted = {"before": prompt[32:40], "sent": prompt[40:48], "held": [held[40:48]]}
@@ -45,7 +45,7 @@ def test_token_ids_come_sealed_and_only_where_they_may() -> None:
         assert "203" not in json.dumps(told["tokens"])
     for question in ({"prompt": prompt}, {"request": "1"}, {"request": "1", "key": "12"}):
         assert "tokens" not in mamba.explainer.answer(question)
-    mamba.config = mamba.config.model_copy(update={"expose_tokens": False})
+    mamba.explainer.expose_tokens = False
     assert "tokens" not in mamba.explainer.answer({"prompt": prompt, **numbers})
 
 

@@ -68,7 +68,7 @@ class Site:
         self.settle()
 
     def holds(self, prefix: list[int], extra_key: str | None = None) -> bool:
-        path, partial = walk(self.mamba, prefix, extra_key, None)
+        path, partial = walk(self.cache.tree_core, 1, prefix, extra_key, None)
         return partial is None and bool(path) and path[-1][0] == len(prefix) and holds_state(path[-1][1])
 
     def assert_sound(self) -> None:
@@ -209,7 +209,7 @@ def test_rows_of_pins_are_not_mistaken_for_others() -> None:
     site = Site()
     site.warm(SYSTEM)
     site.mamba.pins.pin(pin(SYSTEM))
-    path, _ = walk(site.mamba, SYSTEM, None, None)
+    path, _ = walk(site.cache.tree_core, 1, SYSTEM, None, None)
     _, held = path[-1]
     site.send([9] * (TOKENS - 50))
     site.settle()

@@ -24,9 +24,7 @@ class Tree:
         )
         runtime = SimpleNamespace(eviction=eviction, table=None, tick=0)
         self.root = Node(parent=None, children={})
-        self.tier = StorageTier(
-            SimpleNamespace(runtime=runtime, ledger=SimpleNamespace(counters=self.counters)), share
-        )
+        self.tier = StorageTier(runtime, self.counters, share)
         self.written: list[tuple[str, bool]] = []
         for _ in range(FEW):
             self.write(self.node("known", self.root, 5.0))
