@@ -108,7 +108,7 @@ def build(
     if cache.shared is not None:
         currency = cache.shared.currency(currency)
     cache.mamba.adopt(config, build_runtime(config, currency), CheckpointLedger(), CacheStats())
-    cache.mamba.tracks_decode = page_size > 1  # as `build_cache` has it
+    cache.mamba.tracks_decode = page_size > 1  # as `assembly.build_cache` has it
     if page_size == 1:
         pool.mamba_initial_tracking_slots = 0
     return cache

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
 
-    from .radix.cache import MarconiRadixCache
+    from .radix.pools import PooledRadixCache
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def slots_per_request(stock: int, page_tokens: int) -> int:
     return min(RUNNING_AND_LOCKED, stock) if page_tokens == 1 else stock - 1
 
 
-def has_slots_for(cache: MarconiRadixCache, req: Req, admitted: Sequence[Req]) -> bool:
+def has_slots_for(cache: PooledRadixCache, req: Req, admitted: Sequence[Req]) -> bool:
     """Whether a request can join those that were `admitted` to a batch and have no slots yet.
 
     One state more may leave what can be evicted: the one that it starts from.

@@ -1,12 +1,14 @@
 """The extension's state in one scheduler process: None until a hybrid model's cache is built with it.
 
-Imports nothing at run time: every hook asks here, in processes that need nothing of it as well.
+For what stands above the cache; what stands below asks `process_parts` for the one part that it needs.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from .process_parts import running, start
 
 if TYPE_CHECKING:
     from marconi_ext.config import MarconiConfig
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 class Live:
     """What the hooks share in a scheduler process.
 
+    split: None where KV and states share one buffer, which needs no split
     runs: None without speculative decoding
     metrics: None where this process exports none (no --enable-metrics, or a rank that SGLang leaves out)
     memory: None where nothing is to be remembered
@@ -41,21 +44,19 @@ class Live:
     tree_dumps: TreeDumps
     twins: Twins
     desk: Desk
-    split: SplitAdvice
+    split: SplitAdvice | None
     runs: AcceptedRuns | None = None
     metrics: MetricsPublisher | None = None
     memory: ServerMemory | None = None
 
 
-_live: Live | None = None
-
-
 def live() -> Live | None:
     """The running extension, or None where SGLang serves as stock."""
-    return _live
+    return running(Live)
 
 
 def go_live(state: Live) -> None:
-    """Called once, by the cache factory."""
-    global _live
-    _live = state
+    """Called once, when everything is put together."""
+    start(state, state.forward)
+    if state.runs is not None:
+        start(state.runs)

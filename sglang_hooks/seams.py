@@ -5,9 +5,9 @@ Remove a hook when upstream offers the same as an API; the signatures are compar
 before anything is patched.
 
 Not patched but subclassed, and handed to SGLang through its own registries and arguments: UnifiedRadixCache
-(`cache.py`, to publish several states a request), MambaComponent (`component.py`, exact states; `publishing.py`,
-`state_eviction.py`), FullComponent (`kv_eviction.py`, the order in which KV goes), UnifiedTreeCore (`tree_core.py`,
-shorter walks and changes in one step).
+(`pools.py`, to make room; `cache.py`, to publish several states a request), MambaComponent (`component.py`, exact
+states; `publishing.py`, `state_eviction.py`), FullComponent (`kv_eviction.py`, the order in which KV goes),
+UnifiedTreeCore (`tree_core.py`, shorter walks and changes in one step), PrefillBudget (`prefill_budget.py`).
 """
 
 from __future__ import annotations
@@ -37,20 +37,21 @@ def _scheduler_init(
     original(scheduler, server_args, *args, **kwargs)
     from .messages import headers_for
     from .observe.metrics import start_publishing
-    from .observe.status import announce
+    from .observe.status import announce, report
     from .operator.memory import remember
 
     state = live()
-    if state is not None:
-        state.cache.mamba.serving.headers = headers_for(scheduler, config)
-        state.memory = remember(state.cache, config)
-    announce(scheduler)
-    start_publishing(scheduler)
+    if state is None:
+        return
+    state.cache.mamba.serving.headers = headers_for(scheduler, config)
+    state.memory = remember(state.cache, config)
+    announce(state, scheduler)
+    state.metrics = start_publishing(scheduler.metrics_reporter, lambda: report(state))
 
 
 def _create_cache(original: Callable[..., Any], ctx: Any, **kwargs: Any) -> Any:
+    from .assembly import build_cache
     from .flags import config_of
-    from .radix.cache import build_cache
 
     config = config_of(ctx.server_args)
     if config is None or ctx.disable_radix_cache:
@@ -107,9 +108,10 @@ def _keep_house(_result: Any, _scheduler: Any) -> None:
         return
     state.cache.census.walk_if_due()
     if state.metrics is not None:
-        state.metrics.publish_if_due(state)
+        state.metrics.publish_if_due()
     state.cache.mamba.pins.check_if_due()
-    state.split.look_if_due(state)
+    if state.split is not None:
+        state.split.look_if_due()
     if state.memory is not None:
         state.memory.write_if_due()
     if state.cache.mamba.events is not None:
@@ -120,7 +122,7 @@ def _prefill_budget(original: Callable[..., Any], allocator: Any, tree_cache: An
     state = live()
     if state is None or tree_cache is not state.cache or tree_cache.shared is None:
         return original(allocator, tree_cache, **kwargs)
-    from .radix.shared_memory import SharedPrefillBudget
+    from .radix.prefill_budget import SharedPrefillBudget
 
     return SharedPrefillBudget(allocator, tree_cache, **kwargs)
 

@@ -1,7 +1,6 @@
 """Imports between rooms run one way, and no file imports itself round a circle.
 
-An import counts wherever it stands: at the top, inside a function, or for type checkers only. In `sglang_hooks`
-those for type checkers don't count towards circles: the parts of the cache name each other in annotations.
+An import counts wherever it stands: at the top, inside a function, or for type checkers only.
 """
 
 from __future__ import annotations
@@ -45,8 +44,8 @@ BELOW = {
     "sglang_hooks": {"marconi_ext", "marconi_kernels"},
 }
 KERNEL_OPS = {"mamba2", "delta_rule"}
-Arrow = tuple[str, str, bool]
-"""Importing module, imported module, and whether it is for type checkers only."""
+Arrow = tuple[str, str]
+"""Importing module, imported module."""
 
 
 def find_modules() -> dict[str, Path]:
@@ -60,16 +59,8 @@ def find_modules() -> dict[str, Path]:
 
 def arrows_of(module: str, text: str, *, is_package: bool, known: set[str]) -> Iterator[Arrow]:
     """All imports of known modules in a module's text."""
-    tree = ast.parse(text)
-    guarded = {
-        id(node)
-        for block in ast.walk(tree)
-        if isinstance(block, ast.If) and ast.unparse(block.test).endswith("TYPE_CHECKING")
-        for statement in block.body
-        for node in ast.walk(statement)
-    }
     package = module if is_package else module.rpartition(".")[0]
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -82,13 +73,13 @@ def arrows_of(module: str, text: str, *, is_package: bool, known: set[str]) -> I
             continue
         for name in names:
             if name in known and name != module:
-                yield module, name, id(node) in guarded
+                yield module, name
 
 
 def find_circle(arrows: list[Arrow]) -> list[str]:
     """The modules of one circle in order, or an empty list."""
     graph: dict[str, set[str]] = {}
-    for source, target, _ in arrows:
+    for source, target in arrows:
         graph.setdefault(source, set()).add(target)
     try:
         TopologicalSorter(graph).prepare()
@@ -112,7 +103,7 @@ def arrows() -> list[Arrow]:
 
 def test_rooms_of_marconi_ext_import_one_way(arrows: list[Arrow]) -> None:
     wrong = []
-    for source, target, _ in arrows:
+    for source, target in arrows:
         if not (source.startswith("marconi_ext.") and target.startswith("marconi_ext.")):
             continue
         room, other = source.split(".")[1], target.split(".")[1]
@@ -132,7 +123,7 @@ def test_rooms_are_listed_from_the_bottom() -> None:
 
 def test_packages_import_one_way(arrows: list[Arrow]) -> None:
     wrong = []
-    for source, target, _ in arrows:
+    for source, target in arrows:
         package, other = source.split(".")[0], target.split(".")[0]
         if package == other:
             continue
@@ -148,7 +139,7 @@ def test_kernels_of_one_op_know_no_other(arrows: list[Arrow]) -> None:
     allowed = {"torch_twins": KERNEL_OPS, "report": KERNEL_OPS}
     folders = {*KERNEL_OPS, *allowed}
     wrong = []
-    for source, target, _ in arrows:
+    for source, target in arrows:
         if not (source.startswith("marconi_kernels.") and target.startswith("marconi_kernels.")):
             continue
         room, other = source.split(".")[1], target.split(".")[1]
@@ -158,9 +149,8 @@ def test_kernels_of_one_op_know_no_other(arrows: list[Arrow]) -> None:
 
 
 def test_no_circle(arrows: list[Arrow]) -> None:
-    counted = [a for a in arrows if not (a[2] and a[0].startswith("sglang_hooks"))]
-    assert len(counted) > 300, "the arrows weren't found"
-    assert find_circle(counted) == []
+    assert len(arrows) > 300, "the arrows weren't found"
+    assert find_circle(arrows) == []
 
 
 def test_a_circle_is_found() -> None:
@@ -171,6 +161,6 @@ def test_a_circle_is_found() -> None:
         "p.c": "if TYPE_CHECKING:\n    import p.a",
     }
     found = [a for m, t in texts.items() for a in arrows_of(m, t, is_package=False, known=known)]
-    assert found == [("p.a", "p.b", False), ("p.b", "p.c", False), ("p.c", "p.a", True)]
+    assert found == [("p.a", "p.b"), ("p.b", "p.c"), ("p.c", "p.a")]
     assert set(find_circle(found)) == {"p.a", "p.b", "p.c"}
     assert find_circle(found[:2]) == []

@@ -10,16 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from marconi_ext.config import CheckpointKind
 
-from ..process_state import live
 from .stats import EVICTION_REASONS, LOSS_CAUSES
-from .status import report
-
-if TYPE_CHECKING:
-    from ..process_state import Live
 
 INTERVAL_S = 1.0
 
@@ -195,9 +190,17 @@ class MetricsPublisher:
 
     labels: SGLang's own labels and their values in this process
     counter_class, gauge_class: prometheus_client's, or what stands in for them
+    report: makes the report, as /server_info has it
     """
 
-    def __init__(self, labels: Mapping[str, Any], counter_class: Any, gauge_class: Any) -> None:
+    def __init__(
+        self,
+        labels: Mapping[str, Any],
+        counter_class: Any,
+        gauge_class: Any,
+        report: Callable[[], Mapping[str, Any]],
+    ) -> None:
+        self._report = report
         self._labels = dict(labels)
         self._due_s = 0.0
         self._published: dict[tuple[str, tuple[str, ...]], float] = {}
@@ -212,12 +215,12 @@ class MetricsPublisher:
                 )
             self._instruments[metric.name] = instrument
 
-    def publish_if_due(self, state: Live) -> None:
+    def publish_if_due(self) -> None:
         """Publish, unless that was done less than a second ago. Called after every batch and while idle."""
         now_s = time.monotonic()
         if now_s >= self._due_s:
             self._due_s = now_s + INTERVAL_S
-            self.publish(report(state))
+            self.publish(self._report())
 
     def publish(self, values: Mapping[str, Any]) -> None:
         """Write all metrics; counters by what they grew."""
@@ -233,17 +236,18 @@ class MetricsPublisher:
                     instrument.set(value)
 
 
-def start_publishing(scheduler: Any) -> None:
-    """Export metrics from this scheduler process if SGLang exports its own from there."""
-    state = live()
-    reporter = scheduler.metrics_reporter
-    if state is None or not reporter.current_scheduler_metrics_enabled:
-        return
+def start_publishing(reporter: Any, report: Callable[[], Mapping[str, Any]]) -> MetricsPublisher | None:
+    """Export metrics from this scheduler process; None where SGLang exports none of its own from there.
+
+    reporter: SGLang's, of this scheduler; report: as of `MetricsPublisher`
+    """
+    if not reporter.current_scheduler_metrics_enabled:
+        return None
     # Imported here: the library picks its storage at import, by a variable that SGLang sets first.
     from prometheus_client import Counter, Gauge
 
     collector = reporter.metrics_collector
-    state.metrics = MetricsPublisher(
-        collector.labels, collector._counter_cls or Counter, collector._gauge_cls or Gauge
-    )
-    state.metrics.publish_if_due(state)
+    counter, gauge = collector._counter_cls or Counter, collector._gauge_cls or Gauge
+    publisher = MetricsPublisher(collector.labels, counter, gauge, report)
+    publisher.publish_if_due()
+    return publisher

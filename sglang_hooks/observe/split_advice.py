@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..process_state import Live
+    from .stats import CacheStats
 
 logger = logging.getLogger(__name__)
 
@@ -40,17 +40,18 @@ def advise(
 
 
 class SplitAdvice:
-    """Looks at the counters of one process."""
+    """Looks at the counters of one process. slots: counts the pool's by owner, as `slot_census` does"""
 
-    def __init__(self) -> None:
+    def __init__(self, stats: CacheStats, slots: Callable[[], Mapping[str, int]]) -> None:
+        self._stats, self._slots = stats, slots
         self._requests = self._prompt_tokens = self._lost = 0
         self._evictions: Counter[str] = Counter()
         self._said = ""
 
-    def look_if_due(self, state: Live) -> None:
+    def look_if_due(self) -> None:
         """Called after every batch."""
-        stats = state.stats
-        if stats.requests - self._requests < WINDOW_REQUESTS or state.cache.shared is not None:
+        stats = self._stats
+        if stats.requests - self._requests < WINDOW_REQUESTS:
             return
         evictions: Counter[str] = Counter()
         for (_, reason), states in stats.evictions.items():
@@ -60,7 +61,7 @@ class SplitAdvice:
             stats.prompt_tokens - self._prompt_tokens,
             stats.lost_tokens["evicted"] - self._lost,
             grown,
-            state.cache.slot_census(),
+            self._slots(),
         )
         self._requests, self._prompt_tokens = stats.requests, stats.prompt_tokens
         self._lost, self._evictions = stats.lost_tokens["evicted"], evictions

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from marconi_ext import __version__
 
-from ..process_state import Live, live
+if TYPE_CHECKING:
+    from ..process_state import Live
 
 logger = logging.getLogger(__name__)
 
 
-def announce(scheduler: Any) -> None:
+def announce(state: Live, scheduler: Any) -> None:
     """Log the one line that says that the extension is live and on what."""
-    state = live()
-    if state is None:
-        return
     cache = state.cache
     logger.warning(
         "marconi-ext %s live: checkpoints=%s slots=%d page=%d layers=%d message_headers=%d policy=%s tp_rank=%d",

@@ -1,10 +1,7 @@
 """KV and states in one buffer of bytes (`--enable-unified-memory`): either makes room for the other.
 
 SGLang's allocator moves the border between the two; what has to go for a request is ours to choose, by worth per
-byte, whichever kind it is. Its admission counts evictable KV as room for KV and evictable states as room for states;
-here all that can go counts for both, or a buffer full of one kind would let nothing in. What stock leaves out of a
-request's price is charged, and a prompt's next piece waits for room instead of failing.
-Source of the replaced behaviour: SGLang 0.5.23, mem_cache/unified_radix_cache.py, mem_cache/prefill_budget.py.
+byte, whichever kind it is. What stock leaves out of a request's price is charged (`prefill_budget.py`).
 """
 
 from __future__ import annotations
@@ -13,14 +10,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.mem_cache.allocator.unified_mamba import UnifiedMambaTokenToKVPoolAllocator
-from sglang.srt.mem_cache.prefill_budget import PrefillBudget
 
 from marconi_ext.policies.currency import Currency
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
-
-    from .cache import MarconiRadixCache
 
 
 @dataclass(frozen=True)
@@ -78,38 +72,3 @@ def shared_memory_of(allocator: Any) -> SharedMemory | None:
         state_bytes=allocator.mamba_allocator.entry_bytes,
         total_bytes=allocator.full_attn_allocator._current_gap_bytes(),
     )
-
-
-class SharedPrefillBudget(PrefillBudget):
-    """As stock; a state that can go is room for KV, too, and no more is promised than there is.
-
-    may_wait: whether requests run whose end will make room for one that is prefilled in pieces
-    """
-
-    tree_cache: MarconiRadixCache
-    may_wait = False
-    _copy_paid = False
-
-    def _available_and_evictable(self) -> int:
-        shared = self.tree_cache.shared
-        assert shared is not None
-        in_states = self.tree_cache.mamba_evictable_size() * shared.state_bytes // shared.kv_bytes
-        return super()._available_and_evictable() + in_states
-
-    def fit_chunk(self, *, extend_input_len: int, max_new_tokens: int, chunk_limit: int) -> int | None:
-        """As much of the next piece as there is room for now; None: it waits. Stock takes the whole of it, and ends
-        the server where that fails."""
-        room = (self.remaining_current - self.page_size) // self.page_size * self.page_size
-        if min(extend_input_len, chunk_limit) <= room:
-            return chunk_limit
-        return room if room > 0 else None if self.may_wait else chunk_limit
-
-    def reserve(self, extend_input_len: int, max_new_tokens: int, **kwargs: Any) -> None:
-        """As stock; the first one pays for the copy of a state, which the match of a request takes that is then not
-        admitted."""
-        super().reserve(extend_input_len, max_new_tokens, **kwargs)
-        if not self._copy_paid:
-            self._copy_paid = True
-            copy_tokens = self.allocator.mamba_slot_full_token_cost()
-            self.total_offset += copy_tokens
-            self.current_offset += copy_tokens

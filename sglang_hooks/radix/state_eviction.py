@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
     from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode
 
-    from ..observe.state_events import ResumableRecorder, StateEvents
-    from .cache import MarconiRadixCache
+    from .pools import PooledRadixCache
     from .storage_tier import StorageTier
+    from .watcher import StateWatcher
 
 _MAMBA = ComponentType.MAMBA
 
@@ -40,13 +40,13 @@ _MAMBA = ComponentType.MAMBA
 class StateEviction(MambaComponent):
     """The evicting half of the Mamba component: the least valuable state first."""
 
-    cache: MarconiRadixCache
+    cache: PooledRadixCache
     stats: CacheStats
     runtime: PolicyRuntime
     records: TreeRecords
     held: HeldStates
     storage: StorageTier
-    events: StateEvents | ResumableRecorder | None = None
+    events: StateWatcher | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

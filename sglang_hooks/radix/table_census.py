@@ -23,7 +23,7 @@ from .node_states import holds_state
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode
 
-    from .cache import MarconiRadixCache
+    from .component import MarconiMambaComponent
 
 _MAMBA = ComponentType.MAMBA
 NODES_A_LOOK = 64  # between two looks at the clock
@@ -34,8 +34,8 @@ WALK_S = 0.0005  # about 500 nodes
 class TableCensus:
     """Totals at any time, and the whole tree node by node, a few at a time. One per cache; single-threaded."""
 
-    def __init__(self, cache: MarconiRadixCache) -> None:
-        self._cache = cache
+    def __init__(self, mamba: MarconiMambaComponent) -> None:
+        self._mamba = mamba
         self._left: deque[UnifiedTreeNode] = deque()
         self._found = 0
         self._due_s = 0.0
@@ -44,7 +44,7 @@ class TableCensus:
 
     def totals(self) -> dict[str, int]:
         """The sums, in microseconds. `differences`: between the two sides, now and in the last whole walk."""
-        mamba = self._cache.mamba
+        mamba = self._mamba
         live, states = mamba.runtime.table.num_live, self._states()
         coming, pending, held = len(mamba.held.coming()), len(mamba.held.claims), self._in_ledger()
         now = abs(live - states - coming) + abs(pending - held)
@@ -63,12 +63,12 @@ class TableCensus:
         scheduler's steps, so a walk may take many, and the tree may change meanwhile."""
         until = time.perf_counter() + budget_s
         if not self._left:
-            self._left.extend(self._cache.tree_core.nodes())
+            self._left.extend(self._mamba.tree_core.nodes())
             self._found = 0
         while self._left:
             for _ in range(min(NODES_A_LOOK, len(self._left))):
                 node = self._left.popleft()
-                self._found += self._cache.tree_core.holds(node) and self._of_node(node) is not None
+                self._found += self._mamba.tree_core.holds(node) and self._of_node(node) is not None
             if time.perf_counter() >= until:
                 break
         if not self._left:
@@ -84,10 +84,10 @@ class TableCensus:
 
     def differences(self) -> list[str]:
         """All of them, from the whole tree and the whole table: about 1 µs a node."""
-        mamba = self._cache.mamba
+        mamba = self._mamba
         table, held, found = mamba.runtime.table, mamba.held, []
         at_nodes = set()
-        for node in self._cache.tree_core.nodes():
+        for node in self._mamba.tree_core.nodes():
             if (wrong := self._of_node(node)) is not None:
                 found.append(wrong)
             at_nodes.add(row_of(node))
@@ -107,7 +107,7 @@ class TableCensus:
 
     def _of_node(self, node: UnifiedTreeNode) -> str | None:
         """What is wrong with the node's row; None: nothing."""
-        mamba, row, held = self._cache.mamba, row_of(node), holds_state(node)
+        mamba, row, held = self._mamba, row_of(node), holds_state(node)
         if row < 0:
             return f"node {node.id} has a state and no row" if held else None
         table, pending = mamba.runtime.table, mamba.held.claims.get(row)
@@ -124,7 +124,7 @@ class TableCensus:
         )
 
     def _states(self) -> int:
-        return int(self._cache.mamba_evictable_size() + self._cache.mamba_protected_size())
+        return int(self._mamba.cache.mamba_evictable_size() + self._mamba.cache.mamba_protected_size())
 
     def _in_ledger(self) -> int:
-        return sum(checkpoint.row >= 0 for checkpoint in self._cache.mamba.ledger.all_pending())
+        return sum(checkpoint.row >= 0 for checkpoint in self._mamba.ledger.all_pending())

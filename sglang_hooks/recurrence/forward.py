@@ -9,8 +9,9 @@ in a scheduler process.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from ..process_parts import running
 from .interface import ArmedCheckpoints, StateSaver
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from ..radix.ledger import CheckpointLedger, PendingCheckpoint
 
 logger = logging.getLogger(__name__)
+
+S = TypeVar("S", bound=StateSaver)
 
 
 class ForwardCheckpoints:
@@ -77,3 +80,15 @@ class ForwardCheckpoints:
     def _reset(self) -> None:
         self._checkpoints = []
         self.saver.reset()
+
+
+def live_saver(kind: type[S], backend: object = None) -> S | None:
+    """The running extension's saver, if it is of this class and saves what runs on `backend` (None: not known here).
+
+    None: a hook lets a stock model pass, another family's, or a draft's layers: while the target's plan is armed they
+    run in the same process, on a backend object of their own.
+    """
+    forward = running(ForwardCheckpoints)
+    if forward is None or not (backend is None or backend is forward.backend):
+        return None
+    return forward.saver if isinstance(forward.saver, kind) else None

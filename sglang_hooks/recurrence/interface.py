@@ -10,13 +10,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from marconi_kernels.plan import CheckpointPlan
-
-from ..process_state import live
 
 if TYPE_CHECKING:
     from ..hooks import Hook
@@ -78,22 +76,6 @@ class StateSaver(ABC):
     @abstractmethod
     def reset(self) -> None:
         """Forget the forward pass."""
-
-
-S = TypeVar("S", bound=StateSaver)
-
-
-def live_saver(kind: type[S], backend: object = None) -> S | None:
-    """The running extension's saver, if it is of this class and saves what runs on `backend` (None: not known here).
-
-    None: a hook lets a stock model pass, another family's, or a draft's layers: while the target's plan is armed they
-    run in the same process, on a backend object of their own.
-    """
-    state = live()
-    if state is None or not (backend is None or backend is state.forward.backend):
-        return None
-    saver = state.forward.saver
-    return saver if isinstance(saver, kind) else None
 
 
 @dataclass(frozen=True)

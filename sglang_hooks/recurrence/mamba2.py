@@ -17,7 +17,8 @@ from marconi_kernels.plan import CheckpointPlan
 
 from .. import cpu_platform
 from ..hooks import Hook
-from .interface import ArmedCheckpoints, Recurrence, StateSaver, live_saver
+from .forward import live_saver
+from .interface import ArmedCheckpoints, Recurrence, StateSaver
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.hybrid_linear_attn_backend import Mamba2AttnBackend

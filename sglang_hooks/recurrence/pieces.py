@@ -23,8 +23,9 @@ import torch
 
 from ..hooks import Hook
 from .form import choose, kernel_wanted
+from .forward import live_saver
 from .in_kernel import InKernel, KernelPlan, kernel_plan
-from .interface import ArmedCheckpoints, SaverContext, StateSaver, live_saver
+from .interface import ArmedCheckpoints, SaverContext, StateSaver
 from .narrowing import index_tensor, metadata_for, narrow_batch, swap
 from .piece_plan import Copy, PiecePlan, Round, plan_pieces
 

@@ -15,7 +15,8 @@ from marconi_kernels.mamba2.conv_checkpoint import save_conv_checkpoints
 from marconi_kernels.plan import CheckpointPlan
 
 from ..hooks import Hook
-from .interface import ArmedCheckpoints, Recurrence, SaverContext, StateSaver, live_saver
+from .forward import live_saver
+from .interface import ArmedCheckpoints, Recurrence, SaverContext, StateSaver
 
 
 class ShortConvSaver(StateSaver):

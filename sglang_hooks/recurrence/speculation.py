@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..hooks import Hook
-from ..process_state import live
+from ..process_parts import running
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
@@ -200,8 +200,7 @@ def stop_tokens(req: Req) -> set[int]:
 
 def runs() -> AcceptedRuns | None:
     """The running extension's, where SGLang decodes speculatively."""
-    state = live()
-    return None if state is None else state.runs
+    return running(AcceptedRuns)
 
 
 def _launching(_result: None, batch: Any) -> None:

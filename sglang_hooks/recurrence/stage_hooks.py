@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from ..hooks import Hook
+from .forward import live_saver
 from .in_kernel import DeltaStages
-from .interface import live_saver
 from .pieces import PieceSaver
 
 

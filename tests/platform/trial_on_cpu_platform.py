@@ -6,10 +6,13 @@ from types import SimpleNamespace
 
 import torch
 
-from sglang_hooks import process_state
+from sglang_hooks import process_parts
 from sglang_hooks.cpu_platform import delta_operators, lightning_operators
 from sglang_hooks.hooks import install
+from sglang_hooks.observe.stats import CacheStats
+from sglang_hooks.radix.ledger import CheckpointLedger
 from sglang_hooks.recurrence import form
+from sglang_hooks.recurrence.forward import ForwardCheckpoints
 from sglang_hooks.recurrence.interface import SaverContext
 from sglang_hooks.recurrence.registry import GDN, KDA, LIGHTNING
 
@@ -25,7 +28,7 @@ def trial_of(family, value, key):
         req_to_token_pool=SimpleNamespace(mamba2_layer_cache=lambda i: SimpleNamespace(temporal=pool)),
     )
     saver = family.saver(SaverContext(1, lambda name, n: None))
-    process_state.go_live(SimpleNamespace(forward=SimpleNamespace(saver=saver)))
+    process_parts.start(ForwardCheckpoints(CheckpointLedger(), saver, CacheStats(), backend))
     layer = SimpleNamespace(layer_id=0, num_k_heads=KEY_HEADS if family is GDN else HEADS)
     trial = saver.in_kernel.trial(backend, layer, {"mixed_qkv": pool, "k": pool})
     saver.in_kernel.in_place = saver.in_kernel.has_stages

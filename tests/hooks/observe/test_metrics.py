@@ -41,7 +41,10 @@ class OneServer:
             runs=None,
         )
         self.publisher = MetricsPublisher(
-            LABELS, partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)
+            LABELS,
+            partial(Counter, registry=self.registry),
+            partial(Gauge, registry=self.registry),
+            lambda: report(self.state),
         )
 
     def policy(self) -> dict[str, Any]:
@@ -97,13 +100,13 @@ def test_publishing_waits_for_its_interval(monkeypatch: pytest.MonkeyPatch) -> N
     server = OneServer()
     now_s = 100.0
     monkeypatch.setattr(metrics.time, "monotonic", lambda: now_s)
-    server.publisher.publish_if_due(server.state)
+    server.publisher.publish_if_due()
     server.state.stats.served(5, 0, 0, {})
     now_s += 0.5
-    server.publisher.publish_if_due(server.state)
+    server.publisher.publish_if_due()
     assert server.value("marconi_requests_total") == 0
     now_s += 0.6
-    server.publisher.publish_if_due(server.state)
+    server.publisher.publish_if_due()
     assert server.value("marconi_requests_total") == 1
 
 

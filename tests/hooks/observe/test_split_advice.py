@@ -23,13 +23,12 @@ def test_advice() -> None:
 
 def test_it_is_said_once_until_it_changes(caplog: pytest.LogCaptureFixture) -> None:
     stats = SimpleNamespace(requests=0, prompt_tokens=0, lost_tokens=Counter(), evictions=Counter())
-    cache = SimpleNamespace(shared=None, slot_census=lambda: FULL)
-    split = SplitAdvice()
+    split = SplitAdvice(stats, lambda: FULL)
     with caplog.at_level(logging.WARNING):
         for lost in (100, 200, 200, 300):  # in all, of 1,000 tokens a window
             stats.requests += WINDOW_REQUESTS
             stats.prompt_tokens += 1_000
             stats.lost_tokens["evicted"] = lost
-            split.look_if_due(SimpleNamespace(stats=stats, cache=cache))
-            split.look_if_due(SimpleNamespace(stats=stats, cache=cache))
+            split.look_if_due()
+            split.look_if_due()
     assert len(caplog.records) == 2, "in the first window, and again after one without loss"

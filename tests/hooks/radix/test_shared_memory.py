@@ -15,7 +15,7 @@ from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 from marconi_ext.policies.registry import parse_policy
 from marconi_ext.policies.table.checkpoints import Kind
 from marconi_ext.simulator.live_rules import LiveRules
-from sglang_hooks.radix.shared_memory import SharedPrefillBudget
+from sglang_hooks.radix.prefill_budget import SharedPrefillBudget
 
 SIZES = {"context_tokens": 1_024, "requests": 2, "state_size": 32}  # a state costs as much as 67 tokens
 
