@@ -18,7 +18,7 @@ from mixer_layer import MixerLayer, engine_functions, even_ends, plans_by_extend
 from records import records_of, write
 from torch.profiler import ProfilerActivity, profile
 
-from marconi_kernels.report.model_shapes import NEMOTRON_H_8B
+from marconi_ext.profiles.shapes import NEMOTRON_H_8B
 
 HIDDEN, REPEATS, SHOWN = 4_096, 20, 22
 

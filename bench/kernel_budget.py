@@ -9,11 +9,13 @@ what takes more than the budget.
 import json
 
 from marconi_ext.profiles.gpus import GPUS
+from marconi_ext.profiles.shapes import SHAPES
 from marconi_kernels.report.kernel_report import BUDGET_FILE, budget_from, build_report
 
 
 def main() -> None:
-    BUDGET_FILE.write_text(json.dumps(budget_from(build_report(GPUS.values())["resources"]), indent=1) + "\n")
+    taken = budget_from(build_report(SHAPES, GPUS.values())["resources"])
+    BUDGET_FILE.write_text(json.dumps(taken, indent=1) + "\n")
 
 
 if __name__ == "__main__":

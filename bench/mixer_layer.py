@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import torch
 
+from marconi_ext.profiles.shapes import ModelShape
 from marconi_kernels.mamba2.batch_layout import logical_chunks, sequence_index
 from marconi_kernels.mamba2.conv_checkpoint import save_conv_checkpoints
 from marconi_kernels.mamba2.scan import ScanStages, mamba_chunk_scan_combined, tile_of
 from marconi_kernels.plan import CheckpointPlan
-from marconi_kernels.report.model_shapes import ModelShape
 
 RUNNING = 0  # the slot of the request's running state; checkpoints go to the slots after it
 

@@ -24,13 +24,11 @@ import torch
 from mixer_layer import MixerLayer, engine_functions, even_ends, plans_by_extend
 from records import Record, record, write
 
+from marconi_ext.profiles.shapes import NEMOTRON_H_8B
 from marconi_kernels.mamba2 import conv_checkpoint, scan
-from marconi_kernels.report.model_shapes import NEMOTRON_H_8B
 
 COUNTS = (1, 2, 4, 8)
-SMALL = dataclasses.replace(
-    NEMOTRON_H_8B, name="Nemotron-H-8B, 16 of 128 heads", nheads=16, ngroups=1, conv_dim=16 * 64 + 2 * 128
-)
+SMALL = dataclasses.replace(NEMOTRON_H_8B, name="Nemotron-H-8B, 16 of 128 heads", nheads=16, ngroups=1)
 TOY = dataclasses.replace(
     NEMOTRON_H_8B,
     name="marconi model's default",
@@ -39,7 +37,6 @@ TOY = dataclasses.replace(
     dstate=16,
     ngroups=2,
     chunk_size=64,
-    conv_dim=8 * 16 + 2 * 2 * 16,
 )
 LAYERS = {"nemotron": (NEMOTRON_H_8B, 4096), "small": (SMALL, 512), "toy": (TOY, 64)}  # shape, hidden width
 

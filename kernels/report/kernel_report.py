@@ -7,7 +7,7 @@ most registers and shared memory that each kernel may take on each target; spill
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -25,7 +25,7 @@ from marconi_kernels.grouped_plan import GroupedPlan
 from marconi_kernels.mamba2 import conv_checkpoint, ssm_checkpoint
 from marconi_kernels.plan import CheckpointPlan
 from marconi_kernels.report.aot import TARGETS, compile_resources, recorded_launch
-from marconi_kernels.report.model_shapes import MODELS, QWEN3_NEXT_80B, ModelShape
+from marconi_kernels.report.model_shapes import ModelShape
 from marconi_kernels.report.roofline import (
     Hardware,
     conv_checkpoint_bytes,
@@ -58,7 +58,7 @@ def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def launches() -> Iterator[Launch]:
+def launches(shapes: Iterable[ModelShape]) -> Iterator[Launch]:
     """Every kernel at every model's shape that uses it: bf16 activations, fp32 states and pool."""
     cu_seqlens = meta(SEQUENCES + 1, dtype=torch.int32)
     plan = CheckpointPlan.from_lists([0] * ROWS, [0] * ROWS, [-1] * ROWS, device="meta")
@@ -66,7 +66,7 @@ def launches() -> Iterator[Launch]:
     rows = meta(ROWS, dtype=torch.int64)
     grouped = GroupedPlan(meta(SEQUENCES + 1, dtype=torch.int32), rows, rows)
 
-    for shape in MODELS:
+    for shape in shapes:
         yield Launch(
             "conv_checkpoint",
             shape.name,
@@ -90,30 +90,52 @@ def launches() -> Iterator[Launch]:
                 "_ssm_checkpoint_kernel",
                 partial(run_ssm, shape, cu_seqlens, plan),
             )
-    shape = QWEN3_NEXT_80B
-    keys, values = meta(TOKENS, shape.ngroups, shape.dstate), meta(TOKENS, shape.nheads, shape.headdim)
-    decay = meta(TOKENS, shape.nheads, dtype=torch.float32)
-    state = (shape.nheads, shape.headdim, shape.dstate)
-    h, pool = meta(TOKENS // shape.chunk_size, *state), meta(SLOTS, *state, dtype=torch.float32)
-    yield Launch(
-        "gdn_checkpoint",
-        shape.name,
-        gdn_checkpoint,
-        "_gdn_checkpoint_kernel",
-        lambda: gdn_checkpoint.save_gdn_checkpoints_triton(keys, values, decay, h, cu_seqlens, plan, pool),
+        else:
+            yield Launch(
+                "gdn_checkpoint",
+                shape.name,
+                gdn_checkpoint,
+                "_gdn_checkpoint_kernel",
+                partial(run_gdn, shape, cu_seqlens, plan),
+            )
+            yield state_pass(shape.name, shape.ngroups, (shape.nheads,), cu_seqlens, grouped)
+    yield state_pass("Kimi-Linear-48B-A3B", KIMI_LINEAR[0], KIMI_LINEAR, cu_seqlens, grouped)
+    yield state_pass(
+        "Ring-mini-linear-2.0",
+        LIGHTNING_HEADS,
+        (LIGHTNING_HEADS,),
+        cu_seqlens,
+        grouped,
+        delta_rule=False,
     )
-    for name, key_heads, decays, delta_rule in (
-        (shape.name, shape.ngroups, (shape.nheads,), True),
-        ("Kimi-Linear-48B-A3B", KIMI_LINEAR[0], KIMI_LINEAR, True),
-        ("Ring-mini-linear-2.0", LIGHTNING_HEADS, (LIGHTNING_HEADS,), False),
-    ):
-        yield Launch(
-            "delta_state_pass",
-            name,
-            delta_state_pass,
-            "_delta_state_pass_kernel",
-            partial(run_delta, key_heads, decays, cu_seqlens, grouped, delta_rule=delta_rule),
-        )
+
+
+def state_pass(
+    model: str,
+    key_heads: int,
+    decays: tuple[int, ...],
+    cu_seqlens: torch.Tensor,
+    plan: GroupedPlan,
+    *,
+    delta_rule: bool = True,
+) -> Launch:
+    """The pass through the states, which all families but Mamba2 share."""
+    run = partial(run_delta, key_heads, decays, cu_seqlens, plan, delta_rule=delta_rule)
+    return Launch("delta_state_pass", model, delta_state_pass, "_delta_state_pass_kernel", run)
+
+
+def run_gdn(shape: ModelShape, cu_seqlens: torch.Tensor, plan: CheckpointPlan) -> None:
+    """Launch the kernel that saves states from the engine's chunk states, on meta tensors."""
+    state = (shape.nheads, shape.headdim, shape.dstate)
+    gdn_checkpoint.save_gdn_checkpoints_triton(
+        meta(TOKENS, shape.ngroups, shape.dstate),
+        meta(TOKENS, shape.nheads, shape.headdim),
+        meta(TOKENS, shape.nheads, dtype=torch.float32),
+        meta(TOKENS // shape.chunk_size, *state),
+        cu_seqlens,
+        plan,
+        meta(SLOTS, *state, dtype=torch.float32),
+    )
 
 
 def run_delta(
@@ -156,11 +178,14 @@ def run_ssm(shape: ModelShape, cu_seqlens: torch.Tensor, plan: CheckpointPlan) -
 
 
 def resource_rows(
-    targets: tuple[str, ...] = tuple(TARGETS), *, on_done: Callable[[], None] = lambda: None
+    shapes: Iterable[ModelShape],
+    targets: tuple[str, ...] = tuple(TARGETS),
+    *,
+    on_done: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
     """Compile everything; one row a kernel, model and target. `on_done` is called after each compile."""
     jobs = []
-    for launch in launches():
+    for launch in launches(shapes):
         kernel = getattr(launch.module, launch.function)
         with recorded_launch(launch.module, launch.function) as arguments:
             launch.run()
@@ -176,7 +201,7 @@ def resource_rows(
         return list(workers.map(compile_one, jobs))
 
 
-def cost_rows() -> list[dict[str, Any]]:
+def cost_rows(shapes: Iterable[ModelShape]) -> list[dict[str, Any]]:
     """Bytes and FLOPs for each checkpoint and layer, counted, at the mean offset in a chunk."""
     return [
         {
@@ -188,34 +213,36 @@ def cost_rows() -> list[dict[str, Any]]:
             "conv_bytes": conv_checkpoint_bytes(shape),
             "flops_mean": ssm_checkpoint_flops(shape, mean_live_tokens(shape)),
         }
-        for shape in MODELS
+        for shape in shapes
     ]
 
 
-def estimate_rows(gpus: Iterable[Hardware]) -> list[dict[str, Any]]:
+def estimate_rows(shapes: Collection[ModelShape], gpus: Iterable[Hardware]) -> list[dict[str, Any]]:
     return [
         row
         for hardware in gpus
-        for shape in MODELS
+        for shape in shapes
         for row in overhead_table(shape, hardware, PREFILL_TOKENS, CHECKPOINT_COUNTS)
     ]
 
 
-def build_report(gpus: Iterable[Hardware], *, on_done: Callable[[], None] = lambda: None) -> dict[str, Any]:
+def build_report(
+    shapes: Collection[ModelShape], gpus: Iterable[Hardware], *, on_done: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
     """The whole report as plain data. Raises: RuntimeError where Triton's interpreter is on."""
-    resources = resource_rows(on_done=on_done)
+    resources = resource_rows(shapes, on_done=on_done)
     return {
         "bench": "kernel_report",
         "versions": {"torch": torch.__version__, "triton": triton.__version__},
         "resources": resources,
         "over_budget": over_budget(resources),
-        "costs": cost_rows(),
-        "estimates": estimate_rows(gpus),
+        "costs": cost_rows(shapes),
+        "estimates": estimate_rows(shapes, gpus),
     }
 
 
-def compile_count() -> int:
-    return len(TARGETS) * sum(1 for _ in launches())
+def compile_count(shapes: Iterable[ModelShape]) -> int:
+    return len(TARGETS) * sum(1 for _ in launches(shapes))
 
 
 def over_budget(resources: list[dict[str, Any]]) -> list[str]:

@@ -24,24 +24,46 @@ from marconi_ext.profiles.layers import (
 Layers = list[tuple[str, LayerCost]]
 
 
-def _attention(c: dict, kv_dtype_bytes: int, tp: int) -> LayerCost:
+def attention_sizes(c: dict) -> tuple[int, int, int]:
+    """Query heads, KV heads, head dim."""
     heads = c["num_attention_heads"]
     head_dim = c.get("head_dim") or c.get("attention_head_dim") or c["hidden_size"] // heads
-    kv_heads = c.get("num_key_value_heads") or heads
-    return gqa(c["hidden_size"], heads, kv_heads, head_dim, kv_dtype_bytes=kv_dtype_bytes, tp=tp)
+    return heads, c.get("num_key_value_heads") or heads, head_dim
 
 
-def _mamba2(c: dict, heads: int, head_dim: int, ssm_dtype_bytes: int, tp: int) -> LayerCost:
-    """Bamba's names for the rest, shared by Falcon-H1 and Granite 4."""
-    sizes = (c["mamba_d_state"], c["mamba_n_groups"], c["mamba_d_conv"])
-    return mamba2(c["hidden_size"], heads, head_dim, *sizes, ssm_dtype_bytes=ssm_dtype_bytes, tp=tp)
+def mamba2_sizes(c: dict) -> tuple[int, int, int, int, int]:
+    """Heads, head dim, state dim, groups, conv kernel: by Nemotron-H's names, or Bamba's, which the others have."""
+    if c.get("model_type") == "nemotron_h":
+        return (
+            c["mamba_num_heads"],
+            c["mamba_head_dim"],
+            c["ssm_state_size"],
+            c["n_groups"],
+            c["conv_kernel"],
+        )
+    inner = c.get("mamba_d_ssm") or c["mamba_expand"] * c["hidden_size"]
+    heads = c["mamba_n_heads"]
+    return heads, inner // heads, c["mamba_d_state"], c["mamba_n_groups"], c["mamba_d_conv"]
+
+
+def gdn_sizes(c: dict) -> tuple[int, int, int, int, int]:
+    """Key heads, value heads, key dim, value dim, conv kernel."""
+    heads = c["linear_num_key_heads"], c["linear_num_value_heads"]
+    return *heads, c["linear_key_head_dim"], c["linear_value_head_dim"], c["linear_conv_kernel_dim"]
+
+
+def _attention(c: dict, kv_dtype_bytes: int, tp: int) -> LayerCost:
+    return gqa(c["hidden_size"], *attention_sizes(c), kv_dtype_bytes=kv_dtype_bytes, tp=tp)
+
+
+def _mamba2(c: dict, ssm_dtype_bytes: int, tp: int) -> LayerCost:
+    return mamba2(c["hidden_size"], *mamba2_sizes(c), ssm_dtype_bytes=ssm_dtype_bytes, tp=tp)
 
 
 def nemotron_h(c: dict, *, ssm_dtype_bytes: int, kv_dtype_bytes: int, tp: int) -> Layers:
     """`hybrid_override_pattern`: M Mamba-2, * attention, - squared-ReLU MLP, one kind a layer."""
-    sizes = (c["mamba_num_heads"], c["mamba_head_dim"], c["ssm_state_size"], c["n_groups"], c["conv_kernel"])
     costs = {
-        "M": ("mamba2", mamba2(c["hidden_size"], *sizes, ssm_dtype_bytes=ssm_dtype_bytes, tp=tp)),
+        "M": ("mamba2", _mamba2(c, ssm_dtype_bytes, tp)),
         "*": ("attention", _attention(c, kv_dtype_bytes, tp)),
         "-": ("mlp", mlp(c["hidden_size"], c["intermediate_size"], gated=False)),
     }
@@ -50,10 +72,8 @@ def nemotron_h(c: dict, *, ssm_dtype_bytes: int, kv_dtype_bytes: int, tp: int) -
 
 def falcon_h1(c: dict, *, ssm_dtype_bytes: int, kv_dtype_bytes: int, tp: int) -> Layers:
     """Attention and Mamba-2 side by side in every layer, then a gated MLP."""
-    inner = c.get("mamba_d_ssm") or c["mamba_expand"] * c["hidden_size"]
-    mixer = _mamba2(c, c["mamba_n_heads"], inner // c["mamba_n_heads"], ssm_dtype_bytes, tp)
     layer = [
-        ("mamba2", mixer),
+        ("mamba2", _mamba2(c, ssm_dtype_bytes, tp)),
         ("attention", _attention(c, kv_dtype_bytes, tp)),
         ("mlp", mlp(c["hidden_size"], c["intermediate_size"], gated=True)),
     ]
@@ -62,9 +82,8 @@ def falcon_h1(c: dict, *, ssm_dtype_bytes: int, kv_dtype_bytes: int, tp: int) ->
 
 def granite_hybrid(c: dict, *, ssm_dtype_bytes: int, kv_dtype_bytes: int, tp: int) -> Layers:
     """`layer_types` names the mixer; every layer has experts, a shared one, or only the shared one."""
-    inner = c["mamba_expand"] * c["hidden_size"]
-    mamba = _mamba2(c, c["mamba_n_heads"], inner // c["mamba_n_heads"], ssm_dtype_bytes, tp)
-    mixers = {"mamba": ("mamba2", mamba), "attention": ("attention", _attention(c, kv_dtype_bytes, tp))}
+    mamba = ("mamba2", _mamba2(c, ssm_dtype_bytes, tp))
+    mixers = {"mamba": mamba, "attention": ("attention", _attention(c, kv_dtype_bytes, tp))}
     shared = c["shared_intermediate_size"]
     experts = c.get("num_local_experts") or 0
     if experts:
@@ -80,8 +99,7 @@ def granite_hybrid(c: dict, *, ssm_dtype_bytes: int, kv_dtype_bytes: int, tp: in
 
 def bamba(c: dict, *, ssm_dtype_bytes: int, kv_dtype_bytes: int, tp: int) -> Layers:
     """Mamba-2 but for `attn_layer_indices`; a gated MLP in every layer."""
-    inner = c["mamba_expand"] * c["hidden_size"]
-    mamba = ("mamba2", _mamba2(c, c["mamba_n_heads"], inner // c["mamba_n_heads"], ssm_dtype_bytes, tp))
+    mamba = ("mamba2", _mamba2(c, ssm_dtype_bytes, tp))
     attention = ("attention", _attention(c, kv_dtype_bytes, tp))
     feed = ("mlp", mlp(c["hidden_size"], c["intermediate_size"], gated=True))
     chosen = set(c["attn_layer_indices"])
@@ -111,9 +129,7 @@ def qwen3_next(c: dict, *, ssm_dtype_bytes: int, kv_dtype_bytes: int, tp: int) -
     """Gated DeltaNet with gated attention every `full_attention_interval` layers; experts and a shared one, or an MLP
     (Qwen3.5 and 3.6 dense)."""
     hidden = c["hidden_size"]
-    heads = (c["linear_num_key_heads"], c["linear_num_value_heads"])
-    dims = (c["linear_key_head_dim"], c["linear_value_head_dim"], c["linear_conv_kernel_dim"])
-    linear = ("gdn", gdn(hidden, *heads, *dims, ssm_dtype_bytes=ssm_dtype_bytes, tp=tp))
+    linear = ("gdn", gdn(hidden, *gdn_sizes(c), ssm_dtype_bytes=ssm_dtype_bytes, tp=tp))
     output_gate = LayerCost(2 * hidden * c["num_attention_heads"] * c["head_dim"])
     attention = ("attention", _attention(c, kv_dtype_bytes, tp) + output_gate)
     if c.get("num_experts"):

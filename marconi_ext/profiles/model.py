@@ -79,6 +79,13 @@ def load_profile(
     """A named profile, a `config.json`, or a folder that holds one. Raises BadInputError."""
     if model == "paper-7b":
         return paper_7b()
+    config, name = load_config(model)
+    return profile_from_config(config, name, ssm_dtype=ssm_dtype, kv_dtype=kv_dtype, tp=tp)
+
+
+def load_config(model: str) -> tuple[dict, str]:
+    """The config of a named profile, a `config.json`, or a folder that holds one; and the model's name.
+    Raises BadInputError."""
     bundled = resources.files("marconi_ext.profiles") / "configs" / f"{model}.json"
     path = Path(model)
     if not bundled.is_file() and not path.exists():
@@ -97,7 +104,7 @@ def load_profile(
         raise BadInputError(f"--model: {model}: not JSON: {error}") from error
     if not isinstance(config, dict) or not isinstance(config.get("text_config", {}), dict):
         raise BadInputError(f"--model: {model}: no model's config.json: not an object")
-    return profile_from_config(config, path.name, ssm_dtype=ssm_dtype, kv_dtype=kv_dtype, tp=tp)
+    return config, path.name
 
 
 def profile_names() -> list[str]:

@@ -13,11 +13,11 @@ import torch
 import triton
 from sglang.kernels.ops.mamba.triton_ops import ssd_chunk_state
 
+from marconi_ext.profiles.shapes import NEMOTRON_H_8B as SHAPE
 from marconi_kernels.mamba2 import ssm_checkpoint
 from marconi_kernels.plan import CheckpointPlan
 from marconi_kernels.report.aot import TARGETS, recorded_launch, specialise
 from marconi_kernels.report.kernel_report import meta, run_ssm
-from marconi_kernels.report.model_shapes import NEMOTRON_H_8B as SHAPE
 
 COUNTED = re.compile(r"\b(fma\.rn\.f32|add\.f32|(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)[\w.:]*)")
 CU_SEQLENS = meta(5, dtype=torch.int32)

@@ -32,6 +32,7 @@ def report(
     Needs torch and triton, but no GPU. Exit code 1 where a kernel spills or exceeds its committed budget.
     """
     from marconi_ext.profiles.gpus import GPUS, find_gpu
+    from marconi_ext.profiles.shapes import SHAPES
     from marconi_ext.results.provenance import engine_command
 
     try:
@@ -49,9 +50,11 @@ def report(
 
     try:
         with Progress(console=stderr_console(), transient=True) as progress:
-            task = progress.add_task("compiling", total=compile_count())
+            task = progress.add_task("compiling", total=compile_count(SHAPES))
             result = build_report(
-                tuple(dict.fromkeys([*GPUS.values(), gpu])), on_done=lambda: progress.advance(task)
+                SHAPES,
+                tuple(dict.fromkeys([*GPUS.values(), gpu])),
+                on_done=lambda: progress.advance(task),
             )
     except RuntimeError as error:  # Triton's interpreter is on
         raise BadInputError(f"kernels report: {error}") from error
