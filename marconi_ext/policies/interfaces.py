@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -11,15 +11,20 @@ from marconi_ext.policies.table.checkpoints import CheckpointTable
 
 
 class Admission(Protocol):
-    """Which states to save of a request. `grid_tokens`: it saves at multiples of these, 1: at any token.
-
-    It may have a method `answered` as `Exact` in `admission.py` does, which has the last word on last-token states.
-    """
+    """Which states to save of a request. `grid_tokens`: it saves at multiples of these, 1: at any token."""
 
     @property
     def grid_tokens(self) -> int: ...
     def plan(self, facts: PromptFacts) -> list[Offer]:
         """States to offer, shallow first. May learn from the facts: it is asked once a request."""
+
+
+@runtime_checkable
+class LearnsAnswers(Protocol):
+    """What an admission may be as well: it has the last word on last-token states."""
+
+    def answered(self, prompt_class: int, answer_end: int) -> bool:
+        """A prompt's answer ended with this token. Returns: whether the state after it may serve."""
 
 
 class Scores(Protocol):
@@ -71,6 +76,14 @@ class Eviction(Scores, Protocol):
 
     def parameters(self) -> dict[str, float]:
         """What tuning or learning ended with."""
+
+
+@runtime_checkable
+class HasClasses(Protocol):
+    """What a policy may be as well: it tells records apart by class."""
+
+    def class_name(self, row: int) -> str:
+        """The class that a known row is in."""
 
 
 class WindowedEviction(Eviction, WindowedScores, Protocol):

@@ -16,7 +16,7 @@ import numpy as np
 from marconi_ext.policies.admission import Offer, PromptFacts
 from marconi_ext.policies.currency import Currency
 from marconi_ext.policies.input_ends import MIN_GAIN
-from marconi_ext.policies.interfaces import Admission, Eviction
+from marconi_ext.policies.interfaces import Admission, Eviction, LearnsAnswers
 from marconi_ext.policies.messages import InputEnd
 from marconi_ext.policies.table.checkpoints import CheckpointTable, Fate, Kind
 from marconi_ext.policies.table.reserves import Reserves
@@ -36,6 +36,7 @@ class PolicyRuntime:
 
     def __init__(self, admission: Admission, eviction: Eviction, currency: Currency) -> None:
         self.admission = admission
+        self._answers = admission if isinstance(admission, LearnsAnswers) else None
         self.eviction = eviction
         self.currency = currency
         self.table = CheckpointTable()
@@ -183,8 +184,7 @@ class PolicyRuntime:
         may serve. row: where the prompt ends"""
         if row >= 0:
             self.table.answer_end[row] = answer_end
-        answered = getattr(self.admission, "answered", None)
-        return answered is None or answered(prompt_class, answer_end)
+        return self._answers is None or self._answers.answered(prompt_class, answer_end)
 
     def touch(self, row: int) -> None:
         """The state at `row` is held already, and was wanted again."""

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from marconi_ext.policies.interfaces import HasClasses
 from marconi_ext.policies.runtime import PolicyRuntime
 from marconi_ext.policies.simple_rules import superseded
 from marconi_ext.policies.table.checkpoints import CheckpointTable, Fate, Kind
@@ -58,11 +59,11 @@ class DropLog:
     def gone(self, row: int) -> None:
         """The state at `row` was refused or evicted."""
         table, tick = self._runtime.table, self._runtime.tick
-        name_of = getattr(self._runtime.eviction, "class_name", None)
+        eviction = self._runtime.eviction
         self.drops[row] = Drop(
             fate="refused" if table.fate.item(row) == Fate.REFUSED else "evicted",
             role=role_of(table, row),
-            label=name_of(row) if name_of else "–",
+            label=eviction.class_name(row) if isinstance(eviction, HasClasses) else "–",
             tick=tick,
             age=tick - table.last_use.item(row),
         )
