@@ -15,7 +15,7 @@ import torch
 from marconi_ext.profiles.shapes import ModelShape
 from marconi_kernels.mamba2.batch_layout import logical_chunks, sequence_index
 from marconi_kernels.mamba2.conv_checkpoint import save_conv_checkpoints
-from marconi_kernels.mamba2.scan import ScanStages, mamba_chunk_scan_combined, tile_of
+from marconi_kernels.mamba2.scan import ScanStages, mamba_chunk_scan_combined
 from marconi_kernels.plan import CheckpointPlan
 
 RUNNING = 0  # the slot of the request's running state; checkpoints go to the slots after it
@@ -151,20 +151,7 @@ def engine_functions(device: str) -> tuple[ScanStages, Callable[..., torch.Tenso
 
         return TORCH_STAGES, causal_conv1d_fn
     from sglang.kernels.ops.mamba.causal_conv1d_triton import causal_conv1d_fn
-    from sglang.kernels.ops.mamba.triton_ops import (
-        ssd_bmm,
-        ssd_chunk_scan,
-        ssd_chunk_state,
-        ssd_state_passing,
-    )
 
-    stages = ScanStages(
-        chunk_cumsum=ssd_chunk_state._chunk_cumsum_fwd,
-        chunk_state=ssd_chunk_state._chunk_state_fwd,
-        state_passing=ssd_state_passing._state_passing_fwd,
-        bmm_chunk=ssd_bmm._bmm_chunk_fwd,
-        chunk_scan=ssd_chunk_scan._chunk_scan_fwd,
-        chunk_state_varlen=ssd_chunk_state.chunk_state_varlen,
-        varlen_tile=lambda: tile_of(ssd_chunk_state._chunk_state_varlen_kernel),
-    )
-    return stages, causal_conv1d_fn
+    from sglang_hooks.recurrence.mamba2 import triton_stages
+
+    return triton_stages(), causal_conv1d_fn

@@ -46,14 +46,7 @@ class ForkSizes:
 def agent(sizes: AgentSizes, seed: int, vocabulary: int) -> list[Script]:
     """The agent workload."""
     rng = np.random.default_rng([seed, 11])
-    system = draw_tokens(rng, sizes.system_tokens, vocabulary)
-    places = drawn_places(rng, sizes.sessions, sizes.turns)
-    scripts = []
-    for session in range(sizes.sessions):
-        turns = _turns(rng, sizes, places[session].astype(float), vocabulary)
-        first = Turn(np.concatenate([system, turns[0].new_ids]), turns[0].answer_tokens, turns[0].at_s)
-        scripts.append(Script(f"agent/{session}", (first, *turns[1:])))
-    return scripts
+    return _conversations(rng, sizes, "agent", vocabulary)
 
 
 def few_shot(sizes: FewShotSizes, seed: int, vocabulary: int) -> list[Script]:
@@ -74,13 +67,7 @@ def few_shot(sizes: FewShotSizes, seed: int, vocabulary: int) -> list[Script]:
 def fork(sizes: ForkSizes, seed: int, vocabulary: int) -> list[Script]:
     """The fork workload: each fork comes at a drawn time after the turn that it leaves was asked."""
     rng = np.random.default_rng([seed, 13])
-    system = draw_tokens(rng, sizes.system_tokens, vocabulary)
-    places = drawn_places(rng, sizes.sessions, sizes.turns)
-    bases, copies = [], []
-    for session in range(sizes.sessions):
-        turns = _turns(rng, sizes, places[session].astype(float), vocabulary)
-        first = Turn(np.concatenate([system, turns[0].new_ids]), turns[0].answer_tokens, turns[0].at_s)
-        bases.append(Script(f"fork/{session}", (first, *turns[1:])))
+    bases, copies = _conversations(rng, sizes, "fork", vocabulary), []
     for base in bases:
         turn = tokens = 0
         for copy in range(sizes.forks):
@@ -94,6 +81,20 @@ def fork(sizes: ForkSizes, seed: int, vocabulary: int) -> list[Script]:
             turns = _turns(rng, sizes, due, vocabulary)
             copies.append(Script(f"{base.session_id}/{copy}", turns, Fork(base.session_id, turn, tokens)))
     return [*bases, *copies]
+
+
+def _conversations(
+    rng: np.random.Generator, sizes: AgentSizes | ForkSizes, name: str, vocabulary: int
+) -> list[Script]:
+    """Conversations over one system prompt, their turns in a drawn order."""
+    system = draw_tokens(rng, sizes.system_tokens, vocabulary)
+    places = drawn_places(rng, sizes.sessions, sizes.turns)
+    scripts = []
+    for session in range(sizes.sessions):
+        turns = _turns(rng, sizes, places[session].astype(float), vocabulary)
+        first = Turn(np.concatenate([system, turns[0].new_ids]), turns[0].answer_tokens, turns[0].at_s)
+        scripts.append(Script(f"{name}/{session}", (first, *turns[1:])))
+    return scripts
 
 
 def drawn_places(rng: np.random.Generator, sessions: int, turns: int) -> np.ndarray:

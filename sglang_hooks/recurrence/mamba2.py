@@ -111,6 +111,11 @@ def scan_stages() -> ScanStages:
         from marconi_kernels.torch_twins.scan import TORCH_STAGES
 
         return TORCH_STAGES
+    return triton_stages()
+
+
+def triton_stages() -> ScanStages:
+    """SGLang's own, for a GPU or Triton's interpreter."""
     from sglang.kernels.ops.mamba.triton_ops import (
         ssd_bmm,
         ssd_chunk_scan,
