@@ -1,9 +1,10 @@
-"""What a state inside an extend costs: a cut (one more run of the layer's operators) or a fork (more tokens in one).
+"""What a state inside an extend costs: a cut (one more run of the layer's operators), a cut before the last token
+alone, which is a decode step, or a fork (more tokens in one run).
 
-One recurrent layer on the CPU, on the operators that the CPU engine serves with, through the saver that the engine
-uses: an extend of n tokens with a state at n − 1, where a prompt's end lies. Prints time and operator calls of the
-plain extend, the cut and the fork, and the tokens that a fork may repeat before it costs more than a cut. On a GPU
-a call is a kernel launch or two: a cut costs its launches, whatever the length, and a fork costs its tokens.
+Twelve recurrent layers on the CPU, on the operators that the CPU engine serves with, through the saver that the engine
+uses: an extend of n tokens with a state at n − 1, where a prompt's end lies. Prints time and operator calls a layer of
+the plain extend and of each form, and the tokens that a fork may repeat before it costs more. On a GPU a call is a
+kernel launch or two: a cut costs its launches, whatever the length, and a fork costs its tokens.
 
     python bench/cut_or_fork.py [--lengths 64,256,1024] [--repeats 5] [--json FILE]
 """
@@ -25,10 +26,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from marconi_ext.output import check_writable
 from sglang_hooks.recurrence import pieces
+from sglang_hooks.recurrence.gdn import GDN
 from sglang_hooks.recurrence.interface import ArmedCheckpoints, SaverContext
+from sglang_hooks.recurrence.kda import KDA
 from sglang_hooks.recurrence.piece_plan import plan_pieces
 
-FORMS = {"plain": None, "cut": 0, "fork": 1 << 30}  # tokens that forks may repeat
+LAYERS = 12  # so that what is planned once a forward counts as little as in a model
+FORKS = 1 << 30  # tokens
+FORMS: dict[str, dict[str, int | None]] = {
+    "plain": {},
+    "cut": {"fork_tokens": 0, "step_tokens": None},
+    "step": {"fork_tokens": FORKS, "step_tokens": 0},
+    "fork": {"fork_tokens": FORKS, "step_tokens": None},
+}
 
 
 class Calls(TorchDispatchMode):
@@ -45,7 +55,7 @@ class Calls(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Row:
-    """One length: milliseconds and operator calls of each form."""
+    """One length: milliseconds and operator calls of each form, a layer."""
 
     family: str
     tokens: int
@@ -54,12 +64,16 @@ class Row:
 
 
 def extend(per_key: bool, tokens: int, form: str) -> Callable[[], None]:
-    """One layer's prefill of `tokens` tokens in that form."""
+    """A prefill of `tokens` tokens in that form, all layers."""
     generator = torch.Generator().manual_seed(0)
-    backend = Backend(Pool(1, 4), torch.arange(1), per_key)
-    saver = pieces.PieceSaver(SaverContext(1, lambda name, n: None))
+    backend = Backend(Pool(LAYERS, 4), torch.arange(1), per_key)
+    family = KDA if per_key else GDN
+    saver = family.saver(SaverContext(LAYERS, lambda name, n: None))
     backend.saver = saver
-    layer = SimpleNamespace(layer_id=0, weight=torch.randn(CHANNELS, WIDTH, generator=generator))
+    layers = [
+        SimpleNamespace(layer_id=number, weight=torch.randn(CHANNELS, WIDTH, generator=generator))
+        for number in range(LAYERS)
+    ]
     gates = -torch.rand(tokens, HEADS * KEY if per_key else HEADS, generator=generator) * 0.1
     arguments = {
         "mixed_qkv": torch.randn(tokens, CHANNELS, generator=generator),
@@ -71,11 +85,12 @@ def extend(per_key: bool, tokens: int, form: str) -> Callable[[], None]:
 
     def run() -> None:
         batch = batch_of([0], [tokens])
-        pieces.plan_pieces = lambda *args: plan_pieces(*args, fork_tokens=FORMS[form])
+        pieces.plan_pieces = lambda *args, **_: plan_pieces(*args, **FORMS[form])
         saver.reset()
         saver.begin(armed)
         backend.init_forward_metadata(batch)
-        saver.run_layer(Hybrid.forward_extend, Hybrid(backend), layer, batch, True, arguments)
+        for layer in layers:
+            saver.run_layer(Hybrid.forward_extend, Hybrid(backend), layer, batch, True, arguments)
 
     return run
 
@@ -90,10 +105,10 @@ def measured(family: str, tokens: int, repeats: int) -> Row:
             started = time.thread_time()
             run()
             times.append(time.thread_time() - started)
-        ms[form] = 1e3 * min(times)
+        ms[form] = 1e3 * min(times) / LAYERS
         with Calls() as counted:
             run()
-        calls[form] = counted.count
+        calls[form] = counted.count // LAYERS
     return Row(family, tokens, ms, calls)
 
 
@@ -106,7 +121,8 @@ def main(
     check_writable(json)
     torch.set_num_threads(1)
     rows = []
-    print("| family | tokens | plain ms | cut ms | fork ms | calls plain | cut | fork |\n" + "|---" * 8 + "|")
+    titles = [f"{form} ms" for form in FORMS] + [f"{form} calls" for form in FORMS]
+    print(f"| family | tokens | {' | '.join(titles)} |\n" + "|---" * (2 + len(titles)) + "|")
     for family in ("gdn", "kda"):
         for tokens in map(int, lengths.split(",")):
             one = measured(family, tokens, repeats)
@@ -118,11 +134,15 @@ def main(
             )
     for family in ("gdn", "kda"):
         found = [row for row in rows if row.family == family]
-        cut = sorted(row.ms["cut"] - row.ms["plain"] for row in found)[len(found) // 2]
+        cut, step = (
+            sorted(row.ms[form] - row.ms["plain"] for row in found)[len(found) // 2]
+            for form in ("cut", "step")
+        )
         longest = max(found, key=lambda row: row.tokens)
         token = (longest.ms["fork"] - longest.ms["plain"]) / longest.tokens
         print(
-            f"{family}: a cut costs {cut:.2f} ms, a forked token {1e3 * token:.1f} us: as {cut / token:.0f} tokens"
+            f"{family}: a cut costs {cut:.2f} ms, a step {step:.2f}, a forked token {1e3 * token:.1f} us: "
+            f"as {cut / token:.0f} and {step / token:.0f} tokens"
         )
     if json:
         write(records_of(map(asdict, rows), bench="cut_or_fork", case=("tokens",), provider="family"), json)

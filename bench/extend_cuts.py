@@ -1,8 +1,8 @@
 """How real traffic cuts prefills: what the default policy saves inside an extend, and what saving it there costs.
 
 Each trace goes through the live engine's rules with ample pools. Of every extend (a prompt's uncached part, at most
-8,192 tokens) the plan of `sglang_hooks.recurrence.piece_plan` says how many cuts and forks it takes. Prints a row a
-trace and bound on forked tokens, Markdown.
+8,192 tokens) the plan of `sglang_hooks.recurrence.piece_plan` says how many cuts, steps and forks it takes. Prints a
+row a trace, bound on forked tokens and cost of a step, Markdown.
 
     python bench/extend_cuts.py --traces FOLDER [--requests 300] [--fork-tokens 0,256,1024] [--json FILE]
 """
@@ -10,6 +10,7 @@ trace and bound on forked tokens, Markdown.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +28,7 @@ from marconi_ext.simulator.radix_tree import Node
 from marconi_ext.traces.read import read_trace
 from marconi_ext.traces.rescript import rescript
 from marconi_ext.traces.script import Histories, in_order
-from sglang_hooks.recurrence.piece_plan import plan_pieces
+from sglang_hooks.recurrence.piece_plan import STEP_TOKENS, plan_pieces
 
 SLOTS, TOKENS, CHUNK_TOKENS, VOCABULARY = 20_000, 20_000_000, 8_192, 4_096
 MORE_TRACES = {"mt_bench": "mt_bench_101", "mooncake": "mooncake/conversation_trace.jsonl.gz"}
@@ -48,16 +49,19 @@ class Recorded(LiveRules):
 class Row:
     """One trace under one bound. Shares are of extends, added tokens are in % of the extends' own.
 
-    work: what cuts and forks add to the recurrence, in % of its own, where a cut counts as so many tokens
+    step: share whose last token is a step; step_tokens: what one counts as, 0: without steps
+    work: what cuts, steps and forks add to the recurrence, in % of its own, where a cut counts as so many tokens
     """
 
     trace: str
     fork_tokens: int
+    step_tokens: int
     extends: int
     median_tokens: int
     inside: float
     one_token_tail: float
     cut: float
+    step: float
     forked_tokens: float
     most_cuts: int
     work: float
@@ -81,32 +85,40 @@ def extends_of(path: Path, requests: int, max_prompt_tokens: int) -> list[tuple[
     return rules.extends
 
 
-def row(trace: str, extends: list[tuple[int, int, list[int]]], fork_tokens: int, cut_tokens: int) -> Row:
+def row(
+    trace: str, extends: list[tuple[int, int, list[int]]], fork_tokens: int, step_tokens: int, cut_tokens: int
+) -> Row:
     """Chunked as the engine does it, each chunk planned alone."""
-    lengths, inside, tails, cuts, forked = [], 0, 0, [], 0
+    lengths, inside, tails, cuts, steps, forked = [], 0, 0, [], 0, 0
     for hit, total, depths in extends:
         for start in range(hit, total, CHUNK_TOKENS):
             length = min(CHUNK_TOKENS, total - start)
             offsets = [d - start for d in depths if 0 < d - start <= length]
-            plan = plan_pieces([length], [0] * len(offsets), offsets, fork_tokens=fork_tokens)
+            rows = [0] * len(offsets)
+            plan = plan_pieces(
+                [length], rows, offsets, fork_tokens=fork_tokens, step_tokens=step_tokens or None
+            )
             inner = [offset for offset in offsets if offset < length]
             lengths.append(length)
             inside += bool(inner)
             tails += inner == [length - 1]
             cuts.append(plan.cuts)
+            steps += plan.steps
             forked += plan.forked_tokens
     count = len(lengths)
     return Row(
         trace,
         fork_tokens,
+        step_tokens,
         count,
         int(np.median(lengths)),
         100 * inside / count,
         100 * tails / count,
         100 * sum(map(bool, cuts)) / count,
+        100 * steps / count,
         100 * forked / sum(lengths),
         max(cuts),
-        100 * (forked + cut_tokens * sum(cuts)) / sum(lengths),
+        100 * (forked + cut_tokens * sum(cuts) + step_tokens * steps) / sum(lengths),
     )
 
 
@@ -115,6 +127,9 @@ def main(
     requests: Annotated[int, typer.Option(min=1, help="Of each trace.")] = 300,
     max_prompt_tokens: Annotated[int, typer.Option(min=1)] = 24_000,
     fork_tokens: Annotated[str, typer.Option(help="Bounds to compare, comma-separated.")] = "0,256,1024",
+    step_tokens: Annotated[
+        str, typer.Option(help="Forked tokens that a step costs, comma-separated; 0: no steps.")
+    ] = f"0,{STEP_TOKENS}",
     cut_tokens: Annotated[
         int, typer.Option(help="Forked tokens that cost what a cut costs (cut_or_fork.py).")
     ] = 256,
@@ -124,26 +139,31 @@ def main(
     check_writable(json)
     rows = []
     print(
-        "| trace | bound | extends | median tokens | with a state inside % | only one token short % | cut % |",
+        "| trace | bound | a step counts | extends | median tokens | with a state inside % | only one token short % |",
         end="",
     )
-    print(" forked tokens % | most cuts | added work % |\n" + "|---" * 10 + "|")
+    print(" cut % | step % | forked tokens % | most cuts | added work % |\n" + "|---" * 12 + "|")
     for name, path in (TRACES | MORE_TRACES).items():
         extends = extends_of(traces / path, requests, max_prompt_tokens)
-        for bound in map(int, fork_tokens.split(",")):
-            one = row(name, extends, bound, cut_tokens)
+        bounds = product(map(int, fork_tokens.split(",")), map(int, step_tokens.split(",")))
+        for bound, step in bounds:
+            one = row(name, extends, bound, step, cut_tokens)
             rows.append(one)
-            cells = [one.trace, one.fork_tokens, one.extends, one.median_tokens, f"{one.inside:.1f}"]
+            cells = [one.trace, one.fork_tokens, one.step_tokens, one.extends, one.median_tokens]
             cells += [
+                f"{one.inside:.1f}",
                 f"{one.one_token_tail:.1f}",
                 f"{one.cut:.1f}",
+                f"{one.step:.1f}",
                 f"{one.forked_tokens:.1f}",
                 one.most_cuts,
                 f"{one.work:.1f}",
             ]
             print("| " + " | ".join(map(str, cells)) + " |", flush=True)
     if json:
-        made = records_of(map(asdict, rows), bench="extend_cuts", case=("trace",), provider="fork_tokens")
+        made = records_of(
+            map(asdict, rows), bench="extend_cuts", case=("trace", "step_tokens"), provider="fork_tokens"
+        )
         write(made, json)
 
 

@@ -82,6 +82,21 @@ class Backend:
             return kda.chunk_kda(q, k, v, a.unflatten(2, (HEADS, KEY)), beta, **shared, **self.stages)
         return delta_rule.chunk_gated_delta_rule(q, k, v, a.unsqueeze(0), beta, **shared, **self.stages)[0]
 
+    def forward_decode(
+        self, layer: SimpleNamespace, _batch: SimpleNamespace, mixed_qkv: torch.Tensor, a: torch.Tensor
+    ) -> torch.Tensor:
+        """One token a sequence."""
+        cache = self.req_to_token_pool.mamba2_layer_cache(layer.layer_id)
+        slots = self.forward_metadata.mamba_cache_indices
+        mixed = conv.causal_conv1d_update(
+            mixed_qkv, cache.conv[0], layer.weight, activation="silu", conv_state_indices=slots
+        )
+        q, k, v = delta_rule.split_qkv(mixed, cache.temporal)
+        q, k = delta_rule.l2norm(q) * KEY**-0.5, delta_rule.l2norm(k)
+        gates = a.unflatten(1, (HEADS, KEY)) if self.per_key else a
+        beta = mixed.new_full((len(mixed), HEADS), 0.6)
+        return delta_rule.delta_rule_step(q, k, v.float(), gates, beta, cache.temporal, slots).unsqueeze(0)
+
 
 class Hybrid:
     """The wrapper that the hook sees."""
@@ -93,6 +108,11 @@ class Hybrid:
         self, layer: SimpleNamespace, batch: SimpleNamespace, _save: bool, **arguments: torch.Tensor
     ) -> torch.Tensor:
         return self.linear_attn_backend.forward_extend(layer, batch, arguments["mixed_qkv"], arguments["a"])
+
+    def forward_decode(
+        self, layer: SimpleNamespace, batch: SimpleNamespace, _save: bool, **arguments: torch.Tensor
+    ) -> torch.Tensor:
+        return self.linear_attn_backend.forward_decode(layer, batch, arguments["mixed_qkv"], arguments["a"])
 
 
 def batch_of(prefixes: list[int], lengths: list[int]) -> SimpleNamespace:

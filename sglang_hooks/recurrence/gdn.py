@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .in_kernel import DeltaStages
 from .interface import Recurrence
 from .pieces import PIECE_HOOKS, PieceSaver
@@ -12,6 +14,12 @@ _KERNEL = ("sglang.srt.layers.attention.linear.kernels.gdn_triton", "TritonGDNKe
 BYPASSES = "its layers read the state pool themselves and never reach the seam where states are saved"
 
 NO_EXTRA_BUFFER = "SGLang gives it no extra buffer of states"
+
+
+def as_decode(_layer: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Its decode takes what its prefill does."""
+    return arguments
+
 
 GDN = Recurrence(
     name="Gated DeltaNet",
@@ -29,7 +37,9 @@ GDN = Recurrence(
         "MiniCPMV4_7ForConditionalGeneration",
     ),
     hooks=(*PIECE_HOOKS, STATE_STAGE_HOOK),
-    saver=lambda context: PieceSaver(context, DeltaStages(_KERNEL, window_first=False, trial=gdn_trial)),
+    saver=lambda context: PieceSaver(
+        context, DeltaStages(_KERNEL, window_first=False, trial=gdn_trial), as_decode
+    ),
     refused={
         "Qwen4ExpForConditionalGeneration": "a slot has side states (short_conv_pool, ngram_pool) that aren't saved",
         "JetNemotronForCausalLM": BYPASSES,

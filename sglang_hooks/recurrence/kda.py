@@ -22,6 +22,14 @@ def _no_prefill_graph(_original: Callable[..., bool], _backend: Any) -> bool:
     return False
 
 
+def as_decode(layer: Any, arguments: dict[str, Any]) -> dict[str, Any] | None:
+    """Its decode takes the gate of a token as one row: [N, H·K], where its prefill takes [1, N, H, K] or [1, N, H·K].
+    Kimi K3's layers hand more to their decode, its norm for one, and none of that in a prefill."""
+    if any(name.startswith("_k3_") for name in vars(layer)):
+        return None
+    return arguments | {"a": arguments["a"][0].flatten(1)}
+
+
 KDA = Recurrence(
     name="KDA",
     state="convolution window [K−1, q+k+v channels], matrix [heads, value width, key width]",
@@ -46,6 +54,8 @@ KDA = Recurrence(
             parameters="self",
         ),
     ),
-    saver=lambda context: PieceSaver(context, DeltaStages(_KERNEL, window_first=True, trial=kda_trial)),
+    saver=lambda context: PieceSaver(
+        context, DeltaStages(_KERNEL, window_first=True, trial=kda_trial), as_decode
+    ),
     tested={"KimiLinearForCausalLM": "CPU engine, Triton's interpreter"},
 )

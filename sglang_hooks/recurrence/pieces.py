@@ -6,7 +6,8 @@ decides). Everywhere else, and with any kernel:
 The family's own kernels leave in the running slot the state after the tokens that they were given. So an extend is
 run in pieces that end at the checkpoints, and the running slot is copied to the checkpoint's slot after each; or a
 piece is run a second time, shorter, in the checkpoint's slot (a fork; see `piece_plan`). Whole slots are copied, so
-layouts, dtypes and kernels don't matter, and a request that resumes there repeats what the first one computed.
+layouts, dtypes and kernels don't matter, and a request that resumes there repeats what the first one computed. An
+extend's last token alone is a decode step, where the family has one to take it.
 
 A piece's metadata come from the family itself: its `init_forward_metadata` is called on a narrowed ForwardBatch, and
 the attributes that it changed are kept and put back around the piece. Nothing is read from the device.
@@ -27,9 +28,13 @@ from .forward import live_saver
 from .in_kernel import InKernel, KernelPlan, kernel_plan
 from .interface import ArmedCheckpoints, SaverContext, StateSaver
 from .narrowing import index_tensor, metadata_for, narrow_batch, swap
-from .piece_plan import Copy, PiecePlan, Round, plan_pieces
+from .piece_plan import STEP_TOKENS, Copy, PiecePlan, Round, plan_pieces
 
 logger = logging.getLogger(__name__)
+
+Step = Callable[[Any, dict[str, Any]], "dict[str, Any] | None"]
+"""step(layer, arguments) - a prefill's arguments as the family's decode takes them, one token a sequence; None: this
+layer's decode is no prefill of one token."""
 
 _OUTPUT_BUFFER = "linear_attn_output"  # FlashInfer writes into it, and where pieces run the caller copies
 
@@ -54,6 +59,7 @@ class Prepared:
 
     batch: the narrowed ForwardBatch; metadata: the backend's attributes for it
     tokens: int64[t], the round's tokens in the batch; kept: how many of them belong to pieces
+    is_step: as a `Round`'s
     """
 
     batch: Any
@@ -62,6 +68,7 @@ class Prepared:
     kept: int
     before: Copies | None
     after: Copies | None
+    is_step: bool
 
     def run(self, backend: Any, layer_states: Sequence[torch.Tensor], call: Callable[[], Any]) -> Any:
         """Call the layer with the backend set to this round; copy the states around it."""
@@ -84,12 +91,16 @@ class PieceSaver(StateSaver):
     _batch: Any
     _plan: PiecePlan | None
 
-    def __init__(self, context: SaverContext, in_kernel: InKernel | None = None) -> None:
-        """in_kernel: how the family's kernels save states, where they can and are wanted to.
+    def __init__(
+        self, context: SaverContext, in_kernel: InKernel | None = None, step: Step | None = None
+    ) -> None:
+        """in_kernel: how the family's kernels save states, where they can and are wanted to
+        step: how its decode takes an extend's last token; None: it doesn't
         Raises: ValueError where the environment's MARCONI_STATE_FORM says nothing."""
         self._num_layers = context.num_layers
         self._count = context.count
         self._building = False
+        self._step = step
         self.in_kernel = in_kernel if kernel_wanted() else None
         self._form_chosen = False
         self._unfit = False  # a layer passed without its states; what it missed isn't published
@@ -160,7 +171,8 @@ class PieceSaver(StateSaver):
         lengths = [int(n) for n in batch.extend_seq_lens_cpu]
         armed = self._armed
         assert armed is not None
-        plan = plan_pieces(lengths, armed.row, armed.offset)
+        steps = self._step is not None and self._step(layer, arguments) is not None
+        plan = plan_pieces(lengths, armed.row, armed.offset, step_tokens=STEP_TOKENS if steps else None)
         running = backend.forward_metadata.mamba_cache_indices.to(torch.int64)
         slots = armed.physical_slots(backend.req_to_token_pool)
         self._at_end = _copies(plan.at_end, running, slots)
@@ -183,6 +195,7 @@ class PieceSaver(StateSaver):
                 self._building = False
         self._plan = plan
         self._count("extend_cuts", plan.cuts)
+        self._count("extend_steps", plan.steps)
         self._count("extend_forks", sum(len(r.spans) - r.pieces for r in plan.rounds))
         self._count("forked_tokens", plan.forked_tokens)
 
@@ -216,6 +229,10 @@ class PieceSaver(StateSaver):
 
             def call(prepared: Prepared = prepared) -> Any:
                 narrowed = {name: _take(value, prepared.tokens) for name, value in arguments.items()}
+                if prepared.is_step and self._step is not None:
+                    taken = self._step(layer, narrowed)
+                    if taken is not None:
+                        return hybrid.forward_decode(layer, prepared.batch, save_kv_cache, **taken)
                 return forward(hybrid, layer, prepared.batch, save_kv_cache, **narrowed)
 
             part = prepared.run(backend, states, call)
@@ -253,6 +270,7 @@ def _prepare_round(
         kept=sum(s.stop - s.start for s in spans if s.checkpoint is None),
         before=_copies(round_.before, running, slots),
         after=_copies(round_.after, running, slots),
+        is_step=round_.is_step,
     )
 
 

@@ -12,7 +12,7 @@ import torch
 from small_hybrid import CHANNELS, HEADS, KEY, WIDTH, Backend, Hybrid, Pool, batch_of
 
 from marconi_kernels.torch_twins import delta_stages
-from sglang_hooks.recurrence import form, pieces
+from sglang_hooks.recurrence import form, gdn, kda, pieces
 from sglang_hooks.recurrence.in_kernel import DeltaStages
 from sglang_hooks.recurrence.interface import ArmedCheckpoints, SaverContext
 
@@ -39,7 +39,7 @@ class Model:
         self.per_key = per_key
         self.counts: Counter[str] = Counter()
         context = SaverContext(LAYERS, lambda name, n: self.counts.update({name: n}))
-        self.saver = pieces.PieceSaver(context, in_kernel)
+        self.saver = pieces.PieceSaver(context, in_kernel, kda.as_decode if per_key else gdn.as_decode)
         self.backend.saver = self.saver
         if in_kernel is not None:
             self.backend.stages = hooked(in_kernel, per_key)
@@ -94,21 +94,28 @@ def take_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "choose", lambda *args: True)
 
 
-FORMS = {"cuts": 0, "both": 30, "forks": 10_000, "in-place": None, "beside": None}
+FORMS = {
+    "cuts": {"fork_tokens": 0},
+    "both": {"fork_tokens": 30},
+    "forks": {"fork_tokens": 10_000},
+    "steps": {"fork_tokens": 30, "step_tokens": 0},
+    "in-place": None,
+    "beside": None,
+}
 
 
 @pytest.mark.parametrize("way", FORMS)
 @pytest.mark.parametrize("per_key", [False, True], ids=["gdn", "kda"])
 def test_random_batches(per_key: bool, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ragged, chained extends with duplicate positions, 0- and 1-token rows, and checkpoints at ends."""
-    plan, fork_tokens = pieces.plan_pieces, FORMS[way]
+    plan, bounds = pieces.plan_pieces, FORMS[way]
     stages = None
-    if fork_tokens is None:
+    if bounds is None:
         stages = DeltaStages(("", ""), window_first=False)
         stages.in_place = way == "in-place"
         take_the_kernel(monkeypatch)
     else:
-        monkeypatch.setattr(pieces, "plan_pieces", lambda *args: plan(*args, fork_tokens=fork_tokens))
+        monkeypatch.setattr(pieces, "plan_pieces", lambda *args, **_: plan(*args, **bounds))
     rng = np.random.default_rng(list(FORMS).index(way))
     seen: Counter[str] = Counter()
     for case in range(4):
@@ -121,7 +128,7 @@ def test_random_batches(per_key: bool, way: str, monkeypatch: pytest.MonkeyPatch
             for row, length in enumerate(lengths):
                 for offset in rng.integers(1, length + 1, rng.integers(0, 5)) if length else ():
                     rows.append(row)
-                    offsets.append(int(rng.choice([int(offset), length])))
+                    offsets.append(int(rng.choice([int(offset), length, max(length - 1, 1)])))
             before = [plain.states(r) for r in range(REQUESTS)]
             outputs = one.prefill(prefixes, lengths, arm(lengths, rows, offsets))
             assert not rows or one.saver.missed() is None
@@ -149,8 +156,9 @@ def test_random_batches(per_key: bool, way: str, monkeypatch: pytest.MonkeyPatch
                     torch.testing.assert_close(running, expected, **TOLERANCE)
             prefixes = [p + n for p, n in zip(prefixes, lengths, strict=True)]
         seen.update(one.counts)
-    assert (seen["extend_cuts"] > 0) == (way in ("cuts", "both"))
-    assert (seen["extend_forks"] > 0) == (way in ("both", "forks"))
+    assert (seen["extend_cuts"] > 0) == (way in ("cuts", "both", "steps"))
+    assert (seen["extend_forks"] > 0) == (way in ("both", "forks", "steps"))
+    assert (seen["extend_steps"] > 0) == (way == "steps")
     assert (seen["states_saved_in_kernel"] > 0) == (stages is not None)
 
 
