@@ -1,6 +1,6 @@
 """What the simulator costs: requests a second, µs an eviction by tree size, a tuning round against 21 replays.
 
-    python bench/simulator_cost.py [--trace FILE] [--limit N] [--only speed,eviction,tuning]
+    python bench/simulator_cost.py [--trace FILE] [--limit N] [--only speed,eviction,tuning] [--json FILE]
 
 Times are CPU seconds of this process, so that a busy machine changes them little; compare ratios only.
 """
@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from records import Record, records_of, write
 
 from marconi_ext.policies.admission import Exact, Offer
 from marconi_ext.policies.currency import Currency
@@ -26,13 +30,12 @@ from marconi_ext.simulator.simulator import Simulator
 from marconi_ext.simulator.workload import Workload, load_workload
 from marconi_ext.traces.source import open_source
 
+Row = dict[str, Any]
 
-def speed(workload: Workload) -> None:
+
+def speed(workload: Workload) -> Iterator[Row]:
     """Cost a request, on growing parts of the trace."""
     profile = load_profile("nemotron-h-8b")
-    print(
-        "\n| policy | capacity | requests | requests/s | M prompt tokens/s | µs a request |\n|---|---|---|---|---|---|"
-    )
     for name in ("lru", "seglen", "marconi", "gittins-basic", "gittins"):
         for capacity in (Capacity(slots=16), Capacity(slots=256), Capacity(bytes=20 * 10**9)):
             for part in (len(workload.requests) // 4, len(workload.requests)):
@@ -40,28 +43,29 @@ def speed(workload: Workload) -> None:
                 started = time.process_time()
                 run_cell(small, parse_policy(name), capacity, profile, Options())
                 took = time.process_time() - started
-                tokens = int(small.prompt_tokens.sum()) / 1e6
-                cost = f"{part / took:.0f} | {tokens / took:.1f} | {1e6 * took / part:.0f}"
-                print(f"| {name} | {capacity.label} | {part} | {cost} |", flush=True)
+                yield {
+                    "policy": name,
+                    "capacity": capacity.label,
+                    "requests": part,
+                    "requests a second": part / took,
+                    "prompt_tokens_per_s": int(small.prompt_tokens.sum()) / took,
+                    "request_us": 1e6 * took / part,
+                }
 
 
-def eviction() -> None:
+def eviction() -> Iterator[Row]:
     """µs to choose a victim among n states while requests come: candidates, scores and the search together.
 
     `gittins, floor`: as many passes over the rows, with no policy, as take about as long: what the machine adds.
     """
-    print(
-        "\n| policy | 1,000 states: P50 | P99 | 10,000: P50 | P99 | 100,000: P50 | P99 |\n|---|---|---|---|---|---|---|"
-    )
     rules = {"lru": Lru, "lru-leaf": LruLeaf, "seglen": SegLen, "flop-aware": FlopAware, "gittins": Gittins}
     for name, make in rules.items():
-        costs = []
         for n in (1_000, 10_000, 100_000):
             times = choices(filled(n, make), 2000 if n < 100_000 else 300)
-            costs += [f"{1e6 * np.percentile(times[column], p):.0f}" for column in (0, 1) for p in (50, 99)]
-        for row, first in ((name, 0), *([("gittins, floor", 2)] if name == "gittins" else [])):
-            shown = [cost for i, cost in enumerate(costs) if i % 4 in (first, first + 1)]
-            print(f"| {row} | " + " | ".join(shown) + " |", flush=True)
+            for who, seconds in ((name, times[0]), (f"{name}, floor", times[1])):
+                if who in (name, "gittins, floor"):
+                    p50, p99 = (1e6 * np.percentile(seconds, (50, 99))).tolist()
+                    yield {"policy": who, "states": n, "p50_us": p50, "p99_us": p99}
 
 
 def filled(n: int, make) -> PolicyRuntime:
@@ -106,19 +110,8 @@ def choices(runtime: PolicyRuntime, count: int) -> np.ndarray:
     return times[:, 20:]
 
 
-def tuning(workload: Workload) -> None:
+def tuning(workload: Workload) -> Iterator[Row]:
     """One token-free pass over 21 α at once against 21 replays of the window on whole trees."""
-    columns = (
-        "window (requests)",
-        "round, s",
-        "21 on trees, s",
-        "times less",
-        "α",
-        "best α",
-        "FLOPs lost, points",
-    )
-    print("\n| " + " | ".join(columns) + " |")
-    print("|---|---|---|---|---|---|---|")
     profile = load_profile("nemotron-h-8b")
     currency = profile.currency()
     for slots in (8, 16, 32):
@@ -128,8 +121,7 @@ def tuning(workload: Workload) -> None:
         for request in workload.requests:
             simulator.serve(request)
         if not rule.tuned:
-            print(f"| (not full: {rule.window_requests}) | – | – | – | – | – | – |")
-            continue
+            continue  # the trace is shorter than its window
         window = load_workload("window", 0, workload.requests[: rule.window_requests])
         saved, trees = {}, 0.0
         for i in range(21):
@@ -140,9 +132,33 @@ def tuning(workload: Workload) -> None:
             trees += time.process_time() - started
             saved[i / 10] = cell["flops_saved_fraction"]
         best = max(saved, key=saved.get)
-        lost = 100 * (saved[best] - saved[rule.alpha])
-        times = f"{rule.tuning_seconds:.2f} | {trees:.1f} | {trees / rule.tuning_seconds:.0f}×"
-        print(f"| {rule.window_requests} | {times} | {rule.alpha} | {best} | {lost:.1f} |", flush=True)
+        yield {
+            "window": rule.window_requests,
+            "round_s": rule.tuning_seconds,
+            "on_trees_s": trees,
+            "times less": trees / rule.tuning_seconds,
+            "α": rule.alpha,
+            "best α": best,
+            "flops_lost_points": 100 * (saved[best] - saved[rule.alpha]),
+        }
+
+
+CASES = {"eviction": ("states",), "speed": ("capacity", "requests"), "tuning": ("window",)}
+"""The columns of each part that say what a row is of, beside the policy."""
+
+
+def shown(part: str, rows: Iterator[Row]) -> list[Row]:
+    """Print the rows as they come, as a Markdown table. Returns them."""
+    found = []
+    for row in rows:
+        if not found:
+            print("\n| " + " | ".join(row) + " |\n|" + "---|" * len(row))
+        cells = (
+            value if name in ("policy", *CASES[part]) else f"{value:,.4g}" for name, value in row.items()
+        )
+        print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+        found.append(row)
+    return found
 
 
 def main() -> None:
@@ -150,15 +166,20 @@ def main() -> None:
     parser.add_argument("--trace", default="synthetic:swe-agent")
     parser.add_argument("--limit", type=int, default=None)
     parser.add_argument("--only", default="eviction,speed,tuning")
+    parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args()
     parts = args.only.split(",")
-    if "eviction" in parts:
-        eviction()
-    workload = load_workload(args.trace, 0, open_source(args.trace, limit=args.limit))
-    if "speed" in parts:
-        speed(workload)
-    if "tuning" in parts:
-        tuning(workload)
+    workload = None
+    if set(parts) - {"eviction"}:
+        workload = load_workload(args.trace, 0, open_source(args.trace, limit=args.limit))
+    made: list[Record] = []
+    for part, rows in (("eviction", eviction), ("speed", speed), ("tuning", tuning)):
+        if part in parts:
+            found = shown(part, rows() if part == "eviction" else rows(workload))
+            provider = None if part == "tuning" else "policy"
+            made += records_of(found, bench=f"simulator_cost, {part}", case=CASES[part], provider=provider)
+    if args.json:
+        write(made, args.json)
 
 
 if __name__ == "__main__":
