@@ -1,9 +1,10 @@
 """How many requests may run at once on a pool of state slots, and when the next one waits for a slot.
 
 A running request holds its running slot and the slots that SGLang tracks it in (none at page size 1, for then the
-running slot itself is what is kept), and locks one state in the tree. Stock's cap reckons with three and the tracked
-ones. States that are being saved need slots as well: where there is none, the next request waits until they are in the
-tree, one batch later, instead of the cap leaving room for them at all times.
+running slot itself is what is kept). Until its first batch has copied the state that it starts from, it locks that in
+the tree. Stock's cap reckons with three and the tracked ones. States that are being saved need slots as well: where
+there is none, the next request waits until they are in the tree, one batch later, instead of the cap leaving room for
+them at all times.
 """
 
 from __future__ import annotations

@@ -93,10 +93,11 @@ class LiveRules:
             self._offer(plan, offer)
         if len(output) > 1:  # overlap: room for the first decode is made before the prefill's result is seen
             self._make_room(1)
-        locked = self._publish(plan, prompt)
+        below = self._publish(plan, prompt)
         self._take_tokens(max(len(output) - 1, 0))
         self._finish(plan, np.concatenate([prompt, output[:-1]]))
-        self._unlock(locked)
+        if below is not None:
+            self.tree.unpin(below)
         return Served(match.hit_tokens, plan.match.kv_tokens, plan.lost)
 
     def check(self) -> None:
@@ -133,19 +134,22 @@ class LiveRules:
             self._pending.append(pending)
 
     def _publish(self, plan: Plan, prompt: np.ndarray) -> Node | None:
-        """Insert what was saved, shallow first; the request's lock moves to the deepest."""
-        locked = plan.match.served
+        """Insert what was saved, shallow first. The request lets go of its state, which it has copied, and keeps the KV
+        down to the deepest. Returns: the node there; None: it keeps nothing."""
+        self._release_state(plan.match.served)
+        deepest = plan.match.served
         for pending in self._pending:
             offer, node = pending.offer, self._insert(prompt[: pending.offer.depth_tokens])
             self.tree.set_state(node, True)
             self.held.arrived(node, offer.depth_tokens, offer.kind, is_new=True, claim=pending)
             self._held_slots -= 1
-            self._lock(node)
-            self._unlock(locked)
-            locked = node
+            self.tree.pin(node)
+            if deepest is not None:
+                self.tree.unpin(deepest)
+            deepest = node
         self._pending.clear()
-        self._held_tokens = len(prompt) - (locked.depth_tokens if locked is not None else 0)
-        return locked
+        self._held_tokens = len(prompt) - (deepest.depth_tokens if deepest is not None else 0)
+        return deepest
 
     def _finish(self, plan: Plan, sequence: np.ndarray) -> None:
         node = self._insert(sequence)
@@ -179,9 +183,8 @@ class LiveRules:
             self.tree.lock(node)
             self.held.locks_changed(node)
 
-    def _unlock(self, node: Node | None) -> None:
+    def _release_state(self, node: Node | None) -> None:
         if node is not None:
-            self.tree.unpin(node)
             self.tree.unlock(node)
             self.held.locks_changed(node)
 

@@ -2,7 +2,8 @@
 
 A request is matched (at most prompt length − 1 tokens, since one must be computed), its path is pinned, its KV
 inserted, and the states that admission asks for are offered to eviction. An answer's last token is sampled but
-never fed back, so it has no KV. With concurrency c up to c requests hold their pins at once.
+never fed back, so it has no KV. With concurrency c up to c requests hold their pins at once; none
+locks the state that it starts from longer than until its own are offered.
 """
 
 from __future__ import annotations
@@ -37,14 +38,6 @@ class Served:
     lost: dict[str, int]
 
 
-@dataclass(slots=True)
-class Running:
-    """A request that has been served and not ended. state: the node that it starts from"""
-
-    pinned: Node
-    state: Node | None
-
-
 class Simulator:
     """`serve` requests in order, then `finish`. Counters are read from `tree`, `table` and `counts`."""
 
@@ -67,7 +60,7 @@ class Simulator:
         self.counts = self.runtime.counts
         self.records = TreeRecords(self.runtime, lambda node: len(node.tokens))
         self.held = HeldStates(self.runtime, self.records, None, self.tree)
-        self.running: deque[Running] = deque()
+        self.running: deque[Node] = deque()  # of each request, the end of its path
         self._dead_leaves = DeadLeaves(
             lambda node: node.serial, self.tree.dead_leaf_may_go, lambda node: node.last_tick
         )
@@ -82,7 +75,7 @@ class Simulator:
         """Match, account, insert, save; returns what the request got."""
         self.runtime.tick += 1
         while len(self.running) >= self.concurrency:
-            self._end(self.running.popleft())
+            self.tree.unpin(self.running.popleft())
         prompt = request.input_ids
         look = self.tree.lookup(prompt[: len(prompt) - 1])
         path = [node.record for node in look.path if node.record is not None]
@@ -108,9 +101,9 @@ class Simulator:
             tokens=prompt,
             below=self._below(look),
         )
-        running = self._insert(request, look)
-        if running is not None:
-            path, prompt_class, ends_at = self.records.path(running.pinned), 0, -1
+        end = self._insert(request, look)
+        if end is not None:
+            path, prompt_class, ends_at = self.records.path(end), 0, -1
             answer = request.output_ids
             last = answer.item(-2) if len(answer) > 1 else prompt.item(-1)  # with KV
             for offer in self.admission.plan(facts):
@@ -120,13 +113,14 @@ class Simulator:
                 row = self._offer(path, offer)
                 if offer.prompt_tokens:
                     prompt_class, ends_at = offer.prompt_class, row
-            self.running.append(running)
+            self._unlock(look.state_node)  # its states are saved by the batch that has copied this one
+            self.running.append(end)
         return Served(hit, held, lost)
 
     def finish(self) -> None:
         """End what runs, and audit the table."""
         while self.running:
-            self._end(self.running.popleft())
+            self.tree.unpin(self.running.popleft())
         self.check()
 
     def check(self) -> None:
@@ -160,7 +154,8 @@ class Simulator:
         depths = [(node, node.depth_tokens - look.kv_tokens) for node in ways]
         return self.records.near(depths, TAIL_TOKENS + 1)
 
-    def _insert(self, request: Request, look: Lookup) -> Running | None:
+    def _insert(self, request: Request, look: Lookup) -> Node | None:
+        """The end of the request's path, pinned, with the state that it starts from locked; None: it is too large."""
         sequence = np.concatenate([request.input_ids, request.output_ids[:-1]])
         start = look.path[-1] if look.path else None
         if self._bounded_kv:
@@ -188,11 +183,7 @@ class Simulator:
                 self._tend(child)
         self.tree.pin(done.node)
         self._lock(look.state_node)
-        return Running(done.node, look.state_node)
-
-    def _end(self, running: Running) -> None:
-        self.tree.unpin(running.pinned)
-        self._unlock(running.state)
+        return done.node
 
     # --- states ------------------------------------------------------------------------------------------
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from sglang.srt.environ import envs
 from sglang.srt.mem_cache.base_prefix_cache import InsertParams, InsertResult
 from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
@@ -16,7 +15,7 @@ from .component import MarconiMambaComponent
 from .kv_eviction import MarconiFullComponent
 from .pools import PooledRadixCache
 from .table_census import TableCensus
-from .tree_core import depth_of, register
+from .tree_core import KV_ALONE, depth_of, register
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
@@ -35,7 +34,6 @@ class MarconiRadixCache(PooledRadixCache):
     def __init__(self, params: CacheInitParams) -> None:
         super().__init__(params)
         self.census = TableCensus(self.mamba)
-        self._skips_state_locks = envs.SGLANG_OPT_MAMBA_SKIP_DECODE_LOCK.get()
 
     def reset(self) -> None:
         """As stock; SGLang clears the pools in the same step, so pending slots are forgotten, not freed."""
@@ -61,7 +59,19 @@ class MarconiRadixCache(PooledRadixCache):
                 self.publish(req, up_to, **kwargs)
         finally:
             mamba.publishing = mamba.saving_for = None
+        self._release_state(req)
         mamba.keep_within_ceiling(req)
+
+    def _release_state(self, req: Req) -> None:
+        """A request has copied the state that it starts from once its first batch was launched: from then on it locks
+        its KV alone. A session's lock outlives the request, and stays as stock has it."""
+        lock = req.lock
+        if req.finished() or lock is None or lock.swa_released or req.session is not None:
+            return
+        if ComponentType.MAMBA not in lock.receipt.skipped_lock_components:
+            others = tuple(kind for kind in self.tree_components if kind != ComponentType.MAMBA)
+            self.dec_lock_ref(lock.node, replace(lock.receipt, skipped_lock_components=others))
+            lock.receipt.skipped_lock_components += KV_ALONE
 
     def publish(self, req: Req, up_to: int, **kwargs: Any) -> None:
         """Insert the request's first `up_to` tokens: free the KV that the tree already has, point the request's
@@ -119,13 +129,9 @@ class MarconiRadixCache(PooledRadixCache):
     def _locked_node(self, req: Req) -> UnifiedTreeNode | None:
         """The node down to which the request locks its path, if an insert may begin there; else None."""
         core, lock = self.tree_core, req.lock
-        if self.disable or not core.plain or lock is None or self._skips_state_locks:
+        if self.disable or not core.plain or lock is None:
             return None
-        if (
-            lock.receipt.skipped_lock_components
-            or req.session is not None
-            or req.kv_rotation_base is not None
-        ):
+        if req.session is not None or req.kv_rotation_base is not None:
             return None
         node = core.node_by_id(lock.node)
         return node if depth_of(node) == req.kv.cache_protected_len else None

@@ -58,7 +58,7 @@ class SharedMemory:
 
     def states_beyond(self, req: Req, tracking_slots: int) -> int:
         """States that a new request will hold and SGLang's admission leaves out: those that it tracks into, and the
-        one in the tree that it locks while it runs."""
+        one in the tree that it locks until it has copied it."""
         return 0 if req.kv.mamba_ping_pong_track_buffer is not None else tracking_slots + 1
 
 

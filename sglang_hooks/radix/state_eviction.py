@@ -164,14 +164,13 @@ class StateEviction(MambaComponent):
         that the table has no claim on come last.
         """
         evictable = self.tree_core.evictable_device_leaves
-        row, rows = self.runtime.leaf_victim(), None
-        while row is not None:
-            node = self.records.node(row)
-            if node in evictable:
-                return node
-            rows = self.runtime.candidates(leaves=True) if rows is None else rows
-            rows = rows[rows != row]
+        row, node = self.runtime.leaf_victim(), self.records.node
+        if row is not None and node(row) not in evictable:  # a running request's, whose KV is locked
+            rows = self.runtime.candidates(leaves=True)
+            rows = rows[[node(one) in evictable for one in rows.tolist()]]
             row = self.runtime.leaf_victim(rows)
+        if row is not None:
+            return node(row)
         return min(evictable, key=lambda node: node.id, default=None)
 
     def discard_deleted_session_leaf(self, node: UnifiedTreeNode) -> None:

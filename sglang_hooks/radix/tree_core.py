@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 NAME = "marconi"
 _FULL, _MAMBA = ComponentType.FULL, ComponentType.MAMBA
+KV_ALONE = (_MAMBA,)  # what a lock skips that keeps KV and no state
 
 
 class MarconiTreeCore(UnifiedTreeCore):
@@ -181,22 +182,24 @@ class MarconiTreeCore(UnifiedTreeCore):
         return IncLockRefResult(node_id=node_id)
 
     def dec_lock_ref(self, node_id: NodeId, params: DecLockRefParams, skip_swa: bool = False) -> Any:
-        if params.skipped_lock_components or not self.plain:
+        skipped = params.skipped_lock_components
+        if skipped not in ((), KV_ALONE) or not self.plain:
             return super().dec_lock_ref(node_id, params, skip_swa)
         node = self.node_by_id(node_id)
         self._assert_receipt_anchor(node, params)
         self._unlock_kv(node)
-        self._release_state(node)
+        if not skipped:
+            self._release_state(node)
         self._update_evictable_leaf_sets(node)
         return DecLockRefResult()
 
     def move_lock(self, lock: TreeLock, below: UnifiedTreeNode) -> TreeLock:
-        """Trade a lock for one on a node at or below its node: KV is locked between the two, the state moves."""
+        """Trade a lock for one of KV alone, on a node at or below its node: no state is locked any more."""
         node = self.node_by_id(lock.node)
         self._lock_kv(below, node)
-        self._lock_state(below)
-        self._release_state(node)
-        return TreeLock(below.id, DecLockRefParams(node_id=below.id))
+        if not lock.receipt.skipped_lock_components:
+            self._release_state(node)
+        return TreeLock(below.id, DecLockRefParams(node_id=below.id, skipped_lock_components=KV_ALONE))
 
     def _unlock_kv(self, node: UnifiedTreeNode) -> None:
         """Only the path's own end can be a leaf: those above have children on the way to it."""
@@ -213,6 +216,7 @@ class MarconiTreeCore(UnifiedTreeCore):
 
     def _lock_kv(self, node: UnifiedTreeNode, until: UnifiedTreeNode) -> None:
         tokens = 0
+        self.evictable_device_leaves.discard(node)
         while node is not until:
             data = node.component_data[_FULL]
             if data.lock_ref == 0:
@@ -225,7 +229,6 @@ class MarconiTreeCore(UnifiedTreeCore):
     def _lock_state(self, node: UnifiedTreeNode) -> None:
         if node is not self.root_node:
             self._count_state_lock(node, 1)
-            self.evictable_device_leaves.discard(node)
 
     def _release_state(self, node: UnifiedTreeNode) -> None:
         if node is not self.root_node:

@@ -80,6 +80,18 @@ def test_a_running_request_holds_a_slot_and_its_start_is_pinned() -> None:
     assert live.tree.num_states == 4 and live.runtime.counts["state_evictions"] == 2
 
 
+def test_a_copied_start_may_go_for_kv_of_its_own_answer() -> None:
+    """A state that a running request has copied may go; the KV that it computes on stays."""
+    prices = Currency(state_bytes=10, kv_bytes_per_token=1)
+    live = LiveRules(0, 0, *parse_policy("exact+lru").build(prices), prices, shared_bytes=60)
+    live.serve(np.arange(10, dtype=np.int32), np.arange(2, dtype=np.int32))
+    assert live.tree.num_states == 2
+    served = live.serve(np.array([*range(10), 0, 50], np.int32), np.arange(100, 139, dtype=np.int32))
+    live.check()
+    assert served.hit_tokens == 11 and live.tree.num_tokens == 50
+    assert live.tree.num_states == 1 and live.runtime.counts["state_evictions"] == 2
+
+
 def test_kv_that_no_state_reaches_goes_first() -> None:
     """Only prompts' ends are saved: each answer is dead weight, and the oldest goes when KV is short."""
     live = rules("exact+lru", 10, 40, kinds=(Kind.PROMPT_END,))

@@ -8,6 +8,8 @@ import engineless_cache
 import pytest
 from engineless_cache import Driver
 from sglang.srt.managers.schedule_batch import Req
+from sglang.srt.mem_cache.base_prefix_cache import EvictParams
+from sglang.srt.mem_cache.common import release_kv_cache
 from sglang.srt.sampling.sampling_params import SamplingParams
 from tree_nodes import nodes_of
 
@@ -24,7 +26,7 @@ def driver() -> Driver:
     return Driver("marconi", slots=8, tokens=4_000, context_tokens=256)
 
 
-def test_a_locked_state_is_pinned_until_its_request_ends(driver: Driver) -> None:
+def test_a_state_is_pinned_until_it_has_been_copied(driver: Driver) -> None:
     driver.serve(0, PROMPT, ANSWER)
     table = driver.cache.mamba.runtime.table
     assert not table.pins.any()
@@ -33,8 +35,51 @@ def test_a_locked_state_is_pinned_until_its_request_ends(driver: Driver) -> None
     assert depth_of(served) == req.prefix_len == len(PROMPT) - 1
     assert table.pins[row_of(served)] == 1
     driver.prefill(req)
+    assert not table.pins.any() and driver.cache.mamba_protected_size() == 0
+    assert driver.cache.full_protected_size() == len(PROMPT) - 1
     driver.finish(req, ANSWER)
-    assert not table.pins.any()
+    assert driver.cache.full_protected_size() == 0 and driver.cache.census.differences() == []
+
+
+def run_without_states(driver: Driver, number: int) -> Req:
+    """A request that is decoded when all states in the tree have gone, and all KV that may."""
+    cache = driver.cache
+    req = driver.match(number, PROMPT, len(ANSWER))
+    driver.prefill(req)
+    cache.evict_for_alloc(EvictParams(num_tokens=0, mamba_num=100))
+    cache.evict_for_alloc(EvictParams(num_tokens=10_000))
+    assert not any(holds_state(node) for node in nodes_of(cache))
+    assert cache.census.differences() == []
+    return req
+
+
+@pytest.mark.parametrize("served", [0, 1])
+def test_running_requests_keep_their_kv_and_no_state(driver: Driver, served: int) -> None:
+    """Whether a state was saved for it just now, or its prompt had been served before."""
+    for number in range(served):
+        driver.serve(number, PROMPT, ANSWER)
+    req = run_without_states(driver, served)
+    cache = driver.cache
+    row = cache.req_to_token_pool.req_to_token[req.kv.req_pool_idx, : len(PROMPT) - 1]
+    held = cache.tree_core.collect_full_device_indices(req.lock.node, cache.tree_core.root_node.id)
+    assert row.tolist() == held.tolist() and cache.kv_census()["cached"] == len(PROMPT) - 1
+    driver.finish(req, ANSWER)
+    driver.serve(9, PROMPT + ANSWER, ANSWER)
+    assert driver.hit_tokens == len(PROMPT) + len(ANSWER) - 1
+    assert cache.slot_census()["unaccounted"] == 0 and cache.census.differences() == []
+
+
+def test_a_request_taken_back_looks_for_a_state_again(driver: Driver) -> None:
+    """A retraction: that which it started from may have gone meanwhile."""
+    driver.serve(0, PROMPT, ANSWER)
+    req = run_without_states(driver, 1)
+    cache = driver.cache
+    release_kv_cache(req, cache, checkpoint=False)
+    req.reset_for_retract()
+    req.init_next_round_input(cache)
+    assert req.prefix_len == 0
+    cache.evict_for_alloc(EvictParams(num_tokens=10_000))
+    assert cache.kv_census()["cached"] == 0 and cache.slot_census()["unaccounted"] == 0
 
 
 def test_a_split_leaves_the_state_at_the_lower_end(driver: Driver) -> None:
