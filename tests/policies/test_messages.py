@@ -70,9 +70,16 @@ def test_cut_headers_and_ids_of_62_bits_do_no_harm() -> None:
     assert headers.boundaries(tokens[:0]) == ()
 
 
-@pytest.mark.parametrize("left", [TAIL_TOKENS - 1, TAIL_TOKENS])
+@pytest.mark.parametrize("left", [2 * TAIL_TOKENS - 1, 2 * TAIL_TOKENS])
 def test_the_answer_s_header_is_the_prompt_s_end(left: int) -> None:
+    """What follows it may be longer than a header: a block that forbids thinking."""
     tokens = np.array([START, *range(200, 230), START, *range(300, 300 + left)])
+    assert MessageHeaders(((START,),)).boundaries(tokens) == ((32,) if left >= 2 * TAIL_TOKENS else ())
+
+
+@pytest.mark.parametrize("left", [TAIL_TOKENS - 1, TAIL_TOKENS])
+def test_a_short_question_before_it_begins_a_message(left: int) -> None:
+    tokens = np.array([START, *range(200, 230), START, *range(300, 300 + left - 3), START, 11, NEWLINE])
     assert MessageHeaders(((START,),)).boundaries(tokens) == ((32,) if left >= TAIL_TOKENS else ())
 
 
