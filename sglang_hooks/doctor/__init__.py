@@ -1,0 +1,1 @@
+"""What `marconi doctor` asks in a process of its own, where SGLang is imported."""
