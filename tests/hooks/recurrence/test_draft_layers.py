@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from hook_functions import hooked
 
-from sglang_hooks.recurrence import interface, mamba2, pieces
+from sglang_hooks.recurrence import forward as forward_pass
+from sglang_hooks.recurrence import mamba2, pieces
 
 
 class Saver(mamba2.Mamba2Saver):
@@ -52,8 +53,8 @@ def test_only_the_targets_layers_are_saved(own: bool, monkeypatch: pytest.Monkey
         (Saver(), metadata, lambda: forward(plain, backend)),
         (Pieces(), planned, lambda: extend(plain, hybrid, None, None)),
     ):
-        live = SimpleNamespace(forward=SimpleNamespace(backend=target, saver=saver))
-        monkeypatch.setattr(interface, "live", lambda live=live: live)
+        runs = SimpleNamespace(backend=target, saver=saver)
+        monkeypatch.setattr(forward_pass, "running", lambda _kind, runs=runs: runs)
         bind(None, backend, None)
         assert layer() == ("saved" if own else "plain")
         assert saver.seen == (["bind", "layer"] if own else [])
