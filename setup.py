@@ -78,6 +78,7 @@ setup(
         "marconi_kernels.torch_twins",
         "sglang_hooks",
         "sglang_hooks.cpu_platform",
+        "sglang_hooks.doctor",
         "sglang_hooks.observe",
         "sglang_hooks.operator",
         "sglang_hooks.radix",

@@ -170,8 +170,8 @@ class Engine:
 
     def marconi(self) -> dict[str, Any] | None:
         """The extension's section of /server_info; None where it isn't live."""
-        from sglang_hooks.observe.status import report
         from sglang_hooks.process_state import live
+        from sglang_hooks.status import report
 
         state = live()
         return None if state is None else report(state)

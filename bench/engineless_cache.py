@@ -31,10 +31,10 @@ from sglang.srt.server_args import ServerArgs, set_global_server_args_for_schedu
 
 from marconi_ext.config import MarconiConfig
 from marconi_ext.policies.currency import Currency
-from sglang_hooks.observe.stats import CacheStats
+from sglang_hooks.ledger import CheckpointLedger
 from sglang_hooks.policy import build_runtime
 from sglang_hooks.radix.cache import MarconiRadixCache, our_components
-from sglang_hooks.radix.ledger import CheckpointLedger
+from sglang_hooks.stats import CacheStats
 
 CONTESTANTS = ("stock-rust", "stock-python", "marconi")
 PHASES = ("match", "plan", "insert", "finish", "evict")

@@ -10,20 +10,20 @@ from sglang.srt.environ import envs
 from marconi_ext import __version__
 from marconi_ext.config import MarconiConfig
 
+from .ledger import CheckpointLedger
 from .observe.split_advice import SplitAdvice
-from .observe.stats import CacheStats
 from .observe.tree_dump import TreeDumps
 from .operator.desk import Desk
 from .policy import build_runtime, currency_of
 from .process_state import Live, go_live
 from .radix.cache import MarconiRadixCache, our_components
-from .radix.ledger import CheckpointLedger
 from .radix.twins import Twins
 from .recurrence import registry
 from .recurrence.forward import ForwardCheckpoints
 from .recurrence.interface import SaverContext
 from .recurrence.speculation import AcceptedRuns
 from .recurrence.stage import layers_here
+from .stats import CacheStats
 
 if TYPE_CHECKING:
     from collections.abc import Callable

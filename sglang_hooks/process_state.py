@@ -13,17 +13,17 @@ from .process_parts import running, start
 if TYPE_CHECKING:
     from marconi_ext.config import MarconiConfig
 
+    from .ledger import CheckpointLedger
     from .observe.metrics import MetricsPublisher
     from .observe.split_advice import SplitAdvice
-    from .observe.stats import CacheStats
     from .observe.tree_dump import TreeDumps
     from .operator.desk import Desk
     from .operator.memory import ServerMemory
     from .radix.cache import MarconiRadixCache
-    from .radix.ledger import CheckpointLedger
     from .radix.twins import Twins
     from .recurrence.forward import ForwardCheckpoints
     from .recurrence.speculation import AcceptedRuns
+    from .stats import CacheStats
 
 
 @dataclass

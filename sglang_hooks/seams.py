@@ -37,14 +37,14 @@ def _scheduler_init(
     original(scheduler, server_args, *args, **kwargs)
     from .messages import headers_for
     from .observe.metrics import start_publishing
-    from .observe.status import announce, report
     from .operator.memory import remember
+    from .status import announce, report
 
     state = live()
     if state is None:
         return
     state.cache.mamba.serving.headers = headers_for(scheduler, config)
-    state.memory = remember(state.cache, config)
+    state.memory = remember(state.cache.mamba.records, config)
     announce(state, scheduler)
     state.metrics = start_publishing(scheduler.metrics_reporter, lambda: report(state))
 
@@ -128,7 +128,7 @@ def _prefill_budget(original: Callable[..., Any], allocator: Any, tree_cache: An
 
 
 def _most_requests(original: Callable[..., int], configurator: Any, token_capacity: int) -> int:
-    from .concurrency import most_requests
+    from .radix.concurrency import most_requests
 
     return most_requests(original, configurator, token_capacity)
 
@@ -138,7 +138,7 @@ def _admit_request(original: Callable[..., Any], adder: Any, req: Any, *args: An
     if state is not None and adder.tree_cache is state.cache and state.cache.shared is None:
         from sglang.srt.managers.schedule_policy import AddReqResult
 
-        from .concurrency import has_slots_for
+        from .radix.concurrency import has_slots_for
 
         if not has_slots_for(state.cache, req, adder.can_run_list):
             state.ledger.counters["waited_for_a_slot"] += 1
@@ -172,7 +172,7 @@ def _track_grid(original: Callable[..., int], tree_page: int) -> int:
 def _internal_state(result: Any, _scheduler: Any, _recv_req: Any) -> None:
     state = live()
     if state is not None:
-        from .observe.status import report
+        from .status import report
 
         asked_for = state.tree_dumps.section(state.cache) | state.desk.section()
         result.internal_state["marconi"] = report(state) | asked_for

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from marconi_ext import __version__
 
 if TYPE_CHECKING:
-    from ..process_state import Live
+    from .process_state import Live
 
 logger = logging.getLogger(__name__)
 

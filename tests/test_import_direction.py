@@ -114,6 +114,16 @@ def test_rooms_of_marconi_ext_import_one_way(arrows: list[Arrow]) -> None:
     assert not wrong
 
 
+@pytest.mark.parametrize("package", PACKAGES)
+def test_rooms_of_a_package_draw_no_circle(arrows: list[Arrow], package: str) -> None:
+    rooms = [
+        tuple(".".join(module.split(".")[:2]) for module in arrow)
+        for arrow in arrows
+        if all(module.startswith(f"{package}.") for module in arrow)
+    ]
+    assert rooms and find_circle([(room, other) for room, other in rooms if room != other]) == []
+
+
 def test_rooms_are_listed_from_the_bottom() -> None:
     seen: set[str] = set()
     for room, below in ROOMS.items():

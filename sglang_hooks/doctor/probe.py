@@ -1,4 +1,4 @@
-"""What `marconi doctor` asks SGLang, in a process of its own: `python -m sglang_hooks.observe.probe OUT [FLAGS…]`.
+"""What `marconi doctor` asks SGLang, in a process of its own: `python -m sglang_hooks.doctor.probe OUT [FLAGS…]`.
 
 Writes a JSON list of findings to OUT; with FLAGS also whether SGLang and the extension take them together.
 """

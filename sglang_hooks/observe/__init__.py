@@ -1,1 +1,1 @@
-"""What an operator sees: metrics, status, dumps of the tree."""
+"""What an operator sees: metrics, events about states, dumps of the tree."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from marconi_ext.config import CheckpointKind
 
-from .stats import EVICTION_REASONS, LOSS_CAUSES
+from ..stats import EVICTION_REASONS, LOSS_CAUSES
 
 INTERVAL_S = 1.0
 

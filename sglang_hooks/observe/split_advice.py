@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .stats import CacheStats
+    from ..stats import CacheStats
 
 logger = logging.getLogger(__name__)
 

@@ -19,18 +19,16 @@ from marconi_ext.policies.table.checkpoints import Fate
 from marconi_ext.policies.table.tree_rows import row_of
 from marconi_ext.watch.sealed_tokens import Excerpt, Key, seal_excerpt
 
+from ..node_states import holds_state
 from ..policy import kind_name
-from ..radix.node_states import holds_state
 from .desk import RefusedError
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
-    from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode
+    from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeCore, UnifiedTreeNode
 
     from marconi_ext.policies.held_states import HeldStates
     from marconi_ext.policies.runtime import PolicyRuntime
-
-    from ..radix.tree_core import MarconiTreeCore
 
 KEPT_REQUESTS = 1_000
 SHOWN_PLACES = 16  # places without a state, the deepest
@@ -64,7 +62,7 @@ class Explainer:
         self,
         runtime: PolicyRuntime,
         held: HeldStates,
-        core: MarconiTreeCore,
+        core: UnifiedTreeCore,
         *,
         page_tokens: int,
         expose_tokens: bool,
@@ -236,7 +234,7 @@ class Explainer:
 
 
 def walk(
-    core: MarconiTreeCore,
+    core: UnifiedTreeCore,
     page: int,
     tokens: Sequence[int],
     extra_key: str | None,

@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, TextIO
 import numpy as np
 from sglang.srt.runtime_context import get_parallel
 
-from ..radix.node_states import holds_state
+from ..node_states import holds_state
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode
 
     from marconi_ext.config import MarconiConfig
-
-    from ..radix.cache import MarconiRadixCache
+    from marconi_ext.policies.table.tree_rows import TreeRecords
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +34,11 @@ TOKENS_A_STEP = 2_000
 
 
 class ServerMemory:
-    """path: the file of this data-parallel rank; states: how many prefixes at most; due_s: when it is begun anew"""
+    """records: of the cache's tree; path: the file of this data-parallel rank; states: how many prefixes at most
+    due_s: when it is begun anew"""
 
-    def __init__(self, cache: MarconiRadixCache, path: Path, states: int) -> None:
-        self._cache, self._path, self._states = cache, path, states
+    def __init__(self, records: TreeRecords, path: Path, states: int) -> None:
+        self._records, self._path, self._states = records, path, states
         self.due_s = time.monotonic() + WRITE_EVERY_S
         self._written: list[int] = []
         self._steps: Iterator[None] | None = None  # of the file that is being written
@@ -75,14 +75,14 @@ class ServerMemory:
         beside = self._path.with_name(self._path.name + ".new")
         with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             for node in nodes:
-                if self._cache.tree_core.holds(node):  # else it has gone since the last step
+                if self._records.alive(node):  # else it has gone since the last step
                     yield from self._write_line(node, file)
         beside.replace(self._path)
         self._written = ids
 
     def _most_valuable(self) -> list[UnifiedTreeNode]:
         """Inner prefixes, shallow first."""
-        runtime, records = self._cache.mamba.runtime, self._cache.mamba.records
+        records, runtime = self._records, self._records.runtime
         table = runtime.table
         forked = table.live_rows()
         forked = forked[table.fanout[forked] > 1]
@@ -100,7 +100,7 @@ class ServerMemory:
 
     def _write_line(self, node: UnifiedTreeNode, file: TextIO) -> Iterator[None]:
         tokens = array("q")
-        for above in self._cache.mamba.records.path(node):
+        for above in self._records.path(node):
             tokens.extend(above.key.raw_token_ids())
         namespace = {"extra_key": node.key.extra_key, "cache_salt": node.key.cache_salt}
         given = {name: value for name, value in namespace.items() if value is not None}
@@ -116,7 +116,7 @@ class ServerMemory:
         )
 
 
-def remember(cache: MarconiRadixCache, config: MarconiConfig) -> ServerMemory | None:
+def remember(records: TreeRecords, config: MarconiConfig) -> ServerMemory | None:
     """What `--marconi-remember` asks for, on the first tensor- and pipeline-parallel rank; a data-parallel rank above 0
     adds its number to the file's name."""
     if config.remember is None:
@@ -126,5 +126,5 @@ def remember(cache: MarconiRadixCache, config: MarconiConfig) -> ServerMemory | 
         return None
     path, replica = Path(config.remember).expanduser(), parallel.dp_rank or 0
     return ServerMemory(
-        cache, path.with_name(f"{path.name}.{replica}") if replica else path, config.remember_states
+        records, path.with_name(f"{path.name}.{replica}") if replica else path, config.remember_states
     )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from marconi_ext.policies.table.tree_rows import row_of
 
-from ..radix.node_states import holds_state
+from ..node_states import holds_state
 from .desk import RefusedError
 from .explain import walk
 

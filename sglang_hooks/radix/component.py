@@ -30,17 +30,17 @@ from marconi_ext.policies.runtime import PolicyRuntime
 from marconi_ext.policies.table.checkpoints import Kind
 from marconi_ext.policies.table.tree_rows import TreeRecords, row_of
 
-from ..concurrency import slots_set_aside
-from ..observe.stats import CacheStats
+from .. import node_states
+from ..ledger import CheckpointLedger, PendingCheckpoint
+from ..node_states import holds_state
 from ..operator.explain import HELD, REASONS, SAVING, Explainer
 from ..operator.pins import Pins
 from ..operator.wishes import NO_WISHES
 from ..policy import kind_name, saved_kinds
-from . import node_states
+from ..stats import CacheStats
 from .agreement import Agreement
+from .concurrency import slots_set_aside
 from .host_tier import has_state
-from .ledger import CheckpointLedger, PendingCheckpoint
-from .node_states import holds_state
 from .publishing import StatePublishing, is_probe
 from .storage_tier import StorageTier
 from .tree_core import depth_of

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
 
-    from .radix.pools import PooledRadixCache
+    from .pools import PooledRadixCache
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def most_requests(original: Callable[..., int], configurator: Any, token_capacit
         return original(configurator, token_capacity)
     from sglang.srt.runtime_context import get_schedule
 
-    from .recurrence.registry import needs_no_tracking
+    from ..recurrence.registry import needs_no_tracking
 
     stock = configurator._calculate_mamba_ratio()
     tracked = not needs_no_tracking(configurator.model_config.hf_config.architectures[0])
@@ -94,8 +94,8 @@ def _is_ours(configurator: Any) -> bool:
     """Whether the extension will be live on this model, in pools whose size doesn't hang on stock's ratio."""
     from sglang.srt.runtime_context import get_memory
 
-    from .flags import config_of
-    from .recurrence.registry import family_named
+    from ..flags import config_of
+    from ..recurrence.registry import family_named
 
     args = configurator.server_args
     if config_of(args) is None or configurator.mambaish_config is None or configurator.is_draft_worker:

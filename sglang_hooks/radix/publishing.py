@@ -17,9 +17,9 @@ from marconi_ext.policies.request_plan import Plan, Serving
 from marconi_ext.policies.table.checkpoints import Kind
 from marconi_ext.policies.table.tree_rows import row_of
 
+from ..ledger import CheckpointLedger, PendingCheckpoint
 from ..operator.explain import HELD, SAVED, Explainer
 from ..policy import kind_name
-from .ledger import CheckpointLedger, PendingCheckpoint
 from .state_eviction import StateEviction
 from .tree_core import depth_of
 

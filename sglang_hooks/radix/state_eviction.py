@@ -22,9 +22,9 @@ from marconi_ext.policies.making_room import DeadLeaves, make_room_for_kv, make_
 from marconi_ext.policies.runtime import PolicyRuntime
 from marconi_ext.policies.table.tree_rows import TreeRecords, row_of
 
-from ..observe.stats import CacheStats
+from ..node_states import holds_state
+from ..stats import CacheStats
 from .host_tier import bring_forward
-from .node_states import holds_state
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req

@@ -18,7 +18,7 @@ from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 
 from marconi_ext.policies.table.tree_rows import row_of
 
-from .node_states import holds_state
+from ..node_states import holds_state
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode

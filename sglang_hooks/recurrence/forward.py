@@ -17,8 +17,8 @@ from .interface import ArmedCheckpoints, StateSaver
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import ScheduleBatch
 
-    from ..observe.stats import CacheStats
-    from ..radix.ledger import CheckpointLedger, PendingCheckpoint
+    from ..ledger import CheckpointLedger, PendingCheckpoint
+    from ..stats import CacheStats
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from marconi_ext.results.folder import (
     TraceInfo,
 )
 from marconi_ext.results.provenance import provenance
-from sglang_hooks.observe.stats import CacheStats
+from sglang_hooks.stats import CacheStats
 
 ARMS = {"stock": 0.75, "stock:max-states=3": 0.8, "marconi": 0.99}
 """Arm -> share of the ideal that it reuses."""

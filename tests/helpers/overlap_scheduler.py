@@ -19,7 +19,7 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 from small_scheduler import admit
 
 from marconi_ext.policies.held_states import HeldStates
-from sglang_hooks.radix.ledger import PendingCheckpoint
+from sglang_hooks.ledger import PendingCheckpoint
 
 
 @dataclass

@@ -19,7 +19,7 @@ from sglang.srt.mem_cache.allocation import alloc_req_slots, alloc_token_slots
 from sglang.srt.mem_cache.common import checkpoint_kv_cache, evict_from_tree_cache, release_kv_cache
 from sglang.srt.sampling.sampling_params import SamplingParams
 
-from sglang_hooks.concurrency import has_slots_for
+from sglang_hooks.radix.concurrency import has_slots_for
 
 NEW_TOKEN_RATIO = 0.5
 ABORTED = 0.003  # of running requests, a step

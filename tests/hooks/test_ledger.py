@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from marconi_ext.config import CheckpointKind
-from sglang_hooks.radix.ledger import CheckpointLedger, PendingCheckpoint
+from sglang_hooks.ledger import CheckpointLedger, PendingCheckpoint
 
 BRANCH = CheckpointKind.BRANCH
 

@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from marconi_ext.config import CheckpointKind
-from sglang_hooks.observe.stats import LOSS_CAUSES, CacheStats
+from sglang_hooks.stats import LOSS_CAUSES, CacheStats
 
 
 def test_nothing_yet() -> None:
@@ -52,7 +52,7 @@ def test_states_held_are_those_saved_less_those_evicted() -> None:
 
 def test_a_tuning_is_counted_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     stats = CacheStats()
-    with caplog.at_level(logging.INFO, logger="sglang_hooks.observe.stats"):
+    with caplog.at_level(logging.INFO, logger="sglang_hooks.stats"):
         stats.tuned({"alpha": 0.3}, seconds=0.5, requests_behind=12)
         stats.served(10, 0, 0, {})
         stats.tuned({"alpha": 0.7}, seconds=1.0, requests_behind=4)

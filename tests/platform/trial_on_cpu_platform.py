@@ -9,12 +9,12 @@ import torch
 from sglang_hooks import process_parts
 from sglang_hooks.cpu_platform import delta_operators, lightning_operators
 from sglang_hooks.hooks import install
-from sglang_hooks.observe.stats import CacheStats
-from sglang_hooks.radix.ledger import CheckpointLedger
+from sglang_hooks.ledger import CheckpointLedger
 from sglang_hooks.recurrence import form
 from sglang_hooks.recurrence.forward import ForwardCheckpoints
 from sglang_hooks.recurrence.interface import SaverContext
 from sglang_hooks.recurrence.registry import GDN, KDA, LIGHTNING
+from sglang_hooks.stats import CacheStats
 
 HEADS, KEY_HEADS, VALUE, KEY = 4, 2, 16, 16
 

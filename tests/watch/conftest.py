@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from marconi_ext.watch.sealed_tokens import KEY_ARGUMENTS, NEXT, Key
-from sglang_hooks.observe.stats import CacheStats
+from sglang_hooks.stats import CacheStats
 
 SLOTS = {"pool": 20, "free": 10, "cached": 8, "held": 1, "unaccounted": 1}
 NODES = [

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from marconi_ext.watch import rates, view
 from marconi_ext.watch.server import Poll
-from sglang_hooks.observe.stats import CacheStats
+from sglang_hooks.stats import CacheStats
 
 
 def poll(at_s: float, *stats: CacheStats) -> Poll:

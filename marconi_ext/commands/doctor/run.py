@@ -1,6 +1,6 @@
 """`marconi doctor`: whether the extension can work here, told by checks that each name what to do.
 
-What needs SGLang is asked in a process of its own (`sglang_hooks.observe.probe`), so that a broken installation
+What needs SGLang is asked in a process of its own (`sglang_hooks.doctor.probe`), so that a broken installation
 ends in a finding and nothing heavy is imported here.
 """
 
@@ -219,7 +219,7 @@ def probe(flags: tuple[str, ...] = ()) -> Iterator[Finding]:
             asked[name] = os.environ[name]
     with tempfile.TemporaryDirectory(prefix="marconi-doctor-") as folder:
         out = Path(folder) / "findings.json"
-        command = [sys.executable, "-m", "sglang_hooks.observe.probe", str(out), *flags]
+        command = [sys.executable, "-m", "sglang_hooks.doctor.probe", str(out), *flags]
         try:
             run = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_S, env=asked)
             said = (run.stderr or run.stdout).strip().splitlines()[-3:]

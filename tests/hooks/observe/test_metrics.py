@@ -11,9 +11,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from marconi_ext.config import MarconiConfig
 from sglang_hooks.observe import metrics
 from sglang_hooks.observe.metrics import METRICS, MetricsPublisher
-from sglang_hooks.observe.stats import CacheStats
-from sglang_hooks.observe.status import report
 from sglang_hooks.observe.tree_dump import TreeDumps
+from sglang_hooks.stats import CacheStats
+from sglang_hooks.status import report
 
 LABELS = {"model_name": "toy", "tp_rank": 0}
 

@@ -19,8 +19,8 @@ from tree_nodes import nodes_of
 
 from marconi_ext.routing.block_hashes import block_hashes
 from marconi_ext.routing.state_index import StateIndex
+from sglang_hooks.node_states import holds_state
 from sglang_hooks.observe.state_events import ResumableRecorder, StateEvents, StateRemoved, StateStored
-from sglang_hooks.radix.node_states import holds_state
 
 SIZES = {"context_tokens": 512, "requests": 6}
 

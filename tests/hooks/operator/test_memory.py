@@ -52,7 +52,7 @@ def test_no_turn_writes_more_than_a_step(
     monkeypatch.setattr(memory, "TURN_S", 0.0)
     file = tmp_path / "memory.jsonl"
     file.write_text("what the last start left\n")
-    written = ServerMemory(driver.cache, file, 8)
+    written = ServerMemory(driver.cache.mamba.records, file, 8)
     written.write_if_due()
     assert not written.is_writing, "nothing is due yet"
     written.due_s = 0.0
@@ -64,7 +64,7 @@ def test_no_turn_writes_more_than_a_step(
 
 def test_what_has_not_changed_is_not_written_again(driver: Driver, tmp_path: Path) -> None:
     file = tmp_path / "memory.jsonl"
-    written = ServerMemory(driver.cache, file, 8)
+    written = ServerMemory(driver.cache.mamba.records, file, 8)
     turns(written)
     file.unlink()
     assert turns(written) == 1 and not file.exists()
@@ -77,7 +77,7 @@ def test_a_prefix_that_goes_meanwhile_is_left_out(
 ) -> None:
     monkeypatch.setattr(memory, "TURN_S", 0.0)
     file = tmp_path / "memory.jsonl"
-    written = ServerMemory(driver.cache, file, 8)
+    written = ServerMemory(driver.cache.mamba.records, file, 8)
     written.due_s = 0.0
     written.write_if_due()
     driver.cache.reset()

@@ -14,11 +14,11 @@ from small_scheduler import SmallScheduler
 
 from marconi_ext.policies.quotas import parse_quotas, quotas_in_slots
 from marconi_ext.policies.table.tree_rows import row_of
+from sglang_hooks.node_states import holds_state
 from sglang_hooks.operator.desk import RefusedError
 from sglang_hooks.operator.explain import walk
 from sglang_hooks.operator.memory import ServerMemory
 from sglang_hooks.operator.wishes import Wishes
-from sglang_hooks.radix.node_states import holds_state
 
 SLOTS, TOKENS, REQUESTS = 60, 6_000, 4
 HOSTILE = 5_000
@@ -195,7 +195,7 @@ def test_memory_keeps_inner_prefixes_alone(tmp_path: Any) -> None:
         site.send([*SYSTEM, *(1_000 + number * 50 + i for i in range(30))], "tenant")
         site.settle()
     file = tmp_path / "memory.jsonl"
-    list(ServerMemory(site.cache, file, 8).write())
+    list(ServerMemory(site.cache.mamba.records, file, 8).write())
     (kept,) = map(json.loads, file.read_text().splitlines())
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert kept["input_ids"] == SYSTEM and kept["extra_key"] == "tenant"

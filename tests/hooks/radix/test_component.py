@@ -14,7 +14,7 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 from tree_nodes import nodes_of
 
 from marconi_ext.policies.table.tree_rows import row_of
-from sglang_hooks.radix.node_states import holds_state
+from sglang_hooks.node_states import holds_state
 from sglang_hooks.radix.tree_core import depth_of
 
 PROMPT, ANSWER = array("q", range(100, 140)), array("q", [7, 8, 9, 10])

@@ -9,8 +9,8 @@ import pytest
 from engineless_cache import Driver
 from small_scheduler import SmallScheduler
 
-from sglang_hooks.concurrency import has_slots_for, slots_per_request, slots_set_aside
 from sglang_hooks.radix import component
+from sglang_hooks.radix.concurrency import has_slots_for, slots_per_request, slots_set_aside
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -28,7 +28,7 @@ from sglang.srt.mem_cache.unified_cache.components.base import CacheTransferPhas
 from tree_nodes import nodes_of
 
 from marconi_ext.policies.held_states import HeldStates
-from sglang_hooks.radix.node_states import holds_state
+from sglang_hooks.node_states import holds_state
 
 MAMBA = ComponentType.MAMBA
 SLOTS, TOKENS, REQUESTS = 18, 260, 4

@@ -10,7 +10,7 @@ from engineless_cache import Driver
 from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
 from tree_nodes import nodes_of
 
-from sglang_hooks.radix.node_states import holds_state
+from sglang_hooks.node_states import holds_state
 from sglang_hooks.radix.tree_core import depth_of
 
 PROMPT, ANSWER = array("q", range(100, 140)), array("q", [7, 8, 9, 10])

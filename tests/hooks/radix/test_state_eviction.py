@@ -14,8 +14,8 @@ from sglang.srt.mem_cache.unified_cache.components.base import CacheTransferPhas
 from tree_nodes import nodes_of
 
 from marconi_ext.policies.quotas import parse_quotas, quotas_in_slots
+from sglang_hooks.node_states import holds_state
 from sglang_hooks.radix.cache import MarconiRadixCache
-from sglang_hooks.radix.node_states import holds_state
 
 
 @pytest.fixture(params=["our walk", "SGLang's walk"], autouse=True)

@@ -11,7 +11,7 @@ from engineless_cache import Driver
 from tree_nodes import nodes_of
 
 from marconi_ext.policies.table.tree_rows import row_of
-from sglang_hooks.radix.node_states import holds_state
+from sglang_hooks.node_states import holds_state
 
 
 @pytest.fixture
