@@ -75,11 +75,10 @@ class MessageHeaders:
 
         tokens: int[L]
         """
-        begins = self._begins(tokens)
+        begins = self._begins(tokens)[1:]
         bare = all(len(header) == 1 for header in self.headers)  # marks: how long a header is isn't known
         if bare and len(begins) and begins[-1] > len(tokens) - 2 * TAIL_TOKENS:
             begins = begins[:-1]  # the answer's: a state there would hide where the input ends
-        begins = begins[1:]
         return tuple(begins[begins <= len(tokens) - TAIL_TOKENS].tolist())
 
     def input_end(self, tokens: np.ndarray) -> InputEnd | None:

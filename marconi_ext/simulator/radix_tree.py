@@ -4,8 +4,7 @@ KV of a prompt can be cut at any token, a recurrent state can't: it stands for e
 root to the node that holds it. So an edge is an array of tokens whose KV is held, and a node may or may not
 hold a state. `lookup` is pure; `insert`, `split`, `boundary`, `set_state`, `drop_state`, `touch`,
 `remove_leaf`, `merge_into_child`, `pin`, `unpin`, `lock` and `unlock` change the tree. Time is an integer tick that
-the caller hands in. A request pins a path, whose KV then stays, and locks one state
-until it has copied it.
+the caller hands in. A request pins a path, whose KV then stays, and locks one state until it has copied it.
 """
 
 from __future__ import annotations

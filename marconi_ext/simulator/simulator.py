@@ -2,8 +2,8 @@
 
 A request is matched (at most prompt length − 1 tokens, since one must be computed), its path is pinned, its KV
 inserted, and the states that admission asks for are offered to eviction. An answer's last token is sampled but
-never fed back, so it has no KV. With concurrency c up to c requests hold their pins at once; none
-locks the state that it starts from longer than until its own are offered.
+never fed back, so it has no KV. With concurrency c up to c requests hold their pins at once. Each
+locks the state that it starts from until its own are offered.
 """
 
 from __future__ import annotations

@@ -30,9 +30,7 @@ _BUCKET_BELOW = np.maximum(_EDGES.searchsorted(_AGES, side="left") - 1, 0).astyp
 )  # of ages just below
 PRIOR_USES = 2.0  # expected uses after which a class is believed as much as its prior, a bucket as its class
 DOUBT = 1 / 50  # of the prior of doubted groups, while none of them has a use
-UNUSED = (
-    512.0  # records × requests without any use at all, after which prompts may as well come again as go on
-)
+UNUSED = 512.0  # records × requests without any use, after which prompts may as well come again as go on
 POOLED_USES = 0.5  # the same, of all classes together at one age
 ROUNDS = 3
 
