@@ -82,22 +82,14 @@ def launches(shapes: Iterable[ModelShape]) -> Iterator[Launch]:
                 cache_indices=indices,
             ),
         )
-        if shape.kind == "mamba2":
-            yield Launch(
-                "ssm_checkpoint",
-                shape.name,
-                ssm_checkpoint,
-                "_ssm_checkpoint_kernel",
-                partial(run_ssm, shape, cu_seqlens, plan),
-            )
-        else:
-            yield Launch(
-                "gdn_checkpoint",
-                shape.name,
-                gdn_checkpoint,
-                "_gdn_checkpoint_kernel",
-                partial(run_gdn, shape, cu_seqlens, plan),
-            )
+        is_gdn = shape.kind == "gdn"
+        name, module, run = (
+            ("gdn_checkpoint", gdn_checkpoint, run_gdn)
+            if is_gdn
+            else ("ssm_checkpoint", ssm_checkpoint, run_ssm)
+        )
+        yield Launch(name, shape.name, module, f"_{name}_kernel", partial(run, shape, cu_seqlens, plan))
+        if is_gdn:
             yield state_pass(shape.name, shape.ngroups, (shape.nheads,), cu_seqlens, grouped)
     yield state_pass("Kimi-Linear-48B-A3B", KIMI_LINEAR[0], KIMI_LINEAR, cu_seqlens, grouped)
     yield state_pass(
