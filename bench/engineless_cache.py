@@ -25,6 +25,7 @@ from sglang.srt.mem_cache.memory_pool import HybridLinearKVPool, HybridReqToToke
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 from sglang.srt.mem_cache.unified_memory_pool import init_unified_mamba_pools
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
+from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.runtime_context import mamba_cache_chunk_size
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.server_args import ServerArgs, set_global_server_args_for_scheduler
@@ -183,6 +184,17 @@ def _shared_pool(
     return bundle.req_to_token_pool, bundle.token_to_kv_pool_allocator
 
 
+def decode_batch(reqs: list[Req], mode: ForwardMode = ForwardMode.DECODE) -> SimpleNamespace:
+    """What tracking sees of a batch that decodes the last token of each request."""
+    return SimpleNamespace(
+        reqs=reqs,
+        seq_lens_cpu=torch.tensor([req.kv.kv_committed_len for req in reqs]),
+        forward_mode=mode,
+        mamba_track_mask=torch.zeros(len(reqs), dtype=torch.bool),
+        mamba_track_indices=torch.zeros(len(reqs), dtype=torch.int64),
+    )
+
+
 class Driver:
     """Takes requests through one cache; `spent` has the ns of the last one by phase, `evictions` of each call,
     by what was wanted."""
@@ -281,11 +293,9 @@ class Driver:
         """Its answer, whose last token has no KV, and its end; without `keep` as after an abort."""
         begin = req.kv.kv_committed_len
         end = begin + len(output) - 1
-        new = self.in_pages(begin, end)
-        with self._timed("finish"):
-            fresh = alloc_token_slots(self.cache, new.stop - new.start)
-        self.cache.req_to_token_pool.write((req.kv.req_pool_idx, new), fresh)
-        req.kv.kv_allocated_len = req.kv.kv_committed_len = end
+        grid = (self.cache.mamba.answers.grid(req) if self.contestant == "marconi" else 0) or end
+        for tokens in sorted({*range(begin - begin % grid + grid, end, grid), end}):
+            self._decode(req, tokens)
         req.output_ids.extend(output)
         req.finished_reason = FINISH_LENGTH(length=len(output))
         page = self.cache.page_size
@@ -297,6 +307,17 @@ class Driver:
                 req.kv.mamba_last_track_idx = req.kv.mamba_next_track_idx
         with self._timed("finish"):
             release_kv_cache(req, self.cache, checkpoint=keep)
+
+    def _decode(self, req: Req, tokens: int) -> None:
+        """Up to so many tokens."""
+        new = self.in_pages(req.kv.kv_committed_len, tokens)
+        with self._timed("finish"):
+            fresh = alloc_token_slots(self.cache, new.stop - new.start)
+        self.cache.req_to_token_pool.write((req.kv.req_pool_idx, new), fresh)
+        req.kv.kv_allocated_len = req.kv.kv_committed_len = tokens
+        if self.contestant == "marconi":
+            with self._timed("finish"):
+                self.cache.mamba.answers.track(decode_batch([req]))
 
     def in_pages(self, begin: int, end: int) -> slice:
         """What of the tokens from `begin` to `end` needs new pages."""

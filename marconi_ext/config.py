@@ -28,7 +28,7 @@ class CheckpointKind(StrEnum):
     BRANCH = "branch"  # where the request leaves what the KV cache already holds
     INPUT_END = "input-end"  # the last token of the prompt that the next turn repeats
     PROMPT_END = "prompt-end"  # its last token but one: the last one must be computed
-    LAST_TOKEN = "last-token"  # after the last decoded token
+    LAST_TOKEN = "last-token"  # after the last decoded token, or inside an answer
 
 
 ALL_KINDS = tuple(CheckpointKind)

@@ -20,7 +20,7 @@ _KINDS = {
     CheckpointKind.BRANCH: (Kind.BRANCH, Kind.BOUNDARY),
     CheckpointKind.INPUT_END: (Kind.INPUT_END,),
     CheckpointKind.PROMPT_END: (Kind.PROMPT_END,),
-    CheckpointKind.LAST_TOKEN: (Kind.LAST_TOKEN,),
+    CheckpointKind.LAST_TOKEN: (Kind.LAST_TOKEN, Kind.IN_ANSWER),
 }
 _NAMES = {
     Kind.BRANCH: "branch",
@@ -28,6 +28,7 @@ _NAMES = {
     Kind.INPUT_END: "input-end",
     Kind.PROMPT_END: "prompt-end",
     Kind.BOUNDARY: "boundary",
+    Kind.IN_ANSWER: "in-answer",
 }
 
 

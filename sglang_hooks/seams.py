@@ -95,6 +95,7 @@ def _run_batch(original: Callable[..., Any], scheduler: Any, batch: Any, *args: 
     if state is None:
         return original(scheduler, batch, *args, **kwargs)
     state.forward.arm(batch)
+    state.cache.mamba.answers.track(batch)
     try:
         return original(scheduler, batch, *args, **kwargs)
     finally:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from marconi_ext.policies.answer_grid import last_place
 from marconi_ext.policies.fork_predictor import ForkPredictor
 from marconi_ext.policies.input_ends import InputEnds, Prompt
 from marconi_ext.policies.messages import InputEnd
@@ -33,6 +34,9 @@ class PromptFacts:
     parted_before_end: tuple[int, int] | None = None  # (class of an earlier prompt, tokens before its end)
     # (class of an earlier prompt repeated with its answer, the last token of that, whether as the first)
     went_through: tuple[int, int, bool] | None = None
+    # (class of an earlier prompt repeated with a part of its answer, tokens of that, of them not repeated, whether as
+    # the first)
+    parted_inside: tuple[int, int, int, bool] | None = None
     page_tokens: int = 1
 
 
@@ -125,15 +129,23 @@ class Exact:
         """A prompt's answer ended with this token. Returns: whether the state after it may serve."""
         return self.input_ends.answered(prompt_class, answer_end)
 
+    def answer_grid(self, prompt_class: int) -> int:
+        """Tokens: answers to prompts of a class should leave a state at a multiple; 0: none."""
+        return self.input_ends.answer_grid(prompt_class)
+
     def _with_ends(self, facts: PromptFacts, inside: list[Offer]) -> list[Offer]:
         if facts.parted_before_end is not None:
             self.input_ends.parted(*facts.parted_before_end, facts.page_tokens)
         if facts.went_through is not None and facts.went_through[2]:
             self.input_ends.went_through(*facts.went_through[:2])
+        if facts.parted_inside is not None and facts.parted_inside[3]:
+            self.input_ends.parted_inside(*facts.parted_inside[:3])
+        goes_through = facts.went_through is not None or facts.parted_inside is not None
         last = 0 if facts.tokens is None else facts.tokens.item(-1)
         guesses = self.guesses and facts.saves_input_ends
-        prompt = self.input_ends.plan(last, facts.went_through is not None, facts.input_end, guesses=guesses)
-        offers = {offer.depth_tokens: offer for offer in [*inside, *_ends(facts, prompt)]}
+        prompt = self.input_ends.plan(last, goes_through, facts.input_end, guesses=guesses)
+        ends = _ends(facts, prompt, self.answer_grid(prompt.number))
+        offers = {offer.depth_tokens: offer for offer in [*inside, *ends]}
         return [offers[depth] for depth in sorted(offers)]
 
 
@@ -200,8 +212,8 @@ def _with_boundaries(offers: list[Offer], positions: list[int], *, spare: bool =
     return [by_depth[depth] for depth in sorted(by_depth)]
 
 
-def _ends(facts: PromptFacts, prompt: Prompt) -> list[Offer]:
-    """The ends of the prompt's input, of the prompt and of the sequence."""
+def _ends(facts: PromptFacts, prompt: Prompt, answer_grid: int) -> list[Offer]:
+    """The ends of the prompt's input, of the prompt and of the sequence; and the last place inside its answer."""
     end = facts.prompt_tokens - 1
     inputs = {min(facts.prompt_tokens - distance, end) for distance in prompt.distances}
     inside = Kind.BOUNDARY if prompt.guessed else Kind.INPUT_END
@@ -209,6 +221,9 @@ def _ends(facts: PromptFacts, prompt: Prompt) -> list[Offer]:
     if end > 0:
         kind = Kind.INPUT_END if end in inputs else Kind.PROMPT_END
         offers.append(Offer(end, kind, prompt_tokens=facts.prompt_tokens, prompt_class=prompt.number))
+    place = last_place(facts.prompt_tokens, facts.sequence_tokens, answer_grid)
+    if place:
+        offers.append(Offer(place, Kind.IN_ANSWER))
     if facts.sequence_tokens > facts.prompt_tokens:
         offers.append(Offer(facts.sequence_tokens, Kind.LAST_TOKEN))
     return offers

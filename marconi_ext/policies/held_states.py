@@ -129,6 +129,14 @@ class HeldStates:
             runtime.saved(claim.row)
         return Placed.GRANTED
 
+    def place_inside_answer(self, claim: Claim, depth_tokens: int, room: Room, tenant: int = 0) -> Placed:
+        """Offer the state after so many tokens, inside an answer. A claim that has room takes it along, deeper."""
+        assert self.serving is not None and claim.plan is not None, "a plan is made by somebody who serves"
+        claim.row = self.serving.row_inside_answer(claim.plan, depth_tokens, claim.row)
+        if claim.granted:
+            return Placed.GRANTED
+        return self.place(claim, Offer(depth_tokens, Kind.IN_ANSWER), room, tenant)
+
     def abandon(self, claim: Claim, reason: str) -> None:
         """There will be no such state: no room was to be had, or the request was aborted or retracted.
 

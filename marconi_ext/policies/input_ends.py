@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from marconi_ext.policies.answer_grid import best_grid
 from marconi_ext.policies.answers import MIN_PARTINGS, Answers
 from marconi_ext.policies.messages import TAIL_TOKENS, InputEnd
 
@@ -47,12 +48,31 @@ class Prompt:
 
 
 @dataclass(slots=True)
+class _Inside:
+    """Of prompts that part inside the answers to earlier ones. partings: counted, and decayed by who owns it"""
+
+    partings: float = 0.0
+    grid: int = 0  # see `answer_grid.py`
+    recent: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=KEPT_PARTINGS))
+
+    def parted(self, answer_tokens: int, before_end: int) -> None:
+        self.partings += 1
+        self.recent.append((answer_tokens, before_end))
+        self.grid = best_grid(self.recent)
+
+    def grid_for(self, prompts: float) -> int:
+        """The grid, where so many prompts have been parted from often enough; else 0."""
+        return self.grid if self.partings >= max(MIN_PARTINGS, MIN_SHARE * prompts) else 0
+
+
+@dataclass(slots=True)
 class _Class:
     number: int
     whole: _Class = None  # type: ignore[assignment]  # that it is part of; a whole has none, and isn't asked
     prompts: float = 0.0  # decayed
     went_through: float = 0.0  # likewise: those whose answer was repeated
     dropped: float = 0.0  # likewise: those that were parted from
+    inside: _Inside = field(default_factory=_Inside)
     planned: int = 0
     answers: Answers = field(default_factory=Answers)
     partings: deque[tuple[int, int, int]] = field(  # (planned, least distance, largest one)
@@ -65,6 +85,7 @@ class _Class:
         self.prompts = self.prompts * decay + 1
         self.went_through *= decay
         self.dropped *= decay
+        self.inside.partings *= decay
 
     def weight(self, planned: int) -> float:
         """What something counts that was seen when so many prompts had been planned."""
@@ -88,6 +109,7 @@ class InputEnds:
         self._classes: OrderedDict[tuple[int, bool], _Class] = OrderedDict()  # the least recent first
         self._by_number: dict[int, _Class] = {}
         self._whole = {goes_through: _Class(0) for goes_through in (False, True)}
+        self._inside = _Inside()  # of all classes: what a new one begins with
         self._numbers = 0
 
     def parted(self, number: int, before_end: int, page_tokens: int = 1) -> None:
@@ -106,6 +128,22 @@ class InputEnds:
             for counted in (one, one.whole):
                 counted.went_through += 1
 
+    def parted_inside(self, number: int, answer_tokens: int, before_end: int) -> None:
+        """A prompt repeats one of class `number`, and what was answered to it but for so many tokens."""
+        if (one := self._by_number.get(number)) is not None:
+            for counted in (one, one.whole):
+                counted.went_through += 1
+            for inside in (one.inside, self._inside):
+                inside.parted(answer_tokens, before_end)
+
+    def answer_grid(self, number: int) -> int:
+        """Tokens: answers to prompts of class `number` should leave a state at a multiple; 0: none."""
+        if (one := self._by_number.get(number)) is None:
+            return 0
+        if one.planned <= FEW_PROMPTS and one.inside.partings < MIN_PARTINGS:
+            return self._inside.grid_for(0.0)
+        return one.inside.grid_for(one.prompts)
+
     def answered(self, number: int, answer_end: int) -> bool:
         """A prompt of class `number` got an answer that ends so. Returns: whether the state after it may serve."""
         one = self._by_number.get(number)
@@ -113,7 +151,7 @@ class InputEnds:
             return True
         # a loop ends with an answer that the next prompt drops where it parts from the loop's first one
         parting = self._whole[False] if one.whole is self._whole[True] else one
-        return one.answers.ended(answer_end, parting.dropped)
+        return one.answers.ended(answer_end, parting.dropped + one.inside.partings)
 
     def plan(
         self, last_token: int, goes_through: bool, known: InputEnd | None, *, guesses: bool = True
@@ -126,6 +164,7 @@ class InputEnds:
         one = self._class(last_token if known is None else known.kind, goes_through)
         one.began()
         one.whole.began()
+        self._inside.partings *= 0.5 ** (1 / HALF_LIFE_PROMPTS)
         if guesses and not goes_through and known is None and self._knows_nothing():
             return Prompt(one.number, (GUESS_TOKENS,), guessed=True)
         return Prompt(one.number, self._distances(one, None if goes_through else known))

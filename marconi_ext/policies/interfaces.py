@@ -21,10 +21,13 @@ class Admission(Protocol):
 
 @runtime_checkable
 class LearnsAnswers(Protocol):
-    """What an admission may be as well: it has the last word on last-token states."""
+    """What an admission may be as well: it has the last word on states of answers."""
 
     def answered(self, prompt_class: int, answer_end: int) -> bool:
         """A prompt's answer ended with this token. Returns: whether the state after it may serve."""
+
+    def answer_grid(self, prompt_class: int) -> int:
+        """Tokens: answers to prompts of a class should leave a state at a multiple; 0: none."""
 
 
 class Scores(Protocol):

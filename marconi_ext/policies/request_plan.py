@@ -66,6 +66,7 @@ class Plan:
     prompt_row: int = -1
     last_token_beyond: int | None = 0  # tokens of a sequence whose last state may serve; None: it never does
     homeless: dict[int, int] = field(default_factory=dict)  # row -> depth, of rows that have no node yet
+    answer_grid: int = 0  # tokens, at a multiple of which the answer leaves a state; 0: it leaves none
 
 
 class Serving:
@@ -123,7 +124,13 @@ class Serving:
         plan = Plan(
             match, lost, self._wanted(facts, offers), max((o.prompt_class for o in offers), default=0)
         )
+        for offer in offers:  # a prompt served up to its end is one that ends there, too
+            if offer.prompt_tokens and served >= 0 and self._in_pages(offer.depth_tokens) == match.hit_tokens:
+                self._mark(plan, served, offer)
         plan.last_token_beyond = self._last_token_beyond(facts, offers)
+        # larger pages: the engine keeps states at multiples of one itself
+        if self.page_tokens == 1 and Kind.IN_ANSWER in self.kinds:
+            plan.answer_grid = runtime.answer_grid(plan.prompt_class)
         self._expect_child(plan)
         return plan
 
@@ -150,7 +157,18 @@ class Serving:
         beyond = 0 if plan is None else plan.last_token_beyond
         if Kind.LAST_TOKEN not in self.kinds or beyond is None or sequence_tokens <= beyond:
             return False
-        return plan is None or self.runtime.answered(plan.prompt_class, last, plan.prompt_row)
+        if plan is None:
+            return True
+        return self.runtime.answered(plan.prompt_class, last, sequence_tokens, plan.prompt_row)
+
+    def row_inside_answer(self, plan: Plan, depth: int, row: int = -1) -> int:
+        """The row of a state inside the answer, for as many tokens. row: what it was so far, higher up; -1: none yet"""
+        if row < 0:
+            row = self.runtime.record(self._row_above(plan, depth), depth, Kind.IN_ANSWER)
+            self.runtime.table.fanout[row] = 1  # the rest of the answer
+        self.runtime.table.deepen(row, depth)
+        plan.homeless[row] = depth
+        return row
 
     def settle(self, plan: Plan, row: int, node: Any) -> int:
         """`row` belongs at `node`, which is in the tree now; returns the node's row, which may be an older one.
@@ -190,12 +208,15 @@ class Serving:
         if offer.prompt_tokens:
             plan.prompt_row = row
 
+    def _in_pages(self, tokens: int) -> int:
+        return tokens // self.page_tokens * self.page_tokens
+
     def _wanted(self, facts: PromptFacts, offers: list[Offer]) -> list[Offer]:
         wanted: dict[int, Offer] = {}
         for offer in offers:
             if offer.kind not in self.kinds and offer.prompt_tokens:
                 offer = replace(offer, kind=Kind.PROMPT_END)
-            depth = offer.depth_tokens // self.page_tokens * self.page_tokens
+            depth = self._in_pages(offer.depth_tokens)
             if offer.kind in self.kinds and facts.hit_tokens < depth <= facts.prompt_tokens:
                 exact = depth == offer.depth_tokens
                 offer = offer if exact else replace(offer, depth_tokens=depth)

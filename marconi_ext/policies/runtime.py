@@ -115,15 +115,18 @@ class PolicyRuntime:
         self, path: list[int], below: Sequence[int], prompt_tokens: int, kv_tokens: int, *, diverges: bool
     ) -> dict[str, tuple]:
         """Of the earlier prompt that a request goes on from: whether it repeats what was answered, or how many
-        tokens before that prompt's end it parts."""
+        tokens before that prompt's end it parts, or that it parts inside the answer."""
         table = self.table
         again = kv_tokens == prompt_tokens - 1  # the whole prompt is held
         earlier = range(1, prompt_tokens if again else prompt_tokens + 1)
         deepest = next((row for row in reversed(path) if table.prompt_tokens.item(row) in earlier), -1)
         if deepest >= 0 and table.prompt_tokens.item(deepest) < kv_tokens:
             first = table.passed.item(deepest) == 1
-            answer = table.prompt_class.item(deepest), table.answer_end.item(deepest)
-            return {"went_through": (*answer, first)}
+            number, ended = table.prompt_class.item(deepest), table.answered_tokens.item(deepest)
+            if diverges and kv_tokens < ended and not again:
+                answer_tokens = ended - table.prompt_tokens.item(deepest)
+                return {"parted_inside": (number, answer_tokens, ended - kv_tokens, first)}
+            return {"went_through": (number, table.answer_end.item(deepest), first)}
         ends = [row for row in (deepest, *below) if row >= 0 and table.prompt_tokens.item(row) >= kv_tokens]
         if again or not diverges or not ends:
             return {}
@@ -179,12 +182,17 @@ class PolicyRuntime:
             self.table.prompt_tokens[row] = offer.prompt_tokens
             self.table.prompt_class[row] = offer.prompt_class
 
-    def answered(self, prompt_class: int, answer_end: int, row: int = -1) -> bool:
+    def answered(self, prompt_class: int, answer_end: int, sequence_tokens: int, row: int = -1) -> bool:
         """A prompt of a class got an answer whose last token with KV is this one. Returns: whether the state after it
-        may serve. row: where the prompt ends"""
+        may serve. sequence_tokens: of prompt and answer with KV; row: where the prompt ends"""
         if row >= 0:
             self.table.answer_end[row] = answer_end
+            self.table.answered_tokens[row] = sequence_tokens
         return self._answers is None or self._answers.answered(prompt_class, answer_end)
+
+    def answer_grid(self, prompt_class: int) -> int:
+        """Tokens: answers to prompts of a class should leave a state at a multiple, see `answer_grid.py`; 0: none."""
+        return 0 if self._answers is None else self._answers.answer_grid(prompt_class)
 
     def touch(self, row: int) -> None:
         """The state at `row` is held already, and was wanted again."""

@@ -13,7 +13,7 @@ MEMORY_REQUESTS = 16  # a server, of what it saved lately
 ABSOLUTE_GAP, RELATIVE_GAP = 64, 1.5  # its --balance-abs-threshold and --balance-rel-threshold
 
 
-ENDS = frozenset({"last-token", "prompt-end", "input-end"})
+ENDS = frozenset({"last-token", "prompt-end", "input-end", "in-answer"})
 """Kinds of states from which a conversation goes on: the next state takes their place."""
 
 

@@ -27,7 +27,7 @@ from marconi_ext.simulator.simulator import Served, Simulator
 from marconi_ext.simulator.workload import Workload
 from marconi_ext.traces import Request
 
-ENDS = frozenset({Kind.LAST_TOKEN, Kind.PROMPT_END, Kind.INPUT_END})
+ENDS = frozenset({Kind.LAST_TOKEN, Kind.PROMPT_END, Kind.INPUT_END, Kind.IN_ANSWER})
 ROUTINGS = ("round-robin", "sticky", "prefix", "resumable")
 
 

@@ -94,8 +94,9 @@ class LiveRules:
         if len(output) > 1:  # overlap: room for the first decode is made before the prefill's result is seen
             self._make_room(1)
         below = self._publish(plan, prompt)
-        self._take_tokens(max(len(output) - 1, 0))
-        self._finish(plan, np.concatenate([prompt, output[:-1]]))
+        sequence = np.concatenate([prompt, output[:-1]])
+        self._decode(plan, len(prompt), len(sequence))
+        self._finish(plan, sequence)
         if below is not None:
             self.tree.unpin(below)
         return Served(match.hit_tokens, plan.match.kv_tokens, plan.lost)
@@ -151,7 +152,28 @@ class LiveRules:
         self._held_tokens = len(prompt) - (deepest.depth_tokens if deepest is not None else 0)
         return deepest
 
+    def _decode(self, plan: Plan, prompt_tokens: int, sequence_tokens: int) -> None:
+        """KV for the answer, and a slot for a state inside it, which goes along."""
+        reached, inside = prompt_tokens, _Pending(plan=plan, offer=Offer(0, Kind.IN_ANSWER))
+        for depth in range(prompt_tokens + 1, sequence_tokens + 1) if plan.answer_grid else ():
+            if depth % plan.answer_grid == 0:
+                self._take_tokens(depth - reached)
+                reached, inside.offer = depth, Offer(depth, Kind.IN_ANSWER)
+                self.held.place_inside_answer(inside, depth, self)
+        if inside.granted:
+            self._pending.append(inside)
+        self._take_tokens(sequence_tokens - reached)
+
     def _finish(self, plan: Plan, sequence: np.ndarray) -> None:
+        for inside in self._pending:
+            depth = inside.offer.depth_tokens
+            node = self._insert(sequence[:depth])
+            is_new = node.state is None
+            if is_new:
+                self.tree.set_state(node, True)
+            self.held.arrived(node, depth, Kind.IN_ANSWER, is_new=is_new, claim=inside)
+            self._held_slots -= 1
+        self._pending.clear()
         node = self._insert(sequence)
         self._held_tokens = 0
         self._held_slots -= 1

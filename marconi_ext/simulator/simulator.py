@@ -108,7 +108,8 @@ class Simulator:
             last = answer.item(-2) if len(answer) > 1 else prompt.item(-1)  # with KV
             for offer in self.admission.plan(facts):
                 is_last = offer.kind == Kind.LAST_TOKEN
-                if is_last and not self.runtime.answered(prompt_class, last, ends_at):
+                depth = offer.depth_tokens
+                if is_last and not self.runtime.answered(prompt_class, last, depth, ends_at):
                     continue
                 row = self._offer(path, offer)
                 if offer.prompt_tokens:

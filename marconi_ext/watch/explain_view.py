@@ -16,6 +16,7 @@ KINDS = {
     "prompt-end": "the end of a prompt",
     "input-end": "the end of a prompt's input",
     "last-token": "the end of an answer",
+    "in-answer": "inside an answer that clients send back changed",
 }
 
 

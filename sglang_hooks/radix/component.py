@@ -39,6 +39,7 @@ from ..operator.wishes import NO_WISHES
 from ..policy import kind_name, saved_kinds
 from ..stats import CacheStats
 from .agreement import Agreement
+from .answer_states import AnswerStates
 from .concurrency import slots_set_aside
 from .host_tier import has_state
 from .publishing import StatePublishing, is_probe
@@ -87,6 +88,7 @@ class MarconiMambaComponent(StatePublishing):
         slots = self.cache.req_to_token_pool.mamba_allocator.size
         runtime.reserves.set_quotas(quotas_in_slots(config.quotas, slots))
         self.plans = {}
+        self.answers = AnswerStates(self.save_inside_answer)
         stats.states_by_kind = self._states_by_kind
         self.tuner = None
         if isinstance(runtime.eviction, Marconi):
@@ -102,6 +104,7 @@ class MarconiMambaComponent(StatePublishing):
         self.pins.flushed()
         self.ledger.clear()
         self.plans.clear()
+        self.answers.clear()
         self.dead_leaves.clear()
         self.storage.clear()
         self.held.clear()
@@ -179,6 +182,8 @@ class MarconiMambaComponent(StatePublishing):
         plan = self.plans.get(req)
         if plan is None:
             plan = self.plans[req] = self._begin(req)
+            if self.runs is None:  # with speculation a pass ends at no token that is known before
+                self.answers.planned(req, plan)
         for offer in plan.offers:
             if req.prefix_len < offer.depth_tokens <= req.extend_end:
                 self._offer(req, plan, offer)
@@ -206,7 +211,7 @@ class MarconiMambaComponent(StatePublishing):
             self.stats.served(len(ids), req.prefix_len, max(plan.match.kv_tokens, req.prefix_len), plan.lost)
         wishes = getattr(req, "marconi_wishes", NO_WISHES)
         if not wishes.store:
-            plan.offers, plan.last_token_beyond = [], None
+            plan.offers, plan.last_token_beyond, plan.answer_grid = [], None, 0
         told = self.explainer.began(req, plan, served)
         if wishes.explain:
             req.customized_info = {**(req.customized_info or {}), "marconi": [told]}
@@ -218,10 +223,26 @@ class MarconiMambaComponent(StatePublishing):
         self.explainer.outcome(req, offer.depth_tokens, kind_name(offer.kind), outcome)
 
     def _try_to_save(self, req: Req, plan: Plan, offer: Offer) -> str:
-        row, kind = self.serving.row_for(plan, offer), kind_name(offer.kind)
+        row = self.serving.row_for(plan, offer)
         pending = PendingCheckpoint(offer.kind, offer.depth_tokens, None, row=row, plan=plan)
-        room = _SlotRoom(self, insists=self._insists(req, offer))
+        room = SlotRoom(self, insists=self._insists(req, offer))
         placed = self.held.place(pending, offer, room, self.tenant_of(req))
+        return self._placed(req, pending, placed, room)
+
+    def save_inside_answer(self, req: Req, pending: PendingCheckpoint) -> bool:
+        """Take a slot for the state after `pending.position_tokens`, or keep the one that it has. Returns: whether it
+        has one."""
+        room = SlotRoom(self, insists=False)
+        had_room, tokens = pending.granted, pending.position_tokens
+        placed = self.held.place_inside_answer(pending, tokens, room, self.tenant_of(req))
+        if not had_room:
+            outcome = self._placed(req, pending, placed, room)
+            self.explainer.outcome(req, tokens, kind_name(pending.kind), outcome)
+        return pending.granted
+
+    def _placed(self, req: Req, pending: PendingCheckpoint, placed: Placed, room: SlotRoom) -> str:
+        """Count what became of an offer. Returns: that, for explanations."""
+        kind = kind_name(pending.kind)
         if placed is Placed.REFUSED:
             self.ledger.counters["skipped_no_slot" if room.reason == "no-slot" else "refused"] += 1
             self.stats.refused(kind)
@@ -302,7 +323,7 @@ class MarconiMambaComponent(StatePublishing):
             self.events.sync(node)
 
 
-class _SlotRoom:
+class SlotRoom:
     """Room for one request's state: a slot. insists: whatever the state is worth; reason: why there was none"""
 
     def __init__(self, mamba: MarconiMambaComponent, *, insists: bool) -> None:

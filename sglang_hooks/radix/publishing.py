@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode
 
     from ..recurrence.speculation import AcceptedRuns
+    from .answer_states import AnswerStates
 
 
 class StatePublishing(StateEviction):
@@ -44,6 +45,7 @@ class StatePublishing(StateEviction):
     key_begins_at = 0  # tokens of the path that the inserted key leaves out: see `MarconiRadixCache.publish`
     runs: AcceptedRuns | None = None  # with speculative decoding
     plans: dict[Req, Plan]
+    answers: AnswerStates
 
     def prepare_for_caching_req(
         self, req: Req, insert_params: InsertParams, token_ids_len: int, is_finished: bool
@@ -166,6 +168,7 @@ class StatePublishing(StateEviction):
     def _end_plan(self, req: Req, insert_result: InsertResult | None) -> None:
         """Find a node for the records of what wasn't saved, where the request's KV is in the tree; else forget."""
         plan = self.plans.pop(req, None)
+        self.answers.ended(req)
         if plan is None:
             return
         last = None

@@ -11,7 +11,7 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass, field
 
-from engineless_cache import Driver
+from engineless_cache import Driver, decode_batch
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISH_LENGTH, FINISH_MATCHED_TOKEN, Req
 from sglang.srt.mem_cache.allocation import alloc_req_slots, alloc_token_slots
 from sglang.srt.mem_cache.common import checkpoint_kv_cache, evict_from_tree_cache, release_kv_cache
@@ -174,6 +174,7 @@ class OverlapScheduler:
             self.pool.write((req.kv.req_pool_idx, slice(end, end + 1)), place.reshape(1))
             req.kv.kv_allocated_len += 1
             req.kv.kv_committed_len += 1
+        self.cache.mamba.answers.track(decode_batch(reqs))
         return Launched(list(reqs), False)
 
     def _ends_by_length(self, req: Req) -> bool:

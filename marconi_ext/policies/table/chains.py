@@ -60,6 +60,10 @@ class Chains:
             del column[chain][at:]
         self._table.chain[self._rows[new]] = new
 
+    def deepen(self, row: int, depth: int) -> None:
+        """`row`, below which there is none, is farther down from now on; the table still has the old depth."""
+        self._depths[self._table.chain[row]][self._at(row)] = depth
+
     def remove(self, row: int) -> None:
         """`row` goes; its children become its parent's."""
         chain, at = int(self._table.chain[row]), self._at(row)

@@ -24,6 +24,7 @@ class Kind(IntEnum):
     GRID = 4  # a multiple of the engine's grid
     BLOCK = 5  # a multiple of the block size
     INPUT_END = 6  # the last token of a prompt that later ones repeat: see `input_ends.py`
+    IN_ANSWER = 7  # inside an answer that later prompts repeat in part: see `answer_grid.py`
 
 
 class Fate(IntEnum):
@@ -57,6 +58,7 @@ _COLUMNS = {
     "prompt_tokens": np.int64,
     "prompt_class": np.int32,
     "answer_end": np.int64,
+    "answered_tokens": np.int64,
     "reserved": bool,
     "tenant": np.int32,
 }
@@ -88,6 +90,9 @@ class CheckpointTable:
     prompt_tokens: np.ndarray  # of the last prompt that ends here, or less than a page below; 0: none does
     prompt_class: np.ndarray  # its class: see `input_ends.py`
     answer_end: np.ndarray  # the last token with KV of what was answered to it last; -1: nothing was
+    answered_tokens: (
+        np.ndarray
+    )  # of that prompt with the answer, as far as it has KV; 0: nothing was answered
     reserved: np.ndarray  # an operator keeps it: see `reserves.py`
     tenant: np.ndarray  # whose requests saved it: see `reserves.py`
 
@@ -121,6 +126,7 @@ class CheckpointTable:
         self.passed[row] = self.uses[row] = self.fanout[row] = self.leaf_tokens[row] = self.pins[row] = 0
         self.prompt_tokens[row] = self.prompt_class[row] = self.tenant[row] = 0
         self.answer_end[row] = -1
+        self.answered_tokens[row] = 0
         self.reserved[row] = False
         self.children[row] = []
         self.branches[row] = 0
@@ -153,6 +159,12 @@ class CheckpointTable:
         self.owner[row] = owner
         self.above[row] = self.depth[owner] if owner >= 0 else 0
         self._rehang(row, row if self.live[row] else owner)
+
+    def deepen(self, row: int, depth: int) -> None:
+        """A row with none below stands for this many tokens from now on."""
+        assert not self.children[row], f"row {row}: others are below it"
+        self._chains.deepen(row, depth)
+        self.depth[row] = depth
 
     def set_live(self, row: int, tick: int) -> None:
         """The row's state is held from now on."""

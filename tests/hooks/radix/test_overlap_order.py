@@ -50,8 +50,9 @@ class OverlapOrder(RuleBasedStateMachine):
         chunk_tokens=st.sampled_from([None, 5, 16]),
         policy=st.sampled_from(["gittins", "lru"]),
         sessions=st.booleans(),
+        answer_grid=st.sampled_from([0, 2, 3]),
     )
-    def start(self, chunk_tokens: int | None, policy: str, sessions: bool) -> None:
+    def start(self, chunk_tokens: int | None, policy: str, sessions: bool, answer_grid: int) -> None:
         self.driver = Driver(
             "marconi",
             slots=SLOTS,
@@ -62,6 +63,7 @@ class OverlapOrder(RuleBasedStateMachine):
             enable_session_radix_cache=sessions,
         )
         self.cache, self.sessions = self.driver.cache, sessions
+        self.cache.mamba.runtime.admission.answer_grid = lambda _prompt_class: answer_grid
         self.scheduler = OverlapScheduler(self.driver, chunk_tokens, REQUESTS)
         self.loaded = 0
         self.said: list[list[int]] = [[1, 2, 3, 4, 5, 6]]

@@ -57,6 +57,14 @@ class AnyHistory(RuleBasedStateMachine):
         below = data.draw(st.lists(st.sampled_from(beside), unique=True)) if beside else []
         table.place(row, parent, below)
 
+    @precondition(lambda self: any(not self.table.children[row] for row in self.table.rows().tolist()))
+    @rule(data=st.data(), tokens=st.integers(0, 1000))
+    def deepen(self, data, tokens):
+        """A row with none below, which isn't saved yet."""
+        table = self.table
+        row = data.draw(st.sampled_from([row for row in table.rows().tolist() if not table.children[row]]))
+        table.deepen(row, int(table.depth[row]) + tokens)
+
     @invariant()
     def balances(self):
         self.table.check()

@@ -1,0 +1,83 @@
+"""States inside answers: where they lie is told in `marconi_ext/policies/answer_grid.py`.
+
+SGLang's own kernels copy them, in the forward pass that decodes the token: each batch that it decodes says for which of
+its requests the state after the pass goes to a further slot (its tracking, which keeps such states at page sizes above
+1, and which this extension leaves unused at page size 1). A slot whose pass was launched is published like one that a
+prefill has filled.
+Source: SGLang 0.5.23, `ScheduleBatch.prepare_for_decode`, `_track_mamba_state_decode`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from sglang.srt.utils.common import async_h2d
+
+from marconi_ext.policies.request_plan import Plan
+from marconi_ext.policies.table.checkpoints import Kind
+
+from ..ledger import PendingCheckpoint
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
+
+
+@dataclass(eq=False)
+class _Inside:
+    """grid: tokens; state: the last one of the answer, from the first multiple on"""
+
+    grid: int
+    state: PendingCheckpoint
+
+
+class AnswerStates:
+    """Of the requests whose answer leaves a state on the way, what they have of it. One per cache.
+
+    save: takes a slot for such a state, or keeps the one that it has, and returns whether there is one
+    """
+
+    def __init__(self, save: Callable[[Req, PendingCheckpoint], bool]) -> None:
+        self._save = save
+        self._open: dict[Req, _Inside] = {}
+
+    def planned(self, req: Req, plan: Plan) -> None:
+        """A request was planned."""
+        if plan.answer_grid:
+            self._open[req] = _Inside(plan.answer_grid, PendingCheckpoint(Kind.IN_ANSWER, 0, None, plan=plan))
+
+    def grid(self, req: Req) -> int:
+        """Tokens, at a multiple of which the request's answer leaves a state; 0: it leaves none."""
+        inside = self._open.get(req)
+        return 0 if inside is None else inside.grid
+
+    def ended(self, req: Req) -> None:
+        """Its slot is in the tree, or the ledger's to give back."""
+        self._open.pop(req, None)
+
+    def clear(self) -> None:
+        """The pools were cleared."""
+        self._open.clear()
+
+    def track(self, batch: ScheduleBatch) -> None:
+        """The batch is about to be launched: have its pass save the states that are due."""
+        mask, slots = batch.mamba_track_mask, batch.mamba_track_indices
+        if not self._open or mask is None or not batch.forward_mode.is_decode():
+            return
+        rows, taken = [], []
+        for row, (req, tokens) in enumerate(zip(batch.reqs, batch.seq_lens_cpu.tolist(), strict=False)):
+            inside = self._open.get(req)
+            if inside is not None and tokens % inside.grid == 0 and self._has_slot(req, inside.state, tokens):
+                rows.append(row)
+                taken.append(inside.state.slot)
+        if rows:
+            at = async_h2d(rows, dtype=torch.int64, device=mask.device)
+            mask[at] = True
+            slots[at] = torch.cat(taken).to(slots.dtype)
+
+    def _has_slot(self, req: Req, state: PendingCheckpoint, tokens: int) -> bool:
+        state.position_tokens = tokens
+        state.written = self._save(req, state)  # by the pass that is about to be launched
+        return state.written
