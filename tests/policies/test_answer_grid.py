@@ -31,9 +31,7 @@ def test_the_mean_over_all_ends(grid: int, answer: int, data: st.DataObject) -> 
         ([(12, 1)], 0),  # hardly anything to save
     ],
 )
-def test_the_grid_follows_from_how_far_before_the_end_prompts_part(
-    partings: list[tuple[int, int]], grid: int
-) -> None:
+def test_the_grid_follows_from_where_prompts_part(partings: list[tuple[int, int]], grid: int) -> None:
     assert best_grid(partings) == grid
     if grid:
         saved = sum(tokens_saved(grid, *parting) for parting in partings)
