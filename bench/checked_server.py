@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from marconi_ext.servers.server import Server, ServerSpec
 
 LEAK_CHECKS = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1"}
 LOG_ERRORS = ("Scheduler hit an exception", "memory leak", "checkpoints dropped", "sums are wrong")
+FORKING = (sys.executable, str(Path(__file__).with_name("forking_launcher.py")))
 START_S = 900.0  # on a machine with much other work
 TAIL_LINES = 60
 
@@ -27,7 +29,8 @@ def launched(
     Raises: CheckFailedError at the end: it has died, or its log holds an error
     """
     flags = to_flags({**CPU_OPTIONS, "model_path": str(model), **options})
-    with Server(ServerSpec(tuple(flags), {**environment(cpu=True), **LEAK_CHECKS, **(env or {})})) as server:
+    variables = {**environment(cpu=True), **LEAK_CHECKS, **(env or {})}
+    with Server(ServerSpec(tuple(flags), variables, FORKING)) as server:
         server.launch()
         yield server
         server.require_alive()
