@@ -190,6 +190,8 @@ def decode_batch(reqs: list[Req], mode: ForwardMode = ForwardMode.DECODE) -> Sim
         reqs=reqs,
         seq_lens_cpu=torch.tensor([req.kv.kv_committed_len for req in reqs]),
         forward_mode=mode,
+        mamba_track_mask_cpu=[False] * len(reqs),
+        mamba_track_mask_next_cpu=None,
         mamba_track_mask=torch.zeros(len(reqs), dtype=torch.bool),
         mamba_track_indices=torch.zeros(len(reqs), dtype=torch.int64),
     )
@@ -293,15 +295,16 @@ class Driver:
         """Its answer, whose last token has no KV, and its end; without `keep` as after an abort."""
         begin = req.kv.kv_committed_len
         end = begin + len(output) - 1
-        grid = (self.cache.mamba.answers.grid(req) if self.contestant == "marconi" else 0) or end
-        for tokens in sorted({*range(begin - begin % grid + grid, end, grid), end}):
+        grid = self.cache.mamba.answers.grid(req) if self.contestant == "marconi" else 0
+        step = grid or end
+        for tokens in sorted({*range(begin - begin % step + step, end, step), end}):
             self._decode(req, tokens)
         req.output_ids.extend(output)
         req.finished_reason = FINISH_LENGTH(length=len(output))
         page = self.cache.page_size
-        grid = page if self.contestant == "marconi" else self._chunk_tokens
+        grid = max(grid, page) if self.contestant == "marconi" else self._chunk_tokens
         tracked = end - end % grid
-        if grid > 1 and tracked > begin:
+        if (page > 1 or self.contestant != "marconi") and tracked > begin:
             req.kv.mamba_last_track_seqlen = tracked
             if self.contestant == "marconi":
                 req.kv.mamba_last_track_idx = req.kv.mamba_next_track_idx

@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
+from math import lcm
 from operator import itemgetter
 from typing import Any
 
@@ -128,9 +129,8 @@ class Serving:
             if offer.prompt_tokens and served >= 0 and self._in_pages(offer.depth_tokens) == match.hit_tokens:
                 self._mark(plan, served, offer)
         plan.last_token_beyond = self._last_token_beyond(facts, offers)
-        # larger pages: the engine keeps states at multiples of one itself
-        if self.page_tokens == 1 and Kind.IN_ANSWER in self.kinds:
-            plan.answer_grid = runtime.answer_grid(plan.prompt_class)
+        if Kind.IN_ANSWER in self.kinds:
+            plan.answer_grid = lcm(runtime.answer_grid(plan.prompt_class), self.page_tokens)
         self._expect_child(plan)
         return plan
 
@@ -159,7 +159,9 @@ class Serving:
             return False
         if plan is None:
             return True
-        return self.runtime.answered(plan.prompt_class, last, sequence_tokens, plan.prompt_row)
+        wanted = self.runtime.answered(plan.prompt_class, last, sequence_tokens, plan.prompt_row)
+        # with larger pages the engine's last state is the one on the answer's grid
+        return wanted or (self.page_tokens > 1 and plan.answer_grid > 0)
 
     def row_inside_answer(self, plan: Plan, depth: int, row: int = -1) -> int:
         """The row of a state inside the answer, for as many tokens. row: what it was so far, higher up; -1: none yet"""

@@ -108,11 +108,20 @@ class PolicyRuntime:
             input_end=input_end,
             saves_input_ends=saves_input_ends,
             page_tokens=page_tokens,
-            **self._earlier_prompt(path, below, prompt_tokens, kv_tokens, diverges=diverges),
+            **self._earlier_prompt(
+                path, below, prompt_tokens, kv_tokens, diverges=diverges, page_tokens=page_tokens
+            ),
         )
 
     def _earlier_prompt(
-        self, path: list[int], below: Sequence[int], prompt_tokens: int, kv_tokens: int, *, diverges: bool
+        self,
+        path: list[int],
+        below: Sequence[int],
+        prompt_tokens: int,
+        kv_tokens: int,
+        *,
+        diverges: bool,
+        page_tokens: int,
     ) -> dict[str, tuple]:
         """Of the earlier prompt that a request goes on from: whether it repeats what was answered, or how many
         tokens before that prompt's end it parts, or that it parts inside the answer."""
@@ -123,7 +132,7 @@ class PolicyRuntime:
         if deepest >= 0 and table.prompt_tokens.item(deepest) < kv_tokens:
             first = table.passed.item(deepest) == 1
             number, ended = table.prompt_class.item(deepest), table.answered_tokens.item(deepest)
-            if diverges and kv_tokens < ended and not again:
+            if diverges and kv_tokens < ended // page_tokens * page_tokens and not again:
                 answer_tokens = ended - table.prompt_tokens.item(deepest)
                 return {"parted_inside": (number, answer_tokens, ended - kv_tokens, first)}
             return {"went_through": (number, table.answer_end.item(deepest), first)}

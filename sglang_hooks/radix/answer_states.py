@@ -1,9 +1,10 @@
 """States inside answers: where they lie is told in `marconi_ext/policies/answer_grid.py`.
 
 SGLang's own kernels copy them, in the forward pass that decodes the token: each batch that it decodes says for which of
-its requests the state after the pass goes to a further slot (its tracking, which keeps such states at page sizes above
-1, and which this extension leaves unused at page size 1). A slot whose pass was launched is published like one that a
-prefill has filled.
+its requests the state after the pass goes to a further slot. At page size 1 this extension leaves that tracking unused
+otherwise, and such a state has a slot of its own, which is published like one that a prefill has filled, once its pass
+was launched. At larger pages SGLang tracks all multiples of a page and keeps the last one: there it is told to leave
+out those that aren't on the grid.
 Source: SGLang 0.5.23, `ScheduleBatch.prepare_for_decode`, `_track_mamba_state_decode`.
 """
 
@@ -39,8 +40,8 @@ class AnswerStates:
     save: takes a slot for such a state, or keeps the one that it has, and returns whether there is one
     """
 
-    def __init__(self, save: Callable[[Req, PendingCheckpoint], bool]) -> None:
-        self._save = save
+    def __init__(self, save: Callable[[Req, PendingCheckpoint], bool], page_tokens: int) -> None:
+        self._save, self._page_tokens = save, page_tokens
         self._open: dict[Req, _Inside] = {}
 
     def planned(self, req: Req, plan: Plan) -> None:
@@ -66,6 +67,9 @@ class AnswerStates:
         mask, slots = batch.mamba_track_mask, batch.mamba_track_indices
         if not self._open or mask is None or not batch.forward_mode.is_decode():
             return
+        if self._page_tokens > 1:
+            self._leave_out(batch)
+            return
         rows, taken = [], []
         for row, (req, tokens) in enumerate(zip(batch.reqs, batch.seq_lens_cpu.tolist(), strict=False)):
             inside = self._open.get(req)
@@ -76,6 +80,22 @@ class AnswerStates:
             at = async_h2d(rows, dtype=torch.int64, device=mask.device)
             mask[at] = True
             slots[at] = torch.cat(taken).to(slots.dtype)
+
+    def _leave_out(self, batch: ScheduleBatch) -> None:
+        """SGLang's tracking of pages: of these requests only what is on the grid."""
+        rows = []
+        for row, (req, tokens) in enumerate(zip(batch.reqs, batch.seq_lens_cpu.tolist(), strict=False)):
+            inside = self._open.get(req)
+            if inside is None:
+                continue
+            if batch.mamba_track_mask_cpu[row] and tokens % inside.grid:
+                batch.mamba_track_mask_cpu[row] = False
+                rows.append(row)
+            if batch.mamba_track_mask_next_cpu is not None and (tokens + 1) % inside.grid:
+                batch.mamba_track_mask_next_cpu[row] = False
+        if rows:
+            at = async_h2d(rows, dtype=torch.int64, device=batch.mamba_track_mask.device)
+            batch.mamba_track_mask[at] = False
 
     def _has_slot(self, req: Req, state: PendingCheckpoint, tokens: int) -> bool:
         state.position_tokens = tokens

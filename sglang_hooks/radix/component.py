@@ -88,7 +88,7 @@ class MarconiMambaComponent(StatePublishing):
         slots = self.cache.req_to_token_pool.mamba_allocator.size
         runtime.reserves.set_quotas(quotas_in_slots(config.quotas, slots))
         self.plans = {}
-        self.answers = AnswerStates(self.save_inside_answer)
+        self.answers = AnswerStates(self.save_inside_answer, self.cache.page_size)
         stats.states_by_kind = self._states_by_kind
         self.tuner = None
         if isinstance(runtime.eviction, Marconi):

@@ -47,6 +47,22 @@ def differing(answers: list[Answer], expected: list[Answer]) -> list[int]:
     ]
 
 
+def differing_trimmed(live: LiveServer, vocabulary: int) -> list[int]:
+    """As `differing`, of a chat whose client trims each answer: alone, then turn by turn, twice from an empty cache."""
+    ids = draw_tokens(np.random.default_rng(1), 300, vocabulary).tolist()
+    prompt, prompts, alone = ids[:90], [], []
+    for turn in range(4):
+        live.server.flush_cache()
+        alone.append(live.generate(prompt, 40))
+        prompts.append(prompt)
+        prompt = [*prompt, *alone[-1].output_ids[:-2], *ids[100 + 20 * turn : 120 + 20 * turn]]
+    wrong = []
+    for _ in range(2):  # the first time it is learned
+        live.server.flush_cache()
+        wrong += differing([live.generate(prompt, 40) for prompt in prompts], alone)
+    return wrong
+
+
 IN_KERNEL, IN_PIECES = "states_saved_in_kernel", "extend_forks"
 CASES = {
     "gdn": ("gdn", IN_KERNEL),
@@ -100,6 +116,9 @@ def test_hits_are_exact_and_outputs_those_of_an_empty_cache(
     assert first[-1].cached_tokens == len(prompts[-4]) - 1
     assert [answer.cached_tokens for answer in second] == [len(prompt) - 1 for prompt in prompts]
     assert differing(first, alone) == differing(second, alone) == []
+    if CASES[case][1] == IN_KERNEL:
+        assert differing_trimmed(live, 4_096) == []
+        assert live.marconi()["counters"]["published_in-answer"] > 2
 
     (tmp_path / "early").touch()
     live.server.flush_cache()

@@ -60,10 +60,10 @@ def test_a_mark_alone_is_no_worse_than_nothing(known: str) -> None:
     assert ours.lost_late == 0, ours
 
 
-@pytest.mark.parametrize("known", ["auto", "none"])
+@pytest.mark.parametrize(("page", "known"), [(1, "auto"), (1, "none"), (16, "auto")])
 @pytest.mark.parametrize("template", ["plain", "qwen3.5", "qwen3.5-kept", "nemotron-3-off"])
-def test_rewritten_answers_lose_no_more_than_stock(template: str, known: str) -> None:
-    ours, stock = both(template, "rewritten", 1, known)
+def test_rewritten_answers_lose_no_more_than_stock(template: str, page: int, known: str) -> None:
+    ours, stock = both(template, "rewritten", page, known)
     assert ours.lost_late <= stock.lost_late, (ours, stock)
     if known == "auto":
         assert ours.lost <= stock.lost, (ours, stock)

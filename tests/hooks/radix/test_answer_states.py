@@ -23,8 +23,8 @@ def driver() -> Driver:
     return saving_inside(slots=6)
 
 
-def saving_inside(slots: int) -> Driver:
-    driver = Driver("marconi", slots=slots, tokens=2_000, context_tokens=200, requests=2)
+def saving_inside(slots: int, page_size: int = 1) -> Driver:
+    driver = Driver("marconi", slots=slots, tokens=2_000, context_tokens=200, requests=2, page_size=page_size)
     driver.cache.mamba.runtime.admission.answer_grid = lambda _prompt_class: GRID
     return driver
 
@@ -98,3 +98,20 @@ def test_without_room_there_is_none() -> None:
     )
     assert driver.cache.slot_census()["unaccounted"] == 0
     assert driver.cache.census.differences() == []
+
+
+def test_of_pages_those_on_the_grid_are_tracked() -> None:
+    publish_settings(64)
+    driver = saving_inside(slots=6, page_size=8)
+    req, tracked = prefilled(driver), []
+    for tokens in range(21, 61):
+        req.kv.kv_committed_len = tokens
+        batch = decode_batch([req])
+        at, follows = tokens % 8 == 0, tokens % 8 == 7  # as SGLang says it
+        batch.mamba_track_mask[0] = at
+        batch.mamba_track_mask_cpu, batch.mamba_track_mask_next_cpu = [at], [follows]
+        driver.cache.mamba.answers.track(batch)
+        assert batch.mamba_track_mask.tolist() == batch.mamba_track_mask_cpu
+        tracked += [tokens] if batch.mamba_track_mask_cpu[0] else []
+        tracked += [-tokens] if batch.mamba_track_mask_next_cpu[0] else []
+    assert tracked == [-31, 32, -47, 48]
