@@ -38,6 +38,7 @@ CHECKS = {
     "SGLANG_TEST_RETRACT": "1",
     "SGLANG_TEST_RETRACT_INTERVAL": "200",
 }
+LONG_ANSWERS, LONG_ANSWER_TOKENS, TRIMMED = 0.15, 40, 2
 FLUSH_EVERY = 2_000
 SETTLE_SHARE = 0.3  # of the run, after which memory must not grow by more than GROWTH
 GROWTH = 1.10
@@ -45,7 +46,8 @@ WALK_S = 20.0
 
 
 class Traffic:
-    """Prompts of 20 to 400 tokens: new, continued, cut short or repeated, drawn from a seed."""
+    """Prompts of 20 to 400 tokens: new, continued, cut short or repeated, drawn from a seed; some go on from a long
+    answer without its end, whichever came first."""
 
     def __init__(self, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
@@ -63,7 +65,13 @@ class Traffic:
         prompt = prompt[:400].astype(np.int32)
         self._known = [*self._known[-200:], prompt]
         fate = rng.choice(["whole", "abort", "drop"], p=[0.9, 0.05, 0.05])
-        return prompt, int(rng.integers(1, 12)), str(fate)
+        tokens = LONG_ANSWER_TOKENS if rng.random() < LONG_ANSWERS else rng.integers(1, 12)
+        return prompt, int(tokens), str(fate)
+
+    def answered(self, prompt: np.ndarray, answer: list[int]) -> None:
+        """A client sends a long answer back, trimmed."""
+        if len(answer) == LONG_ANSWER_TOKENS:
+            self._known.append(np.concatenate([prompt, answer[:-TRIMMED]]).astype(np.int32))
 
 
 def body(prompt: np.ndarray, answer_tokens: int, rid: str, stream: bool) -> dict:
@@ -112,12 +120,13 @@ async def soak(
             task = progress.add_task("requests", total=requests)
 
             async def one(number: int) -> None:
-                prompt, tokens, fate = traffic.next()
                 async with gate:
+                    prompt, tokens, fate = traffic.next()
                     if fate != "whole":
                         await disturb(http, live.url, prompt, fate, f"soak-{number}")
                     else:
                         got = await ask(http, live.url, prompt, tokens, f"soak-{number}")
+                        traffic.answered(prompt, got)
                         if number % 25 == 0:
                             wanted = await ask(http, plain.url, prompt, tokens, f"plain-{number}")
                             counts["compared"] += 1

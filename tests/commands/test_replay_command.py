@@ -212,7 +212,7 @@ def test_a_key_is_asked_for_used_and_written_nowhere(tmp_path: Path, monkeypatch
         found = replay(server.url, out, "--api-key", key, "--concurrency", "4", "--flush", "--json", "-")
         assert found.returncode == 0, found.stderr
         monkeypatch.setenv("MARCONI_API_KEY", key)
-        assert replay(server.url, tmp_path / "2", "--endpoint", "chat").returncode == 0
+        assert replay(server.url, tmp_path / "2", "--endpoint", "chat", "--concurrency", "4").returncode == 0
     run, summary, _, snapshots = results(out)
     assert (
         summary.answered == REQUESTS
