@@ -17,7 +17,7 @@ from checked_server import FORKING
 
 from marconi_ext.models.toy_model import ToyModel, write_model
 from marconi_ext.servers.engine_options import CPU_OPTIONS, environment, to_flags
-from marconi_ext.servers.server import Server, ServerSpec
+from marconi_ext.servers.server import LAUNCHER, Server, ServerSpec
 
 pytestmark = pytest.mark.engine
 
@@ -47,7 +47,9 @@ def model(tmp_path_factory):
 def server(model, *, mode: str = "fast", **options):
     options = {"model_path": model, **CPU_OPTIONS, **BASE, **options}
     variables = environment(cpu=True) | {"MARCONI_CPU_MODE": mode}
-    with Server(ServerSpec(tuple(to_flags(options)), variables, FORKING)) as running:
+    # Triton decides at import whether it interprets, so those processes must import it themselves
+    launcher = LAUNCHER if mode == "interpreter" else FORKING
+    with Server(ServerSpec(tuple(to_flags(options)), variables, launcher)) as running:
         running.start()
         yield running
         running.require_alive()
