@@ -13,11 +13,11 @@ import pytest
 
 pytest.importorskip("sglang_hooks.cpu_platform.platform")
 
-from checked_server import FORKING
+from checked_server import launcher
 
 from marconi_ext.models.toy_model import ToyModel, write_model
 from marconi_ext.servers.engine_options import CPU_OPTIONS, environment, to_flags
-from marconi_ext.servers.server import LAUNCHER, Server, ServerSpec
+from marconi_ext.servers.server import Server, ServerSpec
 
 pytestmark = pytest.mark.engine
 
@@ -47,9 +47,7 @@ def model(tmp_path_factory):
 def server(model, *, mode: str = "fast", **options):
     options = {"model_path": model, **CPU_OPTIONS, **BASE, **options}
     variables = environment(cpu=True) | {"MARCONI_CPU_MODE": mode}
-    # Triton decides at import whether it interprets, so those processes must import it themselves
-    launcher = LAUNCHER if mode == "interpreter" else FORKING
-    with Server(ServerSpec(tuple(to_flags(options)), variables, launcher)) as running:
+    with Server(ServerSpec(tuple(to_flags(options)), variables, launcher(variables))) as running:
         running.start()
         yield running
         running.require_alive()
