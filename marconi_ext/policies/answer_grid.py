@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 GRIDS = (16, 32, 64, 128, 256)  # tokens
-MIN_SAVED = 8  # tokens, in the mean: for fewer no state is saved
+MIN_SAVED = 4  # tokens, in the mean: for fewer no state is saved
 
 
 def last_place(prompt_tokens: int, sequence_tokens: int, grid: int) -> int:

@@ -28,7 +28,7 @@ def test_the_mean_over_all_ends(grid: int, answer: int, data: st.DataObject) -> 
         ([(400, 20)], 128),  # a call's arguments
         ([(400, 20), *5 * [(80, 1)]], 64),
         ([(80, 77)], 0),  # what was answered is dropped but for a header
-        ([(12, 1)], 0),  # hardly anything to save
+        ([(10, 1)], 0),  # hardly anything to save
     ],
 )
 def test_the_grid_follows_from_where_prompts_part(partings: list[tuple[int, int]], grid: int) -> None:
