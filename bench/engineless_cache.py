@@ -31,6 +31,7 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.server_args import ServerArgs, set_global_server_args_for_scheduler
 
 from marconi_ext.config import MarconiConfig
+from marconi_ext.policies.answer_grid import places
 from marconi_ext.policies.currency import Currency
 from sglang_hooks.ledger import CheckpointLedger
 from sglang_hooks.policy import build_runtime
@@ -296,9 +297,12 @@ class Driver:
         begin = req.kv.kv_committed_len
         end = begin + len(output) - 1
         grid = self.cache.mamba.answers.grid(req) if self.contestant == "marconi" else 0
-        step = grid or end
-        for tokens in sorted({*range(begin - begin % step + step, end, step), end}):
+        for tokens in sorted({*places(begin, end, grid), end}):
             self._decode(req, tokens)
+            if grid:
+                batch = decode_batch([req])
+                with self._timed("finish"):
+                    self.cache.mamba.answers.track(batch)
         req.output_ids.extend(output)
         req.finished_reason = FINISH_LENGTH(length=len(output))
         page = self.cache.page_size
@@ -318,9 +322,6 @@ class Driver:
             fresh = alloc_token_slots(self.cache, new.stop - new.start)
         self.cache.req_to_token_pool.write((req.kv.req_pool_idx, new), fresh)
         req.kv.kv_allocated_len = req.kv.kv_committed_len = tokens
-        if self.contestant == "marconi":
-            with self._timed("finish"):
-                self.cache.mamba.answers.track(decode_batch([req]))
 
     def in_pages(self, begin: int, end: int) -> slice:
         """What of the tokens from `begin` to `end` needs new pages."""

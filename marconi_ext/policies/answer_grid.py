@@ -14,10 +14,15 @@ GRIDS = (16, 32, 64, 128, 256)  # tokens
 MIN_SAVED = 4  # tokens, in the mean: for fewer no state is saved
 
 
+def places(prompt_tokens: int, sequence_tokens: int, grid: int) -> range:
+    """Of a prompt with its answer: the tokens up to each place inside the answer. grid: 0: there is none"""
+    return range(prompt_tokens // grid * grid + grid, sequence_tokens + 1, grid) if grid else range(0)
+
+
 def last_place(prompt_tokens: int, sequence_tokens: int, grid: int) -> int:
-    """Of a prompt with its answer: the tokens up to the last place inside the answer; 0: there is none."""
-    place = sequence_tokens // grid * grid if grid else 0
-    return place if place > prompt_tokens else 0
+    """The last of `places`; 0: there is none."""
+    found = places(prompt_tokens, sequence_tokens, grid)
+    return found[-1] if found else 0
 
 
 def tokens_saved(grid: int, answer_tokens: int, before_end: int) -> float:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from marconi_ext.policies.admission import Offer
+from marconi_ext.policies.answer_grid import places
 from marconi_ext.policies.currency import Currency
 from marconi_ext.policies.held_states import Claim, HeldStates, Placed
 from marconi_ext.policies.interfaces import Admission, Eviction
@@ -140,10 +141,7 @@ class LiveRules:
         self._release_state(plan.match.served)
         deepest = plan.match.served
         for pending in self._pending:
-            offer, node = pending.offer, self._insert(prompt[: pending.offer.depth_tokens])
-            self.tree.set_state(node, True)
-            self.held.arrived(node, offer.depth_tokens, offer.kind, is_new=True, claim=pending)
-            self._held_slots -= 1
+            node = self._bring(pending, prompt)
             self.tree.pin(node)
             if deepest is not None:
                 self.tree.unpin(deepest)
@@ -152,27 +150,31 @@ class LiveRules:
         self._held_tokens = len(prompt) - (deepest.depth_tokens if deepest is not None else 0)
         return deepest
 
+    def _bring(self, pending: _Pending, sequence: np.ndarray) -> Node:
+        """A state that was saved enters the tree. Returns: its node."""
+        offer = pending.offer
+        node = self._insert(sequence[: offer.depth_tokens])
+        is_new = node.state is None
+        if is_new:
+            self.tree.set_state(node, True)
+        self.held.arrived(node, offer.depth_tokens, offer.kind, is_new=is_new, claim=pending)
+        self._held_slots -= 1
+        return node
+
     def _decode(self, plan: Plan, prompt_tokens: int, sequence_tokens: int) -> None:
         """KV for the answer, and a slot for a state inside it, which goes along."""
         reached, inside = prompt_tokens, _Pending(plan=plan, offer=Offer(0, Kind.IN_ANSWER))
-        for depth in range(prompt_tokens + 1, sequence_tokens + 1) if plan.answer_grid else ():
-            if depth % plan.answer_grid == 0:
-                self._take_tokens(depth - reached)
-                reached, inside.offer = depth, Offer(depth, Kind.IN_ANSWER)
-                self.held.place_inside_answer(inside, depth, self)
+        for depth in places(prompt_tokens, sequence_tokens, plan.answer_grid):
+            self._take_tokens(depth - reached)
+            reached, inside.offer = depth, Offer(depth, Kind.IN_ANSWER)
+            self.held.place_inside_answer(inside, depth, self)
         if inside.granted:
             self._pending.append(inside)
         self._take_tokens(sequence_tokens - reached)
 
     def _finish(self, plan: Plan, sequence: np.ndarray) -> None:
         for inside in self._pending:
-            depth = inside.offer.depth_tokens
-            node = self._insert(sequence[:depth])
-            is_new = node.state is None
-            if is_new:
-                self.tree.set_state(node, True)
-            self.held.arrived(node, depth, Kind.IN_ANSWER, is_new=is_new, claim=inside)
-            self._held_slots -= 1
+            self._bring(inside, sequence)
         self._pending.clear()
         node = self._insert(sequence)
         self._held_tokens = 0

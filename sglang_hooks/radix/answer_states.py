@@ -10,7 +10,7 @@ Source: SGLang 0.5.23, `ScheduleBatch.prepare_for_decode`, `_track_mamba_state_d
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -71,9 +71,8 @@ class AnswerStates:
             self._leave_out(batch)
             return
         rows, taken = [], []
-        for row, (req, tokens) in enumerate(zip(batch.reqs, batch.seq_lens_cpu.tolist(), strict=False)):
-            inside = self._open.get(req)
-            if inside is not None and tokens % inside.grid == 0 and self._has_slot(req, inside.state, tokens):
+        for row, req, inside, tokens in self._rows(batch):
+            if tokens % inside.grid == 0 and self._has_slot(req, inside.state, tokens):
                 rows.append(row)
                 taken.append(inside.state.slot)
         if rows:
@@ -81,13 +80,16 @@ class AnswerStates:
             mask[at] = True
             slots[at] = torch.cat(taken).to(slots.dtype)
 
+    def _rows(self, batch: ScheduleBatch) -> Iterator[tuple[int, Req, _Inside, int]]:
+        """Of these requests: its row, itself, what it has, and the tokens that its state stands for after the pass."""
+        for row, (req, tokens) in enumerate(zip(batch.reqs, batch.seq_lens_cpu.tolist(), strict=False)):
+            if (inside := self._open.get(req)) is not None:
+                yield row, req, inside, tokens
+
     def _leave_out(self, batch: ScheduleBatch) -> None:
         """SGLang's tracking of pages: of these requests only what is on the grid."""
         rows = []
-        for row, (req, tokens) in enumerate(zip(batch.reqs, batch.seq_lens_cpu.tolist(), strict=False)):
-            inside = self._open.get(req)
-            if inside is None:
-                continue
+        for row, _, inside, tokens in self._rows(batch):
             if batch.mamba_track_mask_cpu[row] and tokens % inside.grid:
                 batch.mamba_track_mask_cpu[row] = False
                 rows.append(row)

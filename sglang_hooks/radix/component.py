@@ -225,14 +225,14 @@ class MarconiMambaComponent(StatePublishing):
     def _try_to_save(self, req: Req, plan: Plan, offer: Offer) -> str:
         row = self.serving.row_for(plan, offer)
         pending = PendingCheckpoint(offer.kind, offer.depth_tokens, None, row=row, plan=plan)
-        room = SlotRoom(self, insists=self._insists(req, offer))
+        room = _SlotRoom(self, insists=self._insists(req, offer))
         placed = self.held.place(pending, offer, room, self.tenant_of(req))
         return self._placed(req, pending, placed, room)
 
     def save_inside_answer(self, req: Req, pending: PendingCheckpoint) -> bool:
         """Take a slot for the state after `pending.position_tokens`, or keep the one that it has. Returns: whether it
         has one."""
-        room = SlotRoom(self, insists=False)
+        room = _SlotRoom(self, insists=False)
         had_room, tokens = pending.granted, pending.position_tokens
         placed = self.held.place_inside_answer(pending, tokens, room, self.tenant_of(req))
         if not had_room:
@@ -240,7 +240,7 @@ class MarconiMambaComponent(StatePublishing):
             self.explainer.outcome(req, tokens, kind_name(pending.kind), outcome)
         return pending.granted
 
-    def _placed(self, req: Req, pending: PendingCheckpoint, placed: Placed, room: SlotRoom) -> str:
+    def _placed(self, req: Req, pending: PendingCheckpoint, placed: Placed, room: _SlotRoom) -> str:
         """Count what became of an offer. Returns: that, for explanations."""
         kind = kind_name(pending.kind)
         if placed is Placed.REFUSED:
@@ -323,7 +323,7 @@ class MarconiMambaComponent(StatePublishing):
             self.events.sync(node)
 
 
-class SlotRoom:
+class _SlotRoom:
     """Room for one request's state: a slot. insists: whatever the state is worth; reason: why there was none"""
 
     def __init__(self, mamba: MarconiMambaComponent, *, insists: bool) -> None:
