@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from marconi_ext.routing.block_hashes import block_hashes
-from marconi_ext.routing.rules import Demand, least_work
+from marconi_ext.routing.rules import Demand, begins_anew, least_work
 from marconi_ext.routing.state_index import StateIndex
 
 Answer = TypeVar("Answer")
@@ -30,11 +30,15 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Advice:
-    """server: its name; resumable_tokens: of the prompt, there; tokens_to_prefill: the rest"""
+    """server: its name; resumable_tokens: of the prompt, there; tokens_to_prefill: the rest
+
+    begins: whether no server had the end of its conversation
+    """
 
     server: str
     resumable_tokens: int
     tokens_to_prefill: int
+    begins: bool = False
 
 
 class Advisor:
@@ -51,6 +55,7 @@ class Advisor:
         self._page = page_tokens
         self.queued = dict.fromkeys(sources, 0)
         self._dead: set[str] = set()
+        self._number = {name: number for number, name in enumerate(sources)}
         self._demand = Demand(len(sources))
 
     def pick(self, prompt: np.ndarray, *, cache_salt: str | None = None) -> Advice:
@@ -64,12 +69,12 @@ class Advisor:
         resumable, goes_on = zip(*(self._sources[name].index.resume(hashes) for name in names), strict=True)
         queued = [self.queued[name] for name in names]
         best = least_work(len(prompt), resumable, goes_on, queued, self._room(names))
-        return Advice(names[best], resumable[best], len(prompt) - resumable[best])
+        begins = begins_anew(resumable, goes_on)
+        return Advice(names[best], resumable[best], len(prompt) - resumable[best], begins)
 
     def _room(self, names: list[str]) -> list[float]:
-        """What room for a new session costs on each of these servers."""
+        """What room for a state costs on each of these servers."""
         every = [source.index for source in self._sources.values()]
-        self._demand.saved([index.saved for index in every])
         states = sum(map(len, every))
         prices = self._demand.prices(sum(index.depth_sum for index in every) / states if states else 0.0)
         by_name = dict(zip(self._sources, prices, strict=True))
@@ -101,6 +106,7 @@ class Advisor:
     def started(self, advice: Advice) -> None:
         """The request was sent."""
         self.queued[advice.server] += advice.tokens_to_prefill
+        self._demand.sent(self._number[advice.server], begins=advice.begins)
 
     def ended(self, advice: Advice) -> None:
         """Its first token came, or it failed."""
@@ -110,6 +116,7 @@ class Advisor:
         """The server doesn't answer: no request goes there until `back`."""
         self._dead.add(server)
         self.queued[server] = 0
+        self._demand.forget(self._number[server])
         self._sources[server].index.clear()
 
     def back(self, server: str) -> None:

@@ -16,7 +16,6 @@ class StateIndex:
         self._media: dict[int, set[str]] = {}
         self._ends: set[int] = set()
         self.depth_sum = 0  # tokens, of all states
-        self.saved = 0  # states told of in all
 
     def __len__(self) -> int:
         return len(self._depths)
@@ -57,7 +56,6 @@ class StateIndex:
         return self._depths.get(deepest, 0), deepest in self._ends
 
     def _store(self, block: int, event: Mapping[str, Any]) -> None:
-        self.saved += block not in self._depths
         self.depth_sum += event["depth_tokens"] - self._depths.get(block, 0)
         self._depths[block] = event["depth_tokens"]
         self._media.setdefault(block, set()).add(event["medium"])

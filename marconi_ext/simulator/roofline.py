@@ -18,10 +18,13 @@ def prefill_s(profile: ModelProfile, prompt: Length, hit: Length, gpu: str) -> L
     """Seconds of prefill alone: no queue, no launch overhead, one read of the active weights. Lengths in tokens."""
     found = find_gpu(gpu)
     flops = profile.linear_flops * (prompt - hit) + profile.quadratic_flops * (prompt**2 - hit**2)
-    weights_s = (
-        profile.linear_flops / found.bytes_per_s
-    )  # linear FLOPs are 2 a weight, and a weight is 2 bytes
-    return np.maximum(flops / (found.flops_per_s * EFFICIENCY), weights_s)
+    return np.maximum(flops / (found.flops_per_s * EFFICIENCY), step_s(profile, gpu))
+
+
+def step_s(profile: ModelProfile, gpu: str) -> float:
+    """Seconds of a decode step: one read of the active weights."""
+    # linear FLOPs are 2 a weight, and a weight is 2 bytes
+    return profile.linear_flops / find_gpu(gpu).bytes_per_s
 
 
 def ttft_estimate(profile: ModelProfile, prompts: np.ndarray, hits: np.ndarray, gpu: str = "h100") -> dict:

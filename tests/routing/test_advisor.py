@@ -43,7 +43,7 @@ class Fake:
 def test_index_keeps_a_state_until_it_has_left_every_medium() -> None:
     index = StateIndex()
     index.apply([stored(10), stored(40), stored(40, "CPU_PINNED"), removed(40), {"type": "Novel"}])
-    assert index.resumable_tokens(HASHES) == 40 and index.depth_sum == 50 and index.saved == 2
+    assert index.resumable_tokens(HASHES) == 40 and index.depth_sum == 50
     index.apply([removed(40, "CPU_PINNED"), removed(40)])
     assert index.resumable_tokens(HASHES) == 10 == index.depth_sum
     index.apply([{"type": "AllBlocksCleared"}])
@@ -88,32 +88,49 @@ def test_rules() -> None:
     assert least_work(100, [60, 0], new, idle, [80, 0]) == 1, "room there costs more than it saves"
     assert least_work(100, [60, 0], new, idle, [80, 80]) == 0, "so does room at the other"
     assert least_work(100, [60, 0], both, idle, [80, 0]) == 0, "a session that goes on needs no more room"
-    assert longest_prefix(100, [31, 80], [0, 0], [0, 9]) == 1
-    assert longest_prefix(100, [30, 20], [0, 0], [9, 5]) == 1, "a short match decides nothing"
-    assert longest_prefix(100, [90, 0], [80, 10], [0, 0]) == 1, "out of balance"
+    assert longest_prefix(100, 31, 1, [0, 9]) == 1
+    assert longest_prefix(100, 30, 1, [0, 9]) == 0, "a short match decides nothing"
+    assert longest_prefix(100, 90, 0, [80, 10]) == 1, "out of balance"
+    assert longest_prefix(100, 90, 0, [80, 60]) == 0
 
 
-def test_room_costs_most_where_most_is_saved() -> None:
+def test_a_shared_prefix_needs_room_where_it_is_missing() -> None:
+    idle, new = [0, 0], [False, False]
+    assert least_work(100, [60, 0], new, idle, [79, 10]) == 0, "79 there, 60 + 2 x 10 here"
+    assert least_work(100, [60, 0], new, idle, [81, 10]) == 1
+    assert least_work(100, [0, 0], new, idle, [20, 10]) == 1, "nobody has it"
+    assert least_work(100, [60, 20, 0], [True, False, False], [150, 0, 0], [0, 30, 30]) == 1
+
+
+def test_room_costs_most_where_most_conversations_began() -> None:
     demand = Demand(2)
     assert demand.prices(500) == [0, 0], "nothing is known yet"
-    demand.saved([3, 1])
-    assert demand.prices(500) == [750, 250]
-    for _ in range(400):
-        demand.saved([3, 1])
-    demand.saved([3, 2])
+    demand.sent(0, begins=True)
+    assert demand.prices(500) == [1_000, 0]
+    for _ in range(1_000):
+        demand.sent(0, begins=False)
+    assert demand.prices(500) == [1_000, 0], "turns change nothing"
+    demand.sent(1, begins=True)
     first, second = demand.prices(500)
-    assert second > 950 > 50 > first, "what was saved long ago is forgotten"
-    demand.saved([1, 2])
-    assert demand.prices(500)[0] > first, "a server that was started anew counts from 0"
+    assert second > 950 > 50 > first, "what began long ago is forgotten"
+    demand.forget(1)
+    assert demand.prices(500)[1] == 0
 
 
 def test_sessions_stay_and_new_ones_go_where_room_is() -> None:
     end = stored(60) | {"kind": "last-token"}
-    busy = Fake(stored(20), end, *({**stored(10), "block_hash": number} for number in range(5)))
-    advisor = Advisor({"busy": busy, "calm": Fake(stored(20) | {"block_hash": 9_999})})
-    assert advisor.pick(PROMPT).server == "busy"
-    fresh = np.append(PROMPT[:30], [7_777] * 20)
-    assert advisor.pick(fresh).resumable_tokens == 0 and advisor.pick(fresh).server == "calm"
+    advisor = Advisor({"busy": Fake(stored(20), end), "calm": Fake(stored(20) | {"block_hash": 9_999})})
+    fresh = np.append([7_777] * 20, PROMPT[:30])
+    first = advisor.pick(fresh)
+    assert first.begins and first.server == "busy", "nothing tells them apart yet"
+    advisor.started(first)
+    advisor.ended(first)
+    kept = advisor.pick(PROMPT)
+    assert kept.server == "busy" and not kept.begins
+    assert advisor.pick(fresh).server == "calm"
+    advisor.lost("busy")
+    advisor.back("busy")
+    assert advisor.pick(fresh).server == "busy", "what it held is gone, and so is what that cost"
 
 
 class Sender:

@@ -11,7 +11,7 @@ from marconi_ext.policies.registry import parse_policy
 from marconi_ext.profiles import load_profile
 from marconi_ext.simulator.capacity import Capacity
 from marconi_ext.simulator.cell import Options, run_cell
-from marconi_ext.simulator.fleet import ROUTINGS, Fleet, run_fleet, simulators
+from marconi_ext.simulator.fleet import ROUTINGS, Fleet, Outcome, run_fleet, simulators
 from marconi_ext.simulator.workload import Workload, load_workload
 from marconi_ext.traces import Request
 
@@ -67,6 +67,47 @@ def test_routing_by_states_wins_back_most_and_keeps_the_balance() -> None:
     assert hits["resumable"] > hits["sticky"] + 0.02
     assert hits["resumable"] > hits["prefix"] - 0.02
     assert cells["resumable"]["busiest_over_mean"] < cells["prefix"]["busiest_over_mean"]
+
+
+class Timed(Fleet):
+    """Answers in a second, and notes what is sent when."""
+
+    def __init__(self) -> None:
+        super().__init__(simulators(1, OURS, ROOM, PROFILE, Options()), "sticky", PROFILE, "h100")
+        self.sent: list[tuple[Request, float]] = []
+
+    def serve(self, request: Request, now_s: float | None = None) -> Outcome:
+        assert now_s is not None
+        self.sent.append((request, now_s))
+        return Outcome(0, 0, 0.0, now_s + 1.0 + 0.01 * request.turn)
+
+
+@pytest.mark.parametrize("most", [1, 4, 30])
+def test_so_many_requests_are_kept_open(most: int) -> None:
+    """Each turn waits for the one before; with fewer sessions than places, some stay empty."""
+    fleet, requests = Timed(), chats(sessions=20).requests
+    fleet.keep_open(requests, most)
+    assert len(fleet.sent) == len(requests)
+    ended: dict[str, float] = {}
+    for number, (request, now_s) in enumerate(fleet.sent):
+        open_now = sum(then <= now_s < then + 1.0 + 0.01 * one.turn for one, then in fleet.sent[: number + 1])
+        assert open_now <= min(most, 20)
+        assert ended.get(request.session_id, 0.0) <= now_s
+        ended[request.session_id] = now_s + 1.0 + 0.01 * request.turn
+    assert [r.turn for r, _ in fleet.sent if r.session_id == "3"] == list(range(6))
+
+
+def test_cache_aware_stays_with_who_had_a_prefix_first() -> None:
+    """One request at a time all is idle, so that all goes to the first server; a burst spreads what is new."""
+    alone = Fleet(simulators(2, OURS, ROOM, PROFILE, Options()), "prefix", PROFILE, "h100")
+    for request in chats().requests:
+        alone.serve(request)
+    assert [server.requests for server in alone.servers] == [120, 0]
+    burst = Fleet(simulators(2, OURS, ROOM, PROFILE, Options()), "prefix", PROFILE, "h100")
+    firsts = chats(sessions=3, turns=1).requests  # three system prompts
+    for request in (*firsts, *firsts):
+        burst.serve(request, 0.0)
+    assert [server.requests for server in burst.servers] == [4, 2]
 
 
 def test_load_spreads_a_burst() -> None:

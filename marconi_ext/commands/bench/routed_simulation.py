@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,11 @@ class RoutedSimulation:
             caches.append(_Cache(rules))
         fleet = Fleet(caches, router, self._profile, "h100") if router in ROUTINGS else None
         hits = [
-            (fleet.serve(one.request)[0] if fleet else caches[one.server].serve(one.request).hit_tokens)
+            (
+                fleet.serve(one.request).hit_tokens
+                if fleet
+                else caches[one.server].serve(one.request).hit_tokens
+            )
             for one in requests
         ]
         prompt_tokens = sum(len(one.request.input_ids) for one in requests)
@@ -64,7 +68,6 @@ class _Cache:
 
     def __init__(self, rules: LiveRules) -> None:
         self._rules = rules
-        self._saves_before = rules.runtime.counts["saves"]
 
     @property
     def tree(self) -> RadixTree:
@@ -73,10 +76,6 @@ class _Cache:
     @property
     def table(self) -> CheckpointTable:
         return self._rules.runtime.table
-
-    @property
-    def counts(self) -> Mapping[str, int]:
-        return {"saves": self._rules.runtime.counts["saves"] - self._saves_before}
 
     def serve(self, request: Request) -> Served:
         return self._rules.serve(request.input_ids, request.output_ids)
