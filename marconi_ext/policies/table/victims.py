@@ -21,6 +21,7 @@ WINDOW = 128
 KEPT = 32
 VICTIMS = 4  # at most, found among the same rows
 FEW = 8  # states that cost less to score one by one than all in a pass
+LOOSE = 16  # searches that score all at once, after one in which bounds told too little
 
 
 class VictimSearch:
@@ -31,6 +32,7 @@ class VictimSearch:
         self._eviction = cast(WindowedScores, eviction)  # as such it is asked only where it says so
         self._leaves = leaves
         self._windowed = eviction.windowed
+        self._loose = 0  # searches for which bounds are taken to tell too little
         self._next = 0  # where in the table's list of states the next window begins
         self._rows = np.empty(0, np.int64)  # looked at last, and their scores' bounds
         self._bounds = np.empty(0)
@@ -45,8 +47,14 @@ class VictimSearch:
         if not self._windowed:
             rows = rows if newcomer < 0 else np.append(rows, newcomer)
             return int(rows[int(self._eviction.scores(table, rows, tick).argmin())])
-        bounds = self._eviction.floors(table, rows, tick)
-        return self._lowest_within(table, rows, bounds, tick, newcomer)
+        if self._loose:
+            self._loose -= 1
+            bounds = self._eviction.scores(table, rows, tick)
+            at = int(bounds.argmin())
+        else:
+            bounds = self._eviction.floors(table, rows, tick)
+            at = self._bounded(table, rows, tick, bounds)
+        return self._or_newcomer(table, rows.item(at), bounds.item(at), tick, newcomer)
 
     def lowest_of_some(self, table: CheckpointTable, tick: int, newcomer: int = -1) -> int | None:
         """As `lowest` of all unpinned rows with a state (`leaves`: of leaves only), as far as is known; None: no row.
@@ -63,14 +71,14 @@ class VictimSearch:
                 return newcomer if newcomer >= 0 else None
             self._bounds = self._eviction.floors(table, self._rows, tick)
             self._tick, self._left = tick, VICTIMS
-        return self._lowest_within(table, self._rows, self._bounds, tick, newcomer)
+        at = self._bounded(table, self._rows, tick, self._bounds)
+        return self._or_newcomer(table, self._rows.item(at), self._bounds.item(at), tick, newcomer)
 
-    def _lowest_within(
-        self, table: CheckpointTable, rows: np.ndarray, bounds: np.ndarray, tick: int, newcomer: int
+    def _or_newcomer(
+        self, table: CheckpointTable, lowest: int, score: float, tick: int, newcomer: int
     ) -> int:
-        at = self._bounded(table, rows, tick, bounds)
-        lower = newcomer >= 0 and self._eviction.score(table, newcomer, tick) < bounds[at]
-        return newcomer if lower else rows.item(at)
+        lower = newcomer >= 0 and self._eviction.score(table, newcomer, tick) < score
+        return newcomer if lower else lowest
 
     def _some(self, table: CheckpointTable, newcomer: int) -> np.ndarray:
         """The next window's rows that may go, with those known to be low or to have changed; none where there are
@@ -112,6 +120,7 @@ class VictimSearch:
         scored: set[int] = set()
         while (at := int(bounds.argmin())) not in scored:
             if len(scored) == FEW:
+                self._loose = LOOSE
                 bounds[:] = self._eviction.scores(table, rows, tick)
                 return int(bounds.argmin())
             scored.add(at)
