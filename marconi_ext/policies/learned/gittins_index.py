@@ -56,21 +56,23 @@ class GittinsIndex(Hazards):
         self.believe_less(0.5 ** (elapsed_requests / self.half_life_requests))
         rates, of_class = self.rates()
         self.rate = rates[of_class]
-        self.value = gittins(rates)[of_class]
+        self.value = np.ascontiguousarray(gittins(rates)[of_class])  # it is taken from flat
         self._rows = self.value.tolist()
 
 
 def gittins(rates: np.ndarray) -> np.ndarray:
     """The index of hazards, row by row: float64[n, BUCKETS], > 0."""
-    rates = np.minimum(rates, MOST_HAZARD)
-    start = np.zeros((len(rates), 1))
-    survival = np.exp(-np.hstack([start, np.cumsum(rates * WIDTHS, axis=1)]))  # at each bucket's start
-    used = survival[:, :-1] - survival[:, 1:]
-    # ∫ S from each bucket's start on; the smallest terms are added first, or they would be lost in rounding
-    rest = np.hstack([np.cumsum((used / rates)[:, ::-1], axis=1)[:, ::-1], start])
-    # [row, window]: chance of a use in the window, and the slot-steps held
-    chance = survival.take(_FROM, axis=1) - survival.take(_TO, axis=1)
-    steps = rest.take(_FROM, axis=1) - rest.take(_TO, axis=1)
-    ratio = np.divide(chance, steps, out=np.zeros_like(chance), where=steps > _UNREACHED)
-    best = np.maximum.reduceat(ratio, _BEGIN, axis=1)
-    return np.maximum(best, np.where(survival[:, :-1] > _UNREACHED, 0.0, rates))
+    rates = np.minimum(rates.T, MOST_HAZARD)  # by bucket: windows are whole rows then
+    # at each bucket's start, and ∫ of it from there on
+    survival, rest = np.zeros((2, BUCKETS + 1, rates.shape[1]))
+    np.cumsum(rates * WIDTHS[:, None], axis=0, out=survival[1:])
+    survival = np.exp(-survival)
+    used = survival[:-1] - survival[1:]
+    # the smallest terms are added first, or they would be lost in rounding
+    np.cumsum((used / rates)[::-1], axis=0, out=rest[BUCKETS - 1 :: -1])
+    # by window: chance of a use in it, and the slot-steps held
+    chance = survival.take(_FROM, axis=0) - survival.take(_TO, axis=0)
+    steps = rest.take(_FROM, axis=0) - rest.take(_TO, axis=0)
+    steps[steps <= _UNREACHED] = np.inf
+    best = np.maximum.reduceat(chance / steps, _BEGIN, axis=0)
+    return np.maximum(best, np.where(survival[:-1] > _UNREACHED, 0.0, rates)).T

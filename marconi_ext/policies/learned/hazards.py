@@ -65,6 +65,7 @@ class Hazards:
         self.prior = None if prior is None else np.asarray(prior, np.float64)
         self.groups = np.arange(classes) if groups is None else np.asarray(groups)
         self._is_part = np.bincount(self.groups)[self.groups] > 1
+        self._cells = (self.groups[:, None] * BUCKETS + np.arange(BUCKETS)).ravel()  # of the groups' tables
         self.uses = np.zeros((classes, BUCKETS))
         self.exposure = np.zeros((classes, BUCKETS))
 
@@ -103,9 +104,7 @@ class Hazards:
             weight = 2 * _LOWER
             expected = (self.uses.sum(0) + 0.25) / (self.exposure.sum(0) + weight)
             return (self.uses + weight * expected) / (self.exposure + weight), self.groups
-        uses, exposure = np.zeros((2, len(self.prior), BUCKETS))
-        np.add.at(uses, self.groups, self.uses)  # one class after another
-        np.add.at(exposure, self.groups, self.exposure)
+        uses, exposure = self._by_group(self.uses), self._by_group(self.exposure)
         expected = self._expected(uses, exposure)
         rates = (uses + PRIOR_USES) / (exposure + PRIOR_USES / expected)
         whole = rates[self.groups]
@@ -120,6 +119,12 @@ class Hazards:
         of_class[others] = len(rates) + np.arange(len(others))
         return np.concatenate([rates, factor[:, None] * whole[others]]), of_class
 
+    def _by_group(self, counts: np.ndarray) -> np.ndarray:
+        """Sums over the classes of each group: float64[groups, BUCKETS]."""
+        assert self.prior is not None
+        size = len(self.prior) * BUCKETS
+        return np.bincount(self._cells, counts.ravel(), size).reshape(-1, BUCKETS)  # one class after another
+
     def _expected(self, uses: np.ndarray, exposure: np.ndarray) -> np.ndarray:
         """Hazard that a group's bucket is believed to have before its own uses count."""
         assert self.prior is not None  # groups come with one
@@ -127,12 +132,14 @@ class Hazards:
         if self.doubted is not None and self._goes_on(uses, exposure):
             prior = np.where(self.doubted, DOUBT * prior, prior)
         factor = prior
+        all_uses, at_age = _total(uses.ravel()) + POOLED_USES, _total(uses.T) + POOLED_USES
+        of_group = _total(uses) + PRIOR_USES * prior
         for _ in range(ROUNDS):  # pooled hazard given the groups' factors, and those given the pooled hazard
             weighted = _total(factor * exposure.T)
-            level = (_total(uses.ravel()) + POOLED_USES) / (_total(weighted / _LOWER) + PRIOR_USES)
+            level = all_uses / (_total(weighted / _LOWER) + PRIOR_USES)
             # an age without uses leans on hazard = level / age
-            pooled = (_total(uses.T) + POOLED_USES) / (weighted + POOLED_USES / level * _LOWER)
-            factor = (_total(uses) + PRIOR_USES * prior) / (_total(exposure * pooled) + PRIOR_USES)
+            pooled = at_age / (weighted + POOLED_USES / level * _LOWER)
+            factor = of_group / (_total(exposure * pooled) + PRIOR_USES)
         return factor[:, None] * pooled
 
     def _goes_on(self, uses: np.ndarray, exposure: np.ndarray) -> bool:
