@@ -246,8 +246,10 @@ class Gittins:
         total = self._indices(rows, tick) + self.ghosts.demand(table, rows, tick)
         worth = self.currency.worth(table.depth[rows], self._above(table, rows))
         value = total * worth / self.currency.whole_cost_bytes(table, rows)
-        if self.lru is not None and self.lru.kept:
-            value += np.where(np.isin(rows, list(self.lru.kept)), KEPT, 0.0)
+        if self.lru is not None and (kept := self.lru.kept):
+            for at, row in enumerate(rows.tolist()):  # few rows: numpy's isin would sort them
+                if row in kept:
+                    value[at] += KEPT
         return value
 
     def floors(self, table: CheckpointTable, rows: np.ndarray, tick: int) -> np.ndarray:
