@@ -12,8 +12,6 @@ from marconi_ext.policies.input_ends import InputEnds, Prompt
 from marconi_ext.policies.messages import InputEnd
 from marconi_ext.policies.table.checkpoints import Kind
 
-_BOUNDARY = Kind.BOUNDARY  # an enum's attribute costs more than what is done with it
-
 
 @dataclass(frozen=True, slots=True)
 class PromptFacts:
@@ -26,7 +24,7 @@ class PromptFacts:
     diverges: bool  # another continuation is held beyond kv_tokens
     boundaries: tuple[int, ...] = ()  # ends of messages inside the prompt
     proven_forks: tuple[int, ...] = ()  # ghosts above kv_tokens at which earlier requests parted
-    records: tuple[tuple[int, int], ...] = ()  # (depth, kind) of all records on the matched path
+    unplaced_tokens: int = 0  # deepest record on the path, but for guesses of where requests part
     parted_tokens: int = 0  # deepest record on the path from which earlier requests have parted already
     tokens: np.ndarray | None = None  # int32[prompt_tokens], where the engine hands them over
     input_end: InputEnd | None = None  # what is known of this prompt's
@@ -187,12 +185,11 @@ class ForkPredicting(Selective):
         self.predictor = ForkPredictor()
 
     def plan(self, facts: PromptFacts) -> list[Offer]:
-        elsewhere = (depth for depth, kind in facts.records if kind != _BOUNDARY)
         self.predictor.observe(
             facts.tokens,
             facts.boundaries,
             facts.prompt_tokens,
-            base=max(facts.parted_tokens, *elsewhere, 0),
+            base=max(facts.parted_tokens, facts.unplaced_tokens),
             parted=facts.kv_tokens if facts.diverges and facts.kv_tokens < facts.prompt_tokens - 1 else 0,
         )
         if (

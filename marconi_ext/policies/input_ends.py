@@ -31,6 +31,7 @@ PLACES = 2  # for one prompt
 GUESSED_PROMPTS = 3  # the first ones, while nothing parted near an end and no answer was repeated
 GUESS_TOKENS = 2 * TAIL_TOKENS  # before an end: far enough above all partings that it hides none
 FEW_PROMPTS = 16  # of a class, up to which it is new
+_DECAY = 0.5 ** (1 / HALF_LIFE_PROMPTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +81,11 @@ class _Class:
     )
 
     def began(self) -> None:
-        decay = 0.5 ** (1 / HALF_LIFE_PROMPTS)
         self.planned += 1
-        self.prompts = self.prompts * decay + 1
-        self.went_through *= decay
-        self.dropped *= decay
-        self.inside.partings *= decay
+        self.prompts = self.prompts * _DECAY + 1
+        self.went_through *= _DECAY
+        self.dropped *= _DECAY
+        self.inside.partings *= _DECAY
 
     def weight(self, planned: int) -> float:
         """What something counts that was seen when so many prompts had been planned."""
@@ -164,7 +164,7 @@ class InputEnds:
         one = self._class(last_token if known is None else known.kind, goes_through)
         one.began()
         one.whole.began()
-        self._inside.partings *= 0.5 ** (1 / HALF_LIFE_PROMPTS)
+        self._inside.partings *= _DECAY
         if guesses and not goes_through and known is None and self._knows_nothing():
             return Prompt(one.number, (GUESS_TOKENS,), guessed=True)
         return Prompt(one.number, self._distances(one, None if goes_through else known))
@@ -192,14 +192,16 @@ class InputEnds:
 
     def _distances(self, one: _Class, known: InputEnd | None) -> tuple[int, ...]:
         """Greedy: the distance that most partings agree with, then the one that most of the rest do."""
+        if known is None and one.planned <= FEW_PROMPTS and one.parted() < MIN_PARTINGS:
+            return one.whole.farthest()
+        if known is None and not one.partings:
+            return ()
         votes = np.zeros(TAIL_TOKENS + 1)
         if known is not None and (known.dropped or not known.keeps_answer):
             guessed = GUESSED_PARTINGS - one.went_through if one.parted() < MIN_PARTINGS else 0.0
             before = KNOWN_PARTINGS if known.known else guessed
             votes[known.dropped] = max(before, 0.0)
         left = [(one.weight(at), low, high) for at, low, high in one.partings]
-        if known is None and one.planned <= FEW_PROMPTS and one.parted() < MIN_PARTINGS:
-            return one.whole.farthest()
         least = max(MIN_PARTINGS, MIN_SHARE * one.prompts)
         chosen: list[int] = []
         for _ in range(PLACES):

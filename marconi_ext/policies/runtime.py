@@ -16,7 +16,7 @@ import numpy as np
 from marconi_ext.policies.admission import Offer, PromptFacts
 from marconi_ext.policies.currency import Currency
 from marconi_ext.policies.input_ends import MIN_GAIN
-from marconi_ext.policies.interfaces import Admission, Eviction, LearnsAnswers
+from marconi_ext.policies.interfaces import Admission, Eviction, LearnsAnswers, LeavesWork
 from marconi_ext.policies.messages import InputEnd
 from marconi_ext.policies.table.checkpoints import CheckpointTable, Fate, Kind
 from marconi_ext.policies.table.reserves import Reserves
@@ -31,6 +31,10 @@ _CAUSES = {
 }
 
 
+# an enum's attribute costs more than what is done with it
+_NEVER, _BOUNDARY, _INPUT_END = int(Fate.NEVER), int(Kind.BOUNDARY), int(Kind.INPUT_END)
+
+
 class PolicyRuntime:
     """`tick` counts requests; `counts` has offers, saves, refusals and state_evictions."""
 
@@ -38,6 +42,7 @@ class PolicyRuntime:
         self.admission = admission
         self._answers = admission if isinstance(admission, LearnsAnswers) else None
         self.eviction = eviction
+        self._leaves_work = eviction if isinstance(eviction, LeavesWork) else None
         self.currency = currency
         self.table = CheckpointTable()
         self.counts: Counter[str] = Counter()
@@ -83,15 +88,15 @@ class PolicyRuntime:
         """
         table = self.table
         rows = np.array(path, np.int64)
-        depths, fanouts = table.depth[rows].tolist(), table.fanout[rows].tolist()
-        forks = [
-            depth
-            for row, depth, fanout in zip(path, depths, fanouts, strict=True)
-            if fanout > 1
-            and depth > hit_tokens
-            and not table.live[row]
-            and table.fate.item(row) != Fate.NEVER
+        forks = rows[(table.fanout[rows] > 1).nonzero()[0]].tolist()
+        proven = [
+            table.depth.item(row)
+            for row in forks
+            if table.depth.item(row) > hit_tokens
+            and not table.live.item(row)
+            and table.fate.item(row) != _NEVER
         ]
+        unplaced = next((row for row in reversed(path) if table.kind.item(row) != _BOUNDARY), -1)
         return PromptFacts(
             prompt_tokens=prompt_tokens,
             sequence_tokens=sequence_tokens,
@@ -99,11 +104,9 @@ class PolicyRuntime:
             kv_tokens=kv_tokens,
             diverges=diverges,
             boundaries=boundaries,
-            proven_forks=tuple(forks),
-            records=tuple(zip(depths, table.kind[rows].tolist(), strict=True)),
-            parted_tokens=max(
-                (d for d, fanout in zip(depths, fanouts, strict=True) if fanout > 1), default=0
-            ),
+            proven_forks=tuple(proven),
+            unplaced_tokens=0 if unplaced < 0 else table.depth.item(unplaced),
+            parted_tokens=table.depth.item(forks[-1]) if forks else 0,
             tokens=tokens,
             input_end=input_end,
             saves_input_ends=saves_input_ends,
@@ -140,7 +143,7 @@ class PolicyRuntime:
         if again or not diverges or not ends:
             return {}
         # a state at what was taken for the input's end doesn't hide where it is
-        others = (table.depth.item(row) for row in reversed(path) if table.kind.item(row) != Kind.INPUT_END)
+        others = (table.depth.item(row) for row in reversed(path) if table.kind.item(row) != _INPUT_END)
         above = next((depth for depth in others if depth < kv_tokens - 1), 0)
         if kv_tokens - above < MIN_GAIN:
             return {}
@@ -177,6 +180,11 @@ class PolicyRuntime:
                 lost[cause] = lost.get(cause, 0) + tokens
         return lost
 
+    def catch_up(self) -> None:
+        """Compute what is due now, while nobody waits. It changes no decision, so ranks may do it when they like."""
+        if self._leaves_work is not None:
+            self._leaves_work.catch_up()
+
     # --- records -----------------------------------------------------------------------------------------
 
     def record(
@@ -209,7 +217,7 @@ class PolicyRuntime:
 
     def offer(self, row: int, offer: Offer) -> bool:
         """`offer` is for `row`, which holds no state. False: there is nothing to save (it is displaced)."""
-        if self.table.fate.item(row) == Fate.NEVER:
+        if self.table.fate.item(row) == _NEVER:
             self.table.kind[row] = offer.kind  # the record may have been made for another kind
         if offer.displaced:
             self.table.set_gone(row, Fate.DISPLACED)

@@ -197,10 +197,13 @@ class Explainer:
     def _without_state(self, path: Path, hit: int, now: int) -> list[dict[str, Any]]:
         """Places between the hit and the KV's end where a state was once wanted, and why none is there. now: the
         request's number"""
-        table, found = self._runtime.table, []
-        for depth, node in path:
+        table = self._runtime.table
+        found: list[dict[str, Any]] = []
+        for depth, node in reversed(path):
+            if depth <= hit or len(found) == SHOWN_PLACES:
+                break
             row = row_of(node)
-            if depth <= hit or row < 0 or holds_state(node):
+            if row < 0 or holds_state(node):
                 continue
             gone = self._held.why_gone(row)
             found.append(
@@ -212,7 +215,7 @@ class Explainer:
                     "requests_ago": None if gone is None else now - gone.tick,
                 }
             )
-        return found[-SHOWN_PLACES:]
+        return found[::-1]
 
     def _tokens(
         self, tokens: Sequence[int], kv_tokens: int, path: Path, partial: UnifiedTreeNode | None = None

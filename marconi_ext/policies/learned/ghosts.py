@@ -53,11 +53,16 @@ class Ghosts:
     def recount(self, table: CheckpointTable, tick: int) -> None:
         """Look whether other ghosts are better now than those followed, which have aged."""
         rows, self._next = block_of(self._next, table.size)
-        ghosts = rows[self._known()[rows] & ~table.live[rows] & (table.owner[rows] >= 0)]
+        owners = table.owner[rows]
+        asking = (self._known()[rows] & ~table.live[rows] & (owners >= 0)).nonzero()[0]
+        ghosts, owners = rows[asking], owners[asking]
         index = self._indices(ghosts, tick)
-        better = np.flatnonzero(index > self.demand(table, table.owner[ghosts], tick))
+        demand, asked = np.zeros(table.size), np.zeros(table.size, bool)
+        asked[owners] = True  # many ghosts have the same
+        demand[asked] = self.demand(table, asked.nonzero()[0], tick)
+        better = (index > demand[owners]).nonzero()[0]
         better = better[np.argsort(index[better], kind="stable")]
-        self._best[table.owner[ghosts[better]]] = ghosts[better]  # the last one written is the best
+        self._best[owners[better]] = ghosts[better]  # the last one written is the best
         self._counted = tick
 
     def ask(self, table: CheckpointTable, ghost: int, tick: int) -> None:
