@@ -107,6 +107,7 @@ def _keep_house(_result: Any, _scheduler: Any) -> None:
     state = live()
     if state is None:
         return
+    state.cache.mamba.runtime.catch_up()
     state.cache.census.walk_if_due()
     if state.metrics is not None:
         state.metrics.publish_if_due()
@@ -242,14 +243,14 @@ LIVE_HOOKS = (
         "sglang.srt.managers.scheduler.Scheduler.run_batch",
         "around",
         _run_batch,
-        why="carry the batch's plan to its forward pass, learn that the pass was launched, publish metrics",
+        why="carry the batch's plan to its forward pass, learn that it was launched, compute and publish meanwhile",
         parameters="self batch pp_proxy_tensors",
     ),
     Hook(
         "sglang.srt.managers.scheduler.Scheduler.on_idle",
         "after",
         _keep_house,
-        why="publish what the last batches before a pause counted",
+        why="compute what the policy has left for later, publish what the last batches before a pause counted",
         parameters="self",
     ),
     Hook(

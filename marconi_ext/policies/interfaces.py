@@ -89,5 +89,13 @@ class HasClasses(Protocol):
         """The class that a known row is in."""
 
 
+@runtime_checkable
+class LeavesWork(Protocol):
+    """What a policy may be as well: it computes when it is asked."""
+
+    def catch_up(self) -> None:
+        """Compute what is due now, while nobody waits: the same as when it is asked for."""
+
+
 class WindowedEviction(Eviction, WindowedScores, Protocol):
     """A policy for pools of any size."""

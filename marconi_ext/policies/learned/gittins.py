@@ -145,11 +145,9 @@ class Gittins:
             self._relabel(table, parent, self._tick)
 
     def _refresh_every(self, tick: int) -> int:
-        return self.variant.refresh_requests // (4 if self._anew(tick) else 1)
-
-    def _anew(self, tick: int) -> bool:
-        """Whether it hasn't learned much since it began, or began anew."""
-        return self.lru is not None and self.lru.anew(tick)
+        """Less often once much has been learned since it began, or began anew."""
+        anew = self.lru is not None and self.lru.anew(tick)
+        return self.variant.refresh_requests // (4 if anew else 1)
 
     def _credit(self, table: CheckpointTable, row: int, tick: int) -> None:
         if not self._known[row]:
@@ -183,6 +181,10 @@ class Gittins:
     def changed(self) -> np.ndarray:
         """Rows whose class changed lately: where scores may have fallen at once."""
         return np.fromiter(self._changed, np.int64, len(self._changed))
+
+    def catch_up(self) -> None:
+        """Compute what is due now, while nobody waits: the same as when it is asked for."""
+        self.index.catch_up()
 
     def _refresh(self, table: CheckpointTable, tick: int) -> None:
         self._settle(table, tick)
@@ -247,9 +249,7 @@ class Gittins:
         worth = self.currency.worth(table.depth[rows], self._above(table, rows))
         value = total * worth / self.currency.whole_cost_bytes(table, rows)
         if self.lru is not None and (kept := self.lru.kept):
-            for at, row in enumerate(rows.tolist()):  # few rows: numpy's isin would sort them
-                if row in kept:
-                    value[at] += KEPT
+            value += [KEPT if row in kept else 0.0 for row in rows.tolist()]  # numpy's isin would sort them
         return value
 
     def floors(self, table: CheckpointTable, rows: np.ndarray, tick: int) -> np.ndarray:

@@ -21,7 +21,10 @@ _UNREACHED = 1e-200  # chances below are lost in rounding: the hazard itself is 
 
 
 class GittinsIndex(Hazards):
-    """`value` is the index and `rate` the hazard of each class and bucket, as of the last `refresh`."""
+    """`value` is the index and `rate` the hazard of each class and bucket, as of the last `refresh`.
+
+    They are computed when first asked for, or by `catch_up` before that.
+    """
 
     def __init__(
         self,
@@ -33,10 +36,21 @@ class GittinsIndex(Hazards):
     ) -> None:
         super().__init__(classes, prior, groups, doubted)
         self.half_life_requests = half_life_requests
-        self.value = np.zeros((classes, BUCKETS))
-        self.rate = np.zeros((classes, BUCKETS))
+        self._due: tuple[np.ndarray, np.ndarray] | None = None  # what was seen by then: uses, exposure
+        self._value = np.zeros((classes, BUCKETS))
+        self._rate = np.zeros((classes, BUCKETS))
         self._rows: list[list[float]] = []  # `value`: looked up for less
         self.refresh(0)
+
+    @property
+    def value(self) -> np.ndarray:
+        self.catch_up()
+        return self._value
+
+    @property
+    def rate(self) -> np.ndarray:
+        self.catch_up()
+        return self._rate
 
     def at(self, labels: np.ndarray, ages: np.ndarray) -> np.ndarray:
         """The index of records of these classes and ages (integers, >= 0)."""
@@ -44,6 +58,7 @@ class GittinsIndex(Hazards):
 
     def at_one(self, label: int, age: int) -> float:
         """As `at`, for one record."""
+        self.catch_up()
         return self._rows[label][bucket_of_age(age)]
 
     def believe_less(self, share: float) -> None:
@@ -52,12 +67,19 @@ class GittinsIndex(Hazards):
         self.exposure *= share
 
     def refresh(self, elapsed_requests: int) -> None:
-        """Decay, and recompute the index."""
+        """Decay, and take what is counted now for the index."""
         self.believe_less(0.5 ** (elapsed_requests / self.half_life_requests))
-        rates, of_class = self.rates()
-        self.rate = rates[of_class]
-        self.value = np.ascontiguousarray(gittins(rates)[of_class])  # it is taken from flat
-        self._rows = self.value.tolist()
+        self._due = self.uses.copy(), self.exposure.copy()
+
+    def catch_up(self) -> None:
+        """Compute the index, if it is due."""
+        if self._due is None:
+            return
+        rates, of_class = self.rates(*self._due)
+        self._due = None
+        self._rate = rates[of_class]
+        self._value = np.ascontiguousarray(gittins(rates)[of_class])  # it is taken from flat
+        self._rows = self._value.tolist()
 
 
 def gittins(rates: np.ndarray) -> np.ndarray:

@@ -98,18 +98,17 @@ class Hazards:
             low = _EDGES[first]
         self.exposure += total.reshape(self.exposure.shape)
 
-    def rates(self) -> tuple[np.ndarray, np.ndarray]:
+    def rates(self, uses: np.ndarray, exposure: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Hazards by age, of what was seen and of what is believed before that counts; the row of each class."""
         if self.prior is None:
             weight = 2 * _LOWER
-            expected = (self.uses.sum(0) + 0.25) / (self.exposure.sum(0) + weight)
-            return (self.uses + weight * expected) / (self.exposure + weight), self.groups
-        uses, exposure = self._by_group(self.uses), self._by_group(self.exposure)
-        expected = self._expected(uses, exposure)
-        rates = (uses + PRIOR_USES) / (exposure + PRIOR_USES / expected)
+            expected = (uses.sum(0) + 0.25) / (exposure.sum(0) + weight)
+            return (uses + weight * expected) / (exposure + weight), self.groups
+        used, lived = self._by_group(uses), self._by_group(exposure)
+        rates = (used + PRIOR_USES) / (lived + PRIOR_USES / self._expected(used, lived))
         whole = rates[self.groups]
-        likely = _total(self.exposure * whole)  # uses of each class, had it its group's hazard
-        more = _total(self.uses) - likely
+        likely = _total(exposure * whole)  # uses of each class, had it its group's hazard
+        more = _total(uses) - likely
         others = np.flatnonzero(self._is_part & (np.abs(more) > np.sqrt(likely)))
         if len(others) == 0:
             return rates, self.groups

@@ -45,6 +45,19 @@ def test_believing_less_leans_more_on_the_prior() -> None:
     assert before * 0.5 < index.rate[2, 6] < before * 2
 
 
+def test_an_index_computed_later_counts_what_was_seen_then() -> None:
+    at_once, later = (index_of([40.0, 40.0, 20.0], [400.0, 400.0, 200.0]) for _ in range(2))
+    at_once.catch_up()
+    for index in (at_once, later):
+        index.used(2, 9)
+        index.expose_one(1, 0, 500)
+        index.believe_less(1 / 16)
+    assert later.at_one(2, 9) == at_once.at_one(2, 9)
+    assert (later.value == at_once.value).all() and (later.rate == at_once.rate).all()
+    later.refresh(0)
+    assert (later.value != at_once.value).any()
+
+
 def test_the_index_by_hand() -> None:
     """No use before age 1, then one in two requests: from 0 the best window is endless, and waits one request."""
     rates = np.full((1, BUCKETS), 0.5)
