@@ -4,7 +4,8 @@
 
 Agent-like sessions, eight at a time, whose prompts grow over 16 turns from half of the length named to all of it, with
 a shared beginning. The same requests go through three caches in one process, request by request, the order rotating;
-ratios are taken within a request. No model runs. Times are processor time; the garbage collector runs between requests.
+ratios are taken within a request. Our target is for what a request costs before its prefill is launched: the rest is
+done while the GPU works. No model runs. Times are processor time; the garbage collector runs between requests.
 All of it is repeated with fresh caches, and the least time of each request or call is taken: the work is the same each
 time, what else the machine does is not. P99 is over requests or calls.
 """
@@ -20,7 +21,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from engineless_cache import CONTESTANTS, PHASES, Driver, publish_settings
+from engineless_cache import BEFORE_LAUNCH, CONTESTANTS, PHASES, Driver, publish_settings
 from paired import paired_ratio
 from records import records_of, write
 from rich.console import Console
@@ -30,7 +31,7 @@ from rich.table import Table
 from marconi_ext.output import check_writable
 
 TURNS, SESSIONS, ANSWER_TOKENS = 16, 8, 64
-LIMIT = 1.2  # times the Rust core's
+LIMIT = 1.2  # times the Rust core's, before the launch
 LIMIT_EVICTION_US = 200.0
 
 
@@ -116,17 +117,21 @@ def quantiles(values: np.ndarray) -> tuple[float, float]:
 
 def show_case(case: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
     """Print one table; returns it as plain data."""
-    totals = {name: matrix.sum(axis=1) for name, matrix in case["us"].items()}
+    us, launch = case["us"], len(BEFORE_LAUNCH)
+    parts = {phase: {name: us[name][:, i] for name in CONTESTANTS} for i, phase in enumerate(PHASES)}
+    parts["before the launch"] = {name: us[name][:, :launch].sum(axis=1) for name in CONTESTANTS}
+    parts["after"] = {name: us[name][:, launch:].sum(axis=1) for name in CONTESTANTS}
+    parts["request"] = {name: us[name].sum(axis=1) for name in CONTESTANTS}
     table = Table("µs, P50 / P99", *CONTESTANTS, title=case["case"])
-    cells = {}
-    for column, phase in enumerate(PHASES):
-        cells[phase] = {name: quantiles(matrix[:, column]) for name, matrix in case["us"].items()}
-    cells["request"] = {name: quantiles(total) for name, total in totals.items()}
-    for phase, row in cells.items():
-        table.add_row(phase, *(f"{row[name][0]:.0f} / {row[name][1]:.0f}" for name in CONTESTANTS))
-    ratios = {name: paired_ratio(totals["marconi"], totals[name], rng) for name in CONTESTANTS[:2]}
-    texts = [f"{r:.2f} ({low:.2f} – {high:.2f})" for r, low, high in ratios.values()]
-    table.add_row("marconi / this", *texts, "")
+    cells = {part: {name: quantiles(of[name]) for name in CONTESTANTS} for part, of in parts.items()}
+    for part, row in cells.items():
+        table.add_row(part, *(f"{row[name][0]:.0f} / {row[name][1]:.0f}" for name in CONTESTANTS))
+    ratios: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for part in ("before the launch", "request"):
+        of = parts[part]
+        ratios[part] = {name: paired_ratio(of["marconi"], of[name], rng) for name in CONTESTANTS[:2]}
+        texts = [f"{r:.2f} ({low:.2f} – {high:.2f})" for r, low, high in ratios[part].values()]
+        table.add_row(f"marconi / this, {part}", *texts, "")
     table.add_row("tokens reused", *(f"{case['hits'][name]:,}" for name in CONTESTANTS))
     Console().print(table)
     return {"case": case["case"], "hit_tokens": case["hits"], "us_p50_p99": cells, "marconi_over": ratios}
@@ -153,9 +158,10 @@ def rows_of(cases: list[dict[str, Any]], evictions: list[dict[str, Any]]) -> lis
             row = {"case": case["case"], "contestant": name, "hit_tokens": case["hit_tokens"][name]}
             for phase, by_name in case["us_p50_p99"].items():
                 row |= dict(zip((f"{phase}_p50_us", f"{phase}_p99_us"), by_name[name], strict=True))
-            if name in case["marconi_over"]:
-                names = ("marconi_over", "marconi_over_low", "marconi_over_high")
-                row |= dict(zip(names, case["marconi_over"][name], strict=True))
+            for part, over in case["marconi_over"].items():
+                if name in over:
+                    names = (f"{part}: marconi_over{end}" for end in ("", "_low", "_high"))
+                    row |= dict(zip(names, over[name], strict=True))
             rows.append(row)
     for one in evictions:
         case = f"{one['states']} states, {one['wanted']} wanted"
@@ -180,7 +186,8 @@ def main(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the figures as JSON.")] = None,
 ) -> None:
-    """Exit code 0 where a request costs at most 1.2 times the Rust core's, and evictions at most 200 µs at P99."""
+    """Exit code 0 where a request costs at most 1.2 times the Rust core's before its launch, and evictions at most
+    200 µs at P99."""
     check_writable(json)
     gc.disable()  # so that it runs where it is called, between requests
     rng = np.random.default_rng(seed)
@@ -197,7 +204,7 @@ def main(
         write(
             records_of(told, bench="scheduler_cost", case=("case",), provider="contestant", seed=seed), json
         )
-    dear = [case for case in cases if case["marconi_over"]["stock-rust"][0] > LIMIT]
+    dear = [case for case in cases if case["marconi_over"]["before the launch"]["stock-rust"][0] > LIMIT]
     slow = [row for row in evictions if row["us_p50_p99"]["marconi"][1] > LIMIT_EVICTION_US]
     raise typer.Exit(1 if dear or slow else 0)
 
