@@ -16,8 +16,7 @@ the attributes that it changed are kept and put back around the piece. Nothing i
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,8 +26,8 @@ from .form import choose, kernel_wanted
 from .forward import live_saver
 from .in_kernel import InKernel, KernelPlan, kernel_plan
 from .interface import ArmedCheckpoints, SaverContext, StateSaver
-from .narrowing import index_tensor, metadata_for, narrow_batch, swap
-from .piece_plan import STEP_TOKENS, Copy, PiecePlan, Round, plan_pieces
+from .piece_plan import STEP_TOKENS, PiecePlan, plan_pieces
+from .rounds import Copies, Prepared, copies_of, output_dim, prepare_round, tokens_of
 
 logger = logging.getLogger(__name__)
 
@@ -37,51 +36,6 @@ Step = Callable[[Any, dict[str, Any]], "dict[str, Any] | None"]
 layer's decode is no prefill of one token."""
 
 _OUTPUT_BUFFER = "linear_attn_output"  # FlashInfer writes into it, and where pieces run the caller copies
-
-
-@dataclass(frozen=True)
-class Copies:
-    """States to copy, on the device. source, target: int64[n], rows of the pool's tensors."""
-
-    source: torch.Tensor
-    target: torch.Tensor
-
-    def run(self, states: Sequence[torch.Tensor]) -> None:
-        """states: a layer's tensors, slots first. Mutates the targets' rows."""
-        for state in states:
-            if state.numel():
-                state[self.target] = state[self.source]
-
-
-@dataclass
-class Prepared:
-    """One round, ready to run in every layer.
-
-    batch: the narrowed ForwardBatch; metadata: the backend's attributes for it
-    tokens: int64[t], the round's tokens in the batch; kept: how many of them belong to pieces
-    is_step: as a `Round`'s
-    """
-
-    batch: Any
-    metadata: dict[str, Any]
-    tokens: torch.Tensor
-    kept: int
-    before: Copies | None
-    after: Copies | None
-    is_step: bool
-
-    def run(self, backend: Any, layer_states: Sequence[torch.Tensor], call: Callable[[], Any]) -> Any:
-        """Call the layer with the backend set to this round; copy the states around it."""
-        if self.before is not None:
-            self.before.run(layer_states)
-        saved = swap(backend, self.metadata)
-        try:
-            result = call()
-        finally:
-            swap(backend, saved)
-        if self.after is not None:
-            self.after.run(layer_states)
-        return result
 
 
 class PieceSaver(StateSaver):
@@ -175,7 +129,7 @@ class PieceSaver(StateSaver):
         plan = plan_pieces(lengths, armed.row, armed.offset, step_tokens=STEP_TOKENS if steps else None)
         running = backend.forward_metadata.mamba_cache_indices.to(torch.int64)
         slots = armed.physical_slots(backend.req_to_token_pool)
-        self._at_end = _copies(plan.at_end, running, slots)
+        self._at_end = copies_of(plan.at_end, running, slots)
         self._count("extend_forwards_with_checkpoints", 1)
         if not plan.plain and self._saves_in_kernel(backend, layer, arguments):
             self._in_kernel_plan = kernel_plan(armed, lengths, backend, layer, batch, running)
@@ -189,7 +143,7 @@ class PieceSaver(StateSaver):
             self._building = True
             try:
                 self._rounds = [
-                    _prepare_round(backend, batch, round_, starts, running, slots) for round_ in plan.rounds
+                    prepare_round(backend, batch, round_, starts, running, slots) for round_ in plan.rounds
                 ]
             finally:
                 self._building = False
@@ -228,7 +182,7 @@ class PieceSaver(StateSaver):
         for prepared in self._rounds:
 
             def call(prepared: Prepared = prepared) -> Any:
-                narrowed = {name: _take(value, prepared.tokens) for name, value in arguments.items()}
+                narrowed = {name: prepared.take(value) for name, value in arguments.items()}
                 if prepared.is_step and self._step is not None:
                     taken = self._step(layer, narrowed)
                     if taken is not None:
@@ -236,69 +190,12 @@ class PieceSaver(StateSaver):
                 return forward(hybrid, layer, prepared.batch, save_kv_cache, **narrowed)
 
             part = prepared.run(backend, states, call)
-            dim = 1 if part.dim() == 4 else 0
             if out is None:
                 shape = list(part.shape)
-                shape[dim] = _tokens_of(arguments)
+                shape[output_dim(part)] = tokens_of(arguments)
                 out = part.new_zeros(shape)
-            out.index_copy_(dim, prepared.tokens[: prepared.kept], part.narrow(dim, 0, prepared.kept))
+            prepared.put(part, out)
         return out
-
-
-def _prepare_round(
-    backend: Any,
-    batch: Any,
-    round_: Round,
-    starts: Sequence[int],
-    running: torch.Tensor,
-    slots: torch.Tensor,
-) -> Prepared:
-    spans = round_.spans
-    device = running.device
-    flat = [range(starts[s.row] + s.start, starts[s.row] + s.stop) for s in spans]
-    tokens = torch.tensor([t for span in flat for t in span], dtype=torch.int64).to(device, non_blocking=True)
-    narrowed = narrow_batch(batch, [(s.row, s.start, s.stop) for s in spans], tokens)
-    metadata = metadata_for(backend, narrowed)
-    forks = [s.checkpoint for s in spans if s.checkpoint is not None]
-    if forks:
-        indices = metadata["forward_metadata"].mamba_cache_indices
-        indices[round_.pieces :] = slots[index_tensor(forks, device)].to(indices.dtype)
-    return Prepared(
-        batch=narrowed,
-        metadata=metadata,
-        tokens=tokens,
-        kept=sum(s.stop - s.start for s in spans if s.checkpoint is None),
-        before=_copies(round_.before, running, slots),
-        after=_copies(round_.after, running, slots),
-        is_step=round_.is_step,
-    )
-
-
-def _copies(copies: Sequence[Copy], running: torch.Tensor, slots: torch.Tensor) -> Copies | None:
-    """Rows of the pool for the copies. A copy from another checkpoint reads that one's slot."""
-    if not copies:
-        return None
-    device = running.device
-    both = torch.cat([running, slots])  # a row's running slot, then the checkpoints' slots
-    source = [c.row if c.source_checkpoint is None else len(running) + c.source_checkpoint for c in copies]
-    return Copies(
-        both[index_tensor(source, device)], slots[index_tensor([c.checkpoint for c in copies], device)]
-    )
-
-
-def _token_dim(value: torch.Tensor) -> int:
-    """KDA's gates are [1, T, …], everything else begins with the tokens."""
-    return 1 if value.dim() > 2 and value.shape[0] == 1 else 0
-
-
-def _take(value: Any, tokens: torch.Tensor) -> Any:
-    return value.index_select(_token_dim(value), tokens) if isinstance(value, torch.Tensor) else value
-
-
-def _tokens_of(arguments: dict[str, Any]) -> int:
-    """Tokens of the layer's call, padding included."""
-    value = next(value for value in arguments.values() if isinstance(value, torch.Tensor))
-    return value.shape[_token_dim(value)]
 
 
 # ---- hooks ----
