@@ -4,7 +4,8 @@ Short prompts that share, fork and come back; a sample of the answers is compare
 off. Fails on a leaked slot, a wrong answer, a wrong sum, a difference between the policy's table and the tree, a dead
 server, an error in its log, or memory that keeps growing.
 
-    python bench/soak.py [--requests 20000] [--ranks 2 --slow-rank] [--policy marconi --kill-tuner] [--json FILE]
+    python bench/soak.py [--requests 20000] [--ranks 2 --slow-rank] [--policy marconi --kill-tuner] [--tenants]
+                         [--json FILE]
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import typer
 from records import records_of, write
 from rich.console import Console
 from rich.progress import Progress
+from soak_tenants import Tenants, flags
 from soak_troubles import kill_tuners, memory_mb, slow_down_rank
 
 from marconi_ext.errors import CheckFailedError
@@ -74,35 +76,47 @@ class Traffic:
             self._known.append(np.concatenate([prompt, answer[:-TRIMMED]]).astype(np.int32))
 
 
-def body(prompt: np.ndarray, answer_tokens: int, rid: str, stream: bool) -> dict:
+def body(prompt: np.ndarray, answer_tokens: int, rid: str, stream: bool, key: dict[str, str]) -> dict:
     sampling = {"temperature": 0, "max_new_tokens": answer_tokens, "ignore_eos": True}
-    return {"rid": rid, "input_ids": prompt.tolist(), "sampling_params": sampling, "stream": stream}
+    return {"rid": rid, "input_ids": prompt.tolist(), "sampling_params": sampling, "stream": stream, **key}
 
 
-async def ask(http: aiohttp.ClientSession, url: str, prompt: np.ndarray, tokens: int, rid: str) -> list[int]:
-    async with http.post(f"{url}/generate", json=body(prompt, tokens, rid, False)) as response:
+async def ask(
+    http: aiohttp.ClientSession, url: str, prompt: np.ndarray, tokens: int, rid: str, key: dict[str, str]
+) -> list[int]:
+    async with http.post(f"{url}/generate", json=body(prompt, tokens, rid, False, key)) as response:
         answer = await response.json()
         if response.status != 200:
             raise CheckFailedError(f"request {rid}: HTTP {response.status}: {str(answer)[:200]}")
         return answer["output_ids"]
 
 
-async def disturb(http: aiohttp.ClientSession, url: str, prompt: np.ndarray, fate: str, rid: str) -> None:
+async def disturb(
+    http: aiohttp.ClientSession, url: str, prompt: np.ndarray, fate: str, rid: str, key: dict[str, str]
+) -> None:
     """A long answer that is ended from outside."""
     if fate == "abort":
-        running = asyncio.create_task(http.post(f"{url}/generate", json=body(prompt, 300, rid, False)))
+        running = asyncio.create_task(http.post(f"{url}/generate", json=body(prompt, 300, rid, False, key)))
         await asyncio.sleep(0.03)
         async with http.post(f"{url}/abort_request", json={"rid": rid}):
             pass
         (await running).release()
         return
-    async with http.post(f"{url}/generate", json=body(prompt, 300, rid, True)) as response:
+    async with http.post(f"{url}/generate", json=body(prompt, 300, rid, True, key)) as response:
         async for _ in response.content.iter_any():
             return
 
 
 async def soak(
-    live: Server, plain: Server, requests: int, concurrency: int, seed: int, *, killing: bool, slowing: bool
+    live: Server,
+    plain: Server,
+    requests: int,
+    concurrency: int,
+    seed: int,
+    *,
+    killing: bool,
+    slowing: bool,
+    tenants: Tenants | None,
 ) -> dict:
     """Send it all. Returns counts and figures; raises CheckFailedError at the first wrong answer."""
     traffic, counts = Traffic(seed), Counter()
@@ -113,6 +127,9 @@ async def soak(
     troubles = [asyncio.create_task(kill_tuners(live, counts))] if killing else []
     if slowing:
         troubles.append(asyncio.create_task(slow_down_rank(live, counts, seed)))
+    if tenants is not None:
+        await asyncio.to_thread(tenants.pin)
+        troubles.append(asyncio.create_task(tenants.watch()))
     # Idle connections go before the server closes them (after 5 s), or a busy machine loses that race.
     connector = aiohttp.TCPConnector(keepalive_timeout=1)
     async with aiohttp.ClientSession(timeout=timeout, connector=connector) as http:
@@ -122,13 +139,14 @@ async def soak(
             async def one(number: int) -> None:
                 async with gate:
                     prompt, tokens, fate = traffic.next()
+                    key = tenants.key() if tenants is not None else {}
                     if fate != "whole":
-                        await disturb(http, live.url, prompt, fate, f"soak-{number}")
+                        await disturb(http, live.url, prompt, fate, f"soak-{number}", key)
                     else:
-                        got = await ask(http, live.url, prompt, tokens, f"soak-{number}")
+                        got = await ask(http, live.url, prompt, tokens, f"soak-{number}", key)
                         traffic.answered(prompt, got)
                         if number % 25 == 0:
-                            wanted = await ask(http, plain.url, prompt, tokens, f"plain-{number}")
+                            wanted = await ask(http, plain.url, prompt, tokens, f"plain-{number}", {})
                             counts["compared"] += 1
                             if got != wanted:
                                 raise CheckFailedError(
@@ -143,11 +161,13 @@ async def soak(
                     for number in numbers:
                         group.create_task(one(number))
                 await asyncio.to_thread(settled, live)
+                if tenants is not None:
+                    await asyncio.to_thread(tenants.check_pins)
                 memory.append((numbers[-1] + 1, memory_mb(live)))
                 if not progress.console.is_terminal:
                     progress.console.print(so_far(numbers[-1] + 1, requests, time.monotonic() - began))
                 if (start // FLUSH_EVERY) % 2:
-                    live.flush_cache()
+                    await asyncio.to_thread(live.flush_cache if tenants is None else tenants.flush)
                     counts["flushes"] += 1
     for trouble in troubles:
         trouble.cancel()
@@ -158,6 +178,7 @@ async def soak(
     return {
         "requests": requests,
         "counts": dict(counts),
+        "tenants": tenants.report() if tenants is not None else {},
         "seconds": round(time.monotonic() - began, 1),
         "memory_mb": memory,
         "slots": section["slots"],
@@ -209,6 +230,9 @@ def main(
     slow_rank: Annotated[
         bool, typer.Option("--slow-rank", help="Hold the second rank now and then.")
     ] = False,
+    tenants: Annotated[
+        bool, typer.Option("--tenants", help="A batch that floods beside a chat, quotas, and pins.")
+    ] = False,
     server_flags: Annotated[str, typer.Option(help="More flags for the server under test.")] = "",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     json: Annotated[Path | None, typer.Option(metavar="FILE")] = None,
@@ -237,10 +261,9 @@ def main(
         env = environment(cpu=True)
         two = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1", "SGLANG_ENABLE_RANK_CONSENSUS_CHECKER": "1"}
         checks = {**env, **CHECKS, **(two if ranks == 2 else {})}
+        more = [*shlex.split(server_flags), *(flags() if tenants else [])]
         with (
-            Server(
-                ServerSpec((*to_flags({**common, **marconi}), *shlex.split(server_flags)), checks)
-            ) as live,
+            Server(ServerSpec((*to_flags({**common, **marconi}), *more), checks)) as live,
             Server(ServerSpec(tuple(to_flags({**common, **off})), env)) as plain,
         ):
             for server in (live, plain):
@@ -248,7 +271,16 @@ def main(
             for server in (live, plain):
                 server.wait_until_healthy()
             result = asyncio.run(
-                soak(live, plain, requests, concurrency, seed, killing=kill_tuner, slowing=slow_rank)
+                soak(
+                    live,
+                    plain,
+                    requests,
+                    concurrency,
+                    seed,
+                    killing=kill_tuner,
+                    slowing=slow_rank,
+                    tenants=Tenants(live, slots, VOCABULARY, seed) if tenants else None,
+                )
             )
             log = live.log_text()
             live.require_alive()
