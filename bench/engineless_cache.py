@@ -40,9 +40,8 @@ from sglang_hooks.stats import CacheStats
 
 CONTESTANTS = ("stock-rust", "stock-python", "marconi")
 PHASES = ("match", "plan", "evict", "catch up", "insert", "finish", "evict later")
-BEFORE_LAUNCH = PHASES[
-    :3
-]  # of the request's own prefill, with what is evicted for it; the rest overlaps with the GPU
+BEFORE_LAUNCH = PHASES[:3]
+"""Of the request's own prefill, with what is evicted for it; the rest overlaps with the GPU."""
 
 
 def publish_settings(chunk_tokens: int = 256) -> None:
