@@ -187,6 +187,7 @@ class MarconiMambaComponent(StatePublishing):
         for offer in plan.offers:
             if req.prefix_len < offer.depth_tokens <= req.extend_end:
                 self._offer(req, plan, offer)
+        self.keep_within_ceiling(req)
         if rank_consensus_checker.enabled():  # SGLang's own check stops a server whose ranks differ
             rank_consensus_checker.assert_same("marconi %s: %d", req.rid, self.runtime.digest())
 
@@ -238,6 +239,7 @@ class MarconiMambaComponent(StatePublishing):
         if not had_room:
             outcome = self._placed(req, pending, placed, room)
             self.explainer.outcome(req, tokens, kind_name(pending.kind), outcome)
+            self.keep_within_ceiling(req)
         return pending.granted
 
     def _placed(self, req: Req, pending: PendingCheckpoint, placed: Placed, room: _SlotRoom) -> str:

@@ -96,7 +96,7 @@ class StateEviction(MambaComponent):
         return self.runtime.reserves.tenant(key, req.cache_salt)
 
     def keep_within_ceiling(self, req: Req) -> None:
-        """A tenant that has just saved states beyond its ceiling loses its own least valuable ones."""
+        """A tenant that saves states beyond its ceiling loses its own least valuable ones, those on their way aside."""
         reserves = self.runtime.reserves
         if not reserves.active:
             return

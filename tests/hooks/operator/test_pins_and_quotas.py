@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import stat
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -55,8 +56,10 @@ class Site:
         self.send([*prefix, prefix[-1]], extra_key).marconi_wishes = Wishes(keep=True)
         self.settle()
 
-    def hostile(self, requests: int, key: Any = lambda _number: None) -> None:
-        """Random prompts of all lengths, some that repeat and branch, many at a time."""
+    def hostile(
+        self, requests: int, key: Any = lambda _number: None, look: Callable[[], None] = lambda: None
+    ) -> None:
+        """Random prompts of all lengths, some that repeat and branch, many at a time. look: called after each step"""
         seen: list[list[int]] = [[1]]
         for number in range(requests):
             begin = self.rng.choice(seen)[: self.rng.randrange(300)] if self.rng.random() < 0.5 else []
@@ -65,6 +68,7 @@ class Site:
             self.send(prompt, key(number), self.rng.randrange(1, 5))
             if len(self.scheduler.waiting) > 6:
                 assert self.scheduler.step()
+                look()
         self.settle()
 
     def holds(self, prefix: list[int], extra_key: str | None = None) -> bool:
@@ -92,13 +96,18 @@ def test_pins_and_quotas_hold_under_hostile_requests() -> None:
         site.warm(prefix)
     site.mamba.pins.pin(pin(SYSTEM))
     most = {"batch": 0, "*": 0}
+
+    def look() -> None:
+        counts = site.mamba.runtime.reserves.states_by_tenant()
+        most.update({name: max(most[name], counts[name]) for name in most})
+
     for round_number in range(10):
         strangers = f"stranger {round_number}"
         site.hostile(
-            HOSTILE // 10, lambda number, name=strangers: f"{name} {number}" if number % 3 == 0 else "batch"
+            HOSTILE // 10,
+            lambda number, name=strangers: f"{name} {number}" if number % 3 == 0 else "batch",
+            look,
         )
-        counts = site.mamba.runtime.reserves.states_by_tenant()
-        most = {name: max(most[name], counts[name]) for name in most}
     assert all(site.holds(chat, "chat") for chat in chats)
     assert 10 < most["batch"] <= 18 and 10 < most["*"] <= 30, most
     assert site.holds(SYSTEM) and not site.holds(other)
