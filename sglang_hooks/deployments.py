@@ -87,7 +87,12 @@ DEPLOYMENTS = (
         True,
         "CPU engine: 2 × 150 requests equal the cache off, 2 replicas, metrics and census of each",
     ),
-    Deployment("data-parallel attention", "`--enable-dp-attention`: passes through, not tested", True),
+    Deployment(
+        "data-parallel attention",
+        "`--tp-size N --attn-dp-size N`, or `--enable-dp-attention --dp-size N`: a tree and a policy a replica",
+        True,
+        "CPU engine (Gated DeltaNet): 2 × 98 requests equal the cache off, 2 replicas of the attention, with overlap",
+    ),
     Deployment(
         "pipeline parallel",
         "`--pp-size N`, with `--tp-size N` as well",

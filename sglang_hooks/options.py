@@ -212,7 +212,7 @@ OPTIONS = (
     Option(
         "enable_dp_attention",
         Decision.STOCK,
-        "which requests make a batch, or which memory they get; not tested together",
+        "a tree, a policy and metrics a replica, as with dp_size",
     ),
     Option(
         "cuda_graph_config",

@@ -11,6 +11,7 @@ from sglang_hooks.cpu_platform import (
     latent_attention,
     lightning_operators,
     mamba_operators,
+    parallel_attention,
     rotary,
     speculation,
     threads,
@@ -26,6 +27,7 @@ def apply_all(*, fast: bool) -> None:
     hierarchical_cache.apply()
     disaggregation.apply()
     latent_attention.apply()
+    parallel_attention.apply()
     rotary.apply()
     if fast:
         attention.apply()
