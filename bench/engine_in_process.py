@@ -130,6 +130,7 @@ class Engine:
     """One scheduler with its model, driven request by request."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
+        from sglang.srt.arg_groups.lora_hook import check_lora_server_args
         from sglang.srt.plugins import load_plugins
         from sglang.srt.server_args import PortArgs, prepare_server_args
 
@@ -137,6 +138,7 @@ class Engine:
 
         load_plugins()
         arguments = prepare_server_args(to_flags({**CPU_OPTIONS, **OPTIONS, **options}))
+        check_lora_server_args(arguments)
         ports = PortArgs.init_new(arguments)
         self.ranks = arguments.tp_size * arguments.pp_size
         if self.ranks > 1:

@@ -67,6 +67,11 @@ CONFLICTS = (
         "can't save states inside a full prefill graph: drop --cuda-graph-backend-prefill full, or the same of "
         "--cuda-graph-config",
     ),
+    Conflict(
+        lambda a: a.enable_deterministic_inference,
+        "keeps states anywhere in a prompt, and a prefill that goes on from one rounds otherwise than one of the whole "
+        "prompt (logprobs to about 1e-5): drop --enable-deterministic-inference",
+    ),
     Conflict(lambda a: a.enable_mis, "does not support --enable-mis: drop it"),
 )
 

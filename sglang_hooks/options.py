@@ -80,6 +80,12 @@ OPTIONS = (
         "full",
     ),
     Option("enable_two_batch_overlap", Decision.REFUSED, "batches are rebuilt", True),
+    Option(
+        "enable_deterministic_inference",
+        Decision.REFUSED,
+        "a prefill that goes on from a state inside a chunk rounds otherwise than one of the whole prompt",
+        True,
+    ),
     Option("enable_mis", Decision.REFUSED, "batches are rebuilt", True),
     Option(
         "mamba_max_states_per_path",
@@ -117,10 +123,11 @@ OPTIONS = (
     ),
     Option("enable_mixed_chunk", Decision.SUPPORTED, "a batch of prefills and decodes"),
     Option("tp_size", Decision.SUPPORTED, "every rank decides alike"),
+    Option("enable_lora", Decision.SUPPORTED, "prefixes of different adapters are apart, their states too"),
     Option(
         "strip_thinking_cache",
-        Decision.STOCK,
-        "what is cached of an answer ends earlier; its last-token state is left out then",
+        Decision.SUPPORTED,
+        "an answer that thought isn't cached; the next turn resumes where its prompt ended",
     ),
     Option("radix_eviction_policy_config", Decision.STOCK, "belongs to `--radix-eviction-policy`"),
     Option("mamba_ssm_dtype", Decision.STOCK, "states are copied in the pool's dtype"),
@@ -592,7 +599,6 @@ WITHOUT_INFLUENCE: dict[str, tuple[str, ...]] = {
         "kt_max_deferred_experts_per_token",
         "dllm_algorithm_config",
         "dllm_fdfo",
-        "enable_deterministic_inference",
         "rl_on_policy_target",
         "enable_memory_saver",
         "enable_weights_cpu_backup",
@@ -634,7 +640,6 @@ WITHOUT_INFLUENCE: dict[str, tuple[str, ...]] = {
         "return_aux_hidden_state_layer_ids",
     ),
     "lora": (
-        "enable_lora",
         "enable_lora_overlap_loading",
         "max_lora_rank",
         "lora_target_modules",

@@ -27,14 +27,14 @@ FOREIGN_VARIABLES = ("SGLANG_USE_CPU_ENGINE", "SGLANG_PLATFORM", "TRITON_INTERPR
 
 
 def to_flags(options: dict[str, object]) -> list[str]:
-    """Command-line flags for options: True is a bare flag, False and None are left out."""
+    """Command-line flags for options: True is a bare flag, a list several words, False and None are left out."""
     flags = []
     for name, value in options.items():
         if value is None or value is False:
             continue
         flags.append("--" + name.replace("_", "-"))
         if value is not True:
-            flags.append(str(value))
+            flags += map(str, value if isinstance(value, list) else [value])
     return flags
 
 

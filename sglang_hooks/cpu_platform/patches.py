@@ -1,6 +1,7 @@
 """The patches of the CPU platform in the order in which they are applied."""
 
 from sglang_hooks.cpu_platform import (
+    adapters,
     attention,
     delta_operators,
     device_module,
@@ -29,6 +30,7 @@ def apply_all(*, fast: bool) -> None:
     latent_attention.apply()
     parallel_attention.apply()
     rotary.apply()
+    adapters.apply()
     if fast:
         attention.apply()
         mamba_operators.apply_fast()
