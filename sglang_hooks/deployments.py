@@ -123,7 +123,13 @@ DEPLOYMENTS = (
         "decode context parallel",
         "`--dcp-size N`",
         False,
-        conflicts=(Conflict(lambda a: a.dcp_size > 1, "does not support --dcp-size above 1"),),
+        conflicts=(
+            Conflict(
+                lambda a: a.dcp_size > 1,
+                "does not support --dcp-size above 1: SGLang runs it in attention kernels of GPUs alone, where answers "
+                "were not held against the cache off; drop it",
+            ),
+        ),
     ),
     Deployment(
         "context parallel",
