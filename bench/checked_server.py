@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,19 +9,12 @@ from typing import Any
 
 from marconi_ext.errors import CheckFailedError
 from marconi_ext.servers.engine_options import CPU_OPTIONS, environment, to_flags
-from marconi_ext.servers.server import LAUNCHER, Server, ServerSpec
+from marconi_ext.servers.server import Server, ServerSpec
 
 LEAK_CHECKS = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1"}
 LOG_ERRORS = ("Scheduler hit an exception", "memory leak", "checkpoints dropped", "sums are wrong")
 START_S = 900.0  # on a machine with much other work
 TAIL_LINES = 60
-
-
-def launcher(variables: Mapping[str, str]) -> tuple[str, ...]:
-    """The one that forks, but where Triton interprets: it decides that at import, so each process needs its own."""
-    if variables.get("MARCONI_CPU_MODE") == "interpreter":
-        return LAUNCHER
-    return (sys.executable, str(Path(__file__).with_name("forking_launcher.py")))
 
 
 @contextmanager
@@ -36,7 +28,7 @@ def launched(
     """
     flags = to_flags({**CPU_OPTIONS, "model_path": str(model), **options})
     variables = {**environment(cpu=True), **LEAK_CHECKS, **(env or {})}
-    with Server(ServerSpec(tuple(flags), variables, launcher(variables))) as server:
+    with Server(ServerSpec(tuple(flags), variables)) as server:
         server.launch()
         yield server
         server.require_alive()

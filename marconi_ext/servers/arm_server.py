@@ -7,7 +7,7 @@ from pathlib import Path
 
 from marconi_ext.servers.arms import Arm, require_status
 from marconi_ext.servers.engine_options import CPU_OPTIONS, environment, to_flags
-from marconi_ext.servers.server import LAUNCHER, Server, ServerSpec
+from marconi_ext.servers.server import Server, ServerSpec
 
 AMPLE_STATE_SLOTS = 2_048
 AMPLE_TOKENS = 400_000
@@ -19,7 +19,7 @@ class ServerOptions:
 
     model_path: folder of the model; cpu: whether to run on the CPU platform
     state_slots, max_total_tokens: the server's two pools; None: ample on the CPU, SGLang's choice on a GPU
-    extra_flags: for every server; launcher: command before the flags
+    extra_flags: for every server; launcher: as `ServerSpec.command`
     attention_model: folder for the arm `pure-attention`
     """
 
@@ -31,7 +31,7 @@ class ServerOptions:
     extra_flags: tuple[str, ...] = ()
     start_timeout_s: float = 300.0
     request_timeout_s: float = 300.0
-    launcher: tuple[str, ...] = LAUNCHER
+    launcher: tuple[str, ...] | None = None
     attention_model: Path | None = None
 
 

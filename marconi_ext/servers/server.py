@@ -8,13 +8,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 
 from marconi_ext.errors import CheckFailedError
+from marconi_ext.servers.engine_options import CPU_PLATFORM
 from marconi_ext.servers.http_client import direct_client
 
 TAIL_LINES = 25
@@ -23,6 +24,14 @@ POLL_S = 0.25
 ASK_S = 30.0
 HEALTH_S = 5.0
 LAUNCHER = (sys.executable, "-m", "sglang.launch_server")
+FORKING_LAUNCHER = (sys.executable, "-m", "marconi_ext.servers.forking_launcher")
+
+
+def launcher(variables: Mapping[str, str]) -> tuple[str, ...]:
+    """The one that forks on the CPU platform, but where Triton interprets: it decides that at import, so each process
+    needs its own."""
+    on_cpu = variables.get("SGLANG_PLATFORM") == CPU_PLATFORM
+    return FORKING_LAUNCHER if on_cpu and variables.get("MARCONI_CPU_MODE") != "interpreter" else LAUNCHER
 
 
 class ServerError(CheckFailedError):
@@ -31,11 +40,14 @@ class ServerError(CheckFailedError):
 
 @dataclass(frozen=True)
 class ServerSpec:
-    """What to start: SGLang's command-line flags (without host and port) and the whole environment."""
+    """What to start: SGLang's command-line flags (without host and port) and the whole environment.
+
+    command: before the flags; None: what `launcher` chooses
+    """
 
     flags: tuple[str, ...]
     environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
-    command: tuple[str, ...] = LAUNCHER
+    command: tuple[str, ...] | None = None
 
 
 class Server:
@@ -65,7 +77,8 @@ class Server:
     @property
     def arguments(self) -> list[str]:
         """The whole command line."""
-        return [*self.spec.command, *self.spec.flags, "--host", "127.0.0.1", "--port", str(self.port)]
+        command = self.spec.command or launcher(self.spec.environment)
+        return [*command, *self.spec.flags, "--host", "127.0.0.1", "--port", str(self.port)]
 
     @property
     def group(self) -> int:

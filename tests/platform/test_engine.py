@@ -13,7 +13,6 @@ import pytest
 
 pytest.importorskip("sglang_hooks.cpu_platform.platform")
 
-from checked_server import launcher
 
 from marconi_ext.models.toy_model import ToyModel, write_model
 from marconi_ext.servers.engine_options import CPU_OPTIONS, environment, to_flags
@@ -47,7 +46,7 @@ def model(tmp_path_factory):
 def server(model, *, mode: str = "fast", **options):
     options = {"model_path": model, **CPU_OPTIONS, **BASE, **options}
     variables = environment(cpu=True) | {"MARCONI_CPU_MODE": mode}
-    with Server(ServerSpec(tuple(to_flags(options)), variables, launcher(variables))) as running:
+    with Server(ServerSpec(tuple(to_flags(options)), variables)) as running:
         running.start()
         yield running
         running.require_alive()

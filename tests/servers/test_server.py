@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from processes import alive
 
+from marconi_ext.servers.engine_options import environment
 from marconi_ext.servers.server import Server, ServerError, ServerSpec
 from marconi_ext.watch.server import NotLiveError, WatchedServer
 
@@ -62,3 +63,16 @@ def test_a_missing_program_is_no_server(tmp_path: Path) -> None:
     spec = ServerSpec((), dict(os.environ), (sys.executable, "-m", "no_such_module"))
     with pytest.raises(ServerError, match="no_such_module"):
         Server(spec, tmp_path / "server.log").start(timeout_s=20)
+
+
+@pytest.mark.parametrize(
+    ("variables", "module"),
+    [
+        (environment(cpu=True), "marconi_ext.servers.forking_launcher"),
+        (environment(cpu=True) | {"MARCONI_CPU_MODE": "interpreter"}, "sglang.launch_server"),
+        (environment(cpu=False), "sglang.launch_server"),
+    ],
+    ids=["cpu", "interpreter", "gpu"],
+)
+def test_processes_are_forked_on_the_cpu_platform(variables: dict[str, str], module: str) -> None:
+    assert Server(ServerSpec((), variables)).arguments[:3] == [sys.executable, "-m", module]

@@ -1,7 +1,7 @@
 """`python -m sglang.launch_server` with its processes forked: they don't import SGLang again, which takes 15 s each.
 
-For tests and benchmarks on the CPU platform, where nothing that a fork can't take along runs before they start. All
-else is as SGLang has it. Takes the same flags.
+For servers on the CPU platform, where nothing that a fork can't take along runs before they start. All else is as
+SGLang has it. Takes the same flags.
 """
 
 from __future__ import annotations
