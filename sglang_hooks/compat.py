@@ -89,6 +89,17 @@ def check_version() -> None:
         )
 
 
+def _warn_of_retraction(arguments: Any) -> None:
+    """SGLang 0.5.23, the extension on or off (`bench/soak_pair.py --overlap --stock`)."""
+    keeps = arguments.disaggregation_decode_retraction_backup != "none"
+    if arguments.disaggregation_mode == "decode" and keeps and not arguments.disable_overlap_schedule:
+        logger.warning(
+            "marconi-ext: with overlap scheduling SGLang resumes a request that a decode server has retracted from a "
+            "state that is one token ahead, and answers wrong: add --disable-overlap-schedule, or "
+            "--disaggregation-decode-retraction-backup none"
+        )
+
+
 def check_arguments(arguments: Any) -> None:
     """Refuse resolved SGLang arguments that the extension can't work with.
 
@@ -97,6 +108,7 @@ def check_arguments(arguments: Any) -> None:
     """
     if arguments.disable_radix_cache is False and not arguments.uses_mamba_radix_cache:
         return
+    _warn_of_retraction(arguments)
     if arguments.disaggregation_mode == "decode" and arguments.disable_radix_cache:
         logger.warning(
             "marconi-ext: a decode server has no prefix cache without --disaggregation-decode-enable-radix-cache, so "

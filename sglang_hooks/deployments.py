@@ -165,7 +165,8 @@ DEPLOYMENTS = (
     Deployment(
         "prefill and decode apart: the decode server",
         "`--disaggregation-mode decode`, SGLang's prefix cache off: the flag is accepted, does nothing, and the log "
-        "says so",
+        "says so. With overlap scheduling SGLang itself, the extension off, answers wrong after a retraction: "
+        "`--disable-overlap-schedule`, or `--disaggregation-decode-retraction-backup none`",
         True,
         "the same runs",
     ),

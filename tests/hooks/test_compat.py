@@ -48,3 +48,14 @@ def test_shared_memory_has_one_order_of_eviction() -> None:
     with pytest.raises(ConfigError, match="drop --enable-unified-memory or --radix-eviction-policy"):
         check_arguments(Resolved(enable_unified_memory=True, radix_eviction_policy="priority"))
     check_arguments(Resolved(radix_eviction_policy="priority"))
+
+
+def test_decode_servers_are_told_of_wrong_retractions(caplog: pytest.LogCaptureFixture) -> None:
+    """SGLang's own fault (bench/soak_pair.py): with overlap a retracted request resumes from a state too far on."""
+    decode = {"disaggregation_mode": "decode", "disable_radix_cache": True}
+    safe = {"disable_overlap_schedule": True}, {"disaggregation_decode_retraction_backup": "none"}
+    for settings in safe:
+        check_arguments(Resolved(**decode, **settings))
+    assert "retracted" not in caplog.text
+    check_arguments(Resolved(**decode))
+    assert "--disaggregation-decode-retraction-backup none" in caplog.text
