@@ -87,9 +87,8 @@ def prepare_round(
 ) -> Prepared:
     spans = round_.spans
     device = running.device
-    flat = [range(starts[s.row] + s.start, starts[s.row] + s.stop) for s in spans]
-    places = [t for span in flat for t in span]
-    tokens = index_tensor(places, device)
+    bounds = [(starts[s.row] + s.start, starts[s.row] + s.stop) for s in spans]
+    tokens = index_tensor([t for bound in bounds for t in range(*bound)], device)
     narrowed = narrow_batch(batch, [(s.row, s.start, s.stop) for s in spans], tokens)
     metadata = metadata_for(backend, narrowed)
     forks = [s.checkpoint for s in spans if s.checkpoint is not None]
@@ -101,7 +100,7 @@ def prepare_round(
         metadata=metadata,
         tokens=tokens,
         kept=sum(s.stop - s.start for s in spans if s.checkpoint is None),
-        leading=places == list(range(len(places))),
+        leading=not forks and [begin for begin, _ in bounds] == [0, *(end for _, end in bounds[:-1])],
         before=copies_of(round_.before, running, slots),
         after=copies_of(round_.after, running, slots),
         is_step=round_.is_step,
