@@ -1,8 +1,9 @@
-"""Small models that draft for a small hybrid: a model of its own (STANDALONE), and an EAGLE3 head.
+"""Small models that draft for a small hybrid: a model of its own (STANDALONE), an EAGLE3 head, and drafts of a block
+(DFLASH, DSPARK).
 
-Both have the hybrid's embeddings and its head, and hardly add anything: they guess what the last token alone says of
-the next. A hybrid whose embeddings outweigh its layers (`embedding_scale`) often agrees. That is constructed, and
-says nothing of real drafts.
+The first two have the hybrid's embeddings and its head, and hardly add anything: they guess what the last token alone
+says of the next. A hybrid whose embeddings outweigh its layers (`embedding_scale`) often agrees. That is constructed,
+and says nothing of real drafts. Blocks are drafted at random: what is right of them is chance.
 """
 
 from pathlib import Path
@@ -21,7 +22,9 @@ from marconi_ext.models.attention_model import (
 )
 from marconi_ext.models.seeded import DRAFT_GAIN, Seeded
 
-CAPTURED_LAYERS = (0, 1, 2)  # whose outputs an EAGLE3 head reads
+CAPTURED_LAYERS = (0, 1, 2)  # whose outputs an EAGLE3 head and a draft of a block read
+MASK_TOKEN = 3  # stands where a draft of a block is to fill in; a control token, which no answer has
+MARKOV_RANK = 8
 
 
 def write_standalone_draft(path: Path, vocabulary: int, embedding_scale: int = 1, seed: int = 0) -> Path:
@@ -65,3 +68,45 @@ def write_eagle3_draft(path: Path, vocabulary: int, seed: int = 0) -> Path:
     for norm in ("norm", *(f"{layer}.{name}" for name in norms)):
         tensors[f"{norm}.weight"] = np.ones(HIDDEN, np.float32)
     return write_attention_folder(path, config, tensors)
+
+
+def write_dflash_draft(path: Path, vocabulary: int, block: int, seed: int = 0) -> Path:
+    """A DFLASH draft: two layers that fill a block of `block` tokens, the first of them known, from the target's
+    hidden states. It borrows the target's embeddings and head. Returns `path`."""
+    return _write_block_draft(
+        path, vocabulary, {"architectures": ["DFlashDraftModel"], "block_size": block}, {}, seed
+    )
+
+
+def write_dspark_draft(path: Path, vocabulary: int, drafted: int, seed: int = 0) -> Path:
+    """A DSPARK draft: the same that drafts `drafted` tokens, one after the other in its last step. Returns `path`."""
+    config = {
+        "architectures": ["Qwen3DSparkModel"],
+        "block_size": drafted,
+        "markov_rank": MARKOV_RANK,
+        "markov_head_type": "vanilla",
+    }
+    seeded = Seeded(seed)
+    head = {
+        "markov_head.markov_w1.weight": seeded.normal("markov_w1", vocabulary, MARKOV_RANK, std=1.0),
+        **seeded.linear("markov_head.markov_w2", vocabulary, MARKOV_RANK),
+    }
+    return _write_block_draft(path, vocabulary, config, head, seed)
+
+
+def _write_block_draft(
+    path: Path, vocabulary: int, config: dict[str, object], head: dict[str, np.ndarray], seed: int
+) -> Path:
+    """config, head: what the kind of draft adds."""
+    captured = {"mask_token_id": MASK_TOKEN, "target_layer_ids": list(CAPTURED_LAYERS)}
+    weights = attention_weights(vocabulary, seed)
+    tensors = {name.removeprefix("model."): weights[name] for name in weights if ".layers." in name} | head
+    for layer in range(LAYERS):
+        for norm in ("q_norm", "k_norm"):
+            tensors[f"layers.{layer}.self_attn.{norm}.weight"] = np.ones(HEAD_DIM, np.float32)
+    for norm in ("norm", "hidden_norm"):
+        tensors[f"{norm}.weight"] = np.ones(HIDDEN, np.float32)
+    tensors |= Seeded(seed).linear("fc", HIDDEN, HIDDEN * len(CAPTURED_LAYERS))
+    return write_attention_folder(
+        path, attention_config(vocabulary) | config | {"dflash_config": captured}, tensors
+    )

@@ -1,9 +1,10 @@
-"""A draft model on the CPU (EAGLE, EAGLE3, MTP): what drafts several tokens in a row, and the tree made of them.
+"""A draft model on the CPU: what drafts several tokens in a row (EAGLE, EAGLE3, MTP), the tree made of them, and what
+drafts a block at once (DFLASH, DSPARK).
 
 Target: the attention backend of the draft's decode steps and of its extends, where their KV lies, the draft's tree,
-and the copy of embeddings from the target's model.
-Why: `torch_native` has no backend for several draft steps, the rest is compiled for accelerators, and the models
-synchronise CUDA whatever the device.
+the copy of embeddings from the target's model, and the dtype of a block's embeddings.
+Why: `torch_native` has no backend for several draft steps, and isn't on the list of those for a block; the rest is
+compiled for accelerators, and the models and workers synchronise CUDA whatever the device.
 How: one `torch_native` backend a step, which reads the branch's own tokens behind the prefix; torch twins.
 Remove when: the operators come with a portable form.
 """
@@ -20,6 +21,7 @@ from sglang_hooks.cpu_platform.speculation import OPS, reconstruct_tree
 def apply() -> None:
     """Bind the torch operators; fast mode only. Without effect until a draft model is given."""
     setattr(torch.cuda, "synchronize", _nothing_to_wait_for)  # noqa: B010 - mypy takes it for a method
+    setattr(torch.Tensor, "record_stream", _one_stream)  # noqa: B010 - as above
     rebind(f"{OPS}.cache_locs", "assign_draft_cache_locs_contiguous_func", draft_locations)
     rebind(f"{OPS}.spec_tree", "build_tree_kernel_efficient_func", build_tree)
     rebind(f"{OPS}.eagle", "fill_bonus_tokens_func", fill_bonus)
@@ -29,16 +31,38 @@ def apply() -> None:
     compiled = spec_utils._select_top_k_tokens_later  # for whose compilation a server would wait
     plain = getattr(compiled, "_torchdynamo_orig_callable", compiled)
     rebind(spec_utils.__name__, "_select_top_k_tokens_later", plain)
+    from sglang.srt.arg_groups import choices
+
+    if "torch_native" not in choices.DRAFT_ATTENTION_BACKEND_CHOICES:  # for a block's draft
+        choices.add_draft_attention_backend_choices(["torch_native"])
     from sglang.srt.speculative.draft_utils import DraftBackendFactory
 
     original = DraftBackendFactory._create_backend
     if not hasattr(original, "original"):
         _create_backend.original = original
         DraftBackendFactory._create_backend = _create_backend
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
+    original = ModelRunner._extend_forward_kwargs
+    if not hasattr(original, "original"):
+        _extend_forward_kwargs.original = original
+        ModelRunner._extend_forward_kwargs = _extend_forward_kwargs
 
 
 def _nothing_to_wait_for(device=None):
     """In place of `torch.cuda.synchronize`, which raises where there is no GPU."""
+
+
+def _one_stream(self, stream):
+    """In place of `torch.Tensor.record_stream`, which a CPU's tensors lack: there is no other stream to guard from."""
+
+
+def _extend_forward_kwargs(self, forward_batch, pp_proxy_tensors):
+    """As stock, which turns given embeddings into bf16 whatever the model's dtype."""
+    kwargs = _extend_forward_kwargs.original(self, forward_batch, pp_proxy_tensors)
+    if forward_batch.input_embeds is not None and forward_batch.replace_embeds is None:
+        kwargs["input_embeds"] = forward_batch.input_embeds.to(self.dtype)
+    return kwargs
 
 
 def draft_locations(

@@ -29,6 +29,12 @@ class MarconiCpuPlatform(CpuDeviceMixin, SRTPlatform):
     def supports_speculative_algorithm(self, algorithm: str) -> bool:
         return fast_mode()
 
+    def supports_speculative_draft_attention_backend(self, algorithm: str, backend: str) -> bool:
+        return fast_mode() and backend == self.get_default_attention_backend()
+
+    def get_default_speculative_draft_attention_backend(self, algorithm: str) -> str:
+        return self.get_default_attention_backend()
+
     def get_speculative_cache_locs_fn(self):
         from sglang_hooks.cpu_platform.speculation import extend_locations
 

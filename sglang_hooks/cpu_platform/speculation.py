@@ -3,7 +3,8 @@
 Target: the tree's reconstruction and greedy verification, where the tokens' KV lies, attention under the tree's mask,
 the convolution, the state updates and the commit of accepted states.
 Why: all are compiled for accelerators or for SGLang's own CPU engine; and SGLang turns overlap scheduling off for
-speculation on a CPU, which executes in order and therefore shows what a state is at each moment.
+speculation on a CPU, which executes in order and therefore shows what a state is at each moment. For DSPARK it wants
+a device of a certain name.
 How: torch twins, here and in `marconi_kernels.torch_twins`; one token or several, they share their arithmetic.
 A verify takes the likeliest token whatever the temperature, as in SGLang's own CPU engine.
 As on a GPU the convolution's window of the running slot is overwritten by a verify, and put back by its commit.
@@ -31,10 +32,15 @@ def apply() -> None:
         "_disable_overlap_schedule_for_cpu",
         lambda server_args: None,
     )
+    hook = importlib.import_module("sglang.srt.arg_groups.speculative_hook")
+    if not hasattr(hook._handle_dspark, "original"):
+        _handle_dspark.original = hook._handle_dspark
+        rebind(hook.__name__, "_handle_dspark", _handle_dspark)
     rebind(f"{OPS}.reconstruct_tree", "reconstruct_indices_from_tree_mask_func", reconstruct_tree)
     rebind(f"{OPS}.spec_tree", "verify_tree_greedy_func", verify_tree_greedy)
     # as SGLang's own CPU engine: the kernel that verifies by sampling is for GPUs alone
     rebind("sglang.srt.speculative.eagle_utils", "_verify_uses_greedy", lambda **_situation: True)
+    rebind("sglang.srt.speculative.dflash_utils", "is_dflash_sampling_verify_available", lambda: False)
     rebind(f"{OPS}.cache_locs", "fill_front_out_cache_loc_func", fill_front)
     rebind(f"{OPS}.eagle", "fill_accept_out_cache_loc_func", fill_accepted)
     rebind("sglang.srt.mem_cache.allocation", "assign_req_to_token_pool_func", assign_rows)
@@ -69,6 +75,29 @@ def _kernel_module() -> None:
         module = types.ModuleType("sgl_kernel.speculative")
         module.reconstruct_indices_from_tree_mask = reconstruct_tree
         sys.modules["sgl_kernel.speculative"] = module
+
+
+def _handle_dspark(server_args):
+    """As stock, which asks for the device's name, and not the platform as with every other algorithm."""
+    hook = importlib.import_module("sglang.srt.arg_groups.speculative_hook")
+    view = hook.resolving_view
+    hook.resolving_view = lambda arguments: _AsOnGpu(view(arguments))
+    try:
+        _handle_dspark.original(server_args)
+    finally:
+        hook.resolving_view = view
+
+
+class _AsOnGpu:
+    """Arguments whose device is a GPU's."""
+
+    device = "cuda"
+
+    def __init__(self, arguments):
+        self._arguments = arguments
+
+    def __getattr__(self, name):
+        return getattr(self._arguments, name)
 
 
 def reconstruct_tree(
@@ -183,6 +212,7 @@ def _forward_extend(self, q, k, v, layer, forward_batch, save_kv_cache=True, **m
     """As stock; a verify attends to the cached prefix and, in its own tokens, to what the mask shows."""
     if not forward_batch.forward_mode.is_target_verify():
         return _forward_extend.original(self, q, k, v, layer, forward_batch, save_kv_cache, **more)
+    from sglang.srt.layers.radix_attention import AttentionType
     from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 
     pool, spec = self.token_to_kv_pool, forward_batch.spec_info
@@ -197,8 +227,10 @@ def _forward_extend(self, q, k, v, layer, forward_batch, save_kv_cache=True, **m
     for number, (row, prefix) in enumerate(rows):
         slots = torch.cat([self.req_to_token_pool.req_to_token[row, :prefix].long(), own[number].long()])
         length = nodes * (prefix + nodes)
-        if spec.custom_mask is None:  # a chain
-            mask = torch.ones(nodes, prefix + nodes, dtype=torch.bool, device=q.device).tril(prefix)
+        if spec.custom_mask is None:
+            mask = torch.ones(nodes, prefix + nodes, dtype=torch.bool, device=q.device)
+            if layer.attn_type != AttentionType.ENCODER_ONLY:  # else a block, drafted at once
+                mask = mask.tril(prefix)
         else:
             mask = spec.custom_mask[at : at + length].view(nodes, prefix + nodes)
         at += length
