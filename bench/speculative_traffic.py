@@ -15,14 +15,16 @@ from marconi_ext.traces.workloads import AgentSizes, FewShotSizes, ForkSizes, ag
 VOCABULARY = 4_096
 ATOL = 1e-4
 CONCURRENCY = 8
+BEYOND_TOKENS = 6  # recorded after the end of an answer, as long as a run of accepted drafts
 
 
 @dataclass(frozen=True)
 class Case:
-    """A request, and its answer with the cache off."""
+    """A request, and its answer with the cache off. beyond: tokens that the model would say after it"""
 
     ask: Ask
     alone: Said
+    beyond: tuple[int, ...] = ()
 
 
 NGRAM: dict[str, object] = {
@@ -77,9 +79,10 @@ def record(engine: Engine) -> list[Case]:
             Ask([int(token) for token in prompt], script.turns[done[script.session_id]].answer_tokens)
             for script, prompt in zip(speakers, prompts, strict=True)
         ]
-        answers = engine.ask(asks, CONCURRENCY)
+        longer = [Ask(ask.prompt, ask.answer_tokens + BEYOND_TOKENS) for ask in asks]
+        answers = engine.ask(longer, CONCURRENCY)
         for script, prompt, ask, answer in zip(speakers, prompts, asks, answers, strict=True):
-            case = _ending_early(ask, answer, len(cases)) if len(cases) % 3 == 0 else Case(ask, answer)
+            case = _case(ask, answer, len(cases))
             histories.answered(script, prompt, np.asarray(case.alone.output_ids, dtype=np.int32))
             done[script.session_id] += 1
             cases.append(case)
@@ -87,11 +90,14 @@ def record(engine: Engine) -> list[Case]:
     return cases
 
 
-def _ending_early(ask: Ask, answer: Said, number: int) -> Case:
-    stop = answer.output_ids[0 if number % 15 == 0 else len(answer.output_ids) // 2]
-    end = answer.output_ids.index(stop) + 1
-    stopping = Ask(ask.prompt, ask.answer_tokens, (stop,))
-    return Case(stopping, Said(answer.output_ids[:end], answer.logprobs[:end], 0))
+def _case(ask: Ask, longer: Said, number: int) -> Case:
+    """Cut where the answer ends: by its length, or at a stop token of its own."""
+    end, stops = ask.answer_tokens, ask.stops
+    if number % 3 == 0:
+        stops = (longer.output_ids[0 if number % 15 == 0 else end // 2],)
+        end = longer.output_ids.index(stops[0]) + 1
+    alone = Said(longer.output_ids[:end], longer.logprobs[:end], 0)
+    return Case(Ask(ask.prompt, ask.answer_tokens, stops), alone, tuple(longer.output_ids[end:]))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-PROVEN_ALGORITHMS = ("NGRAM", "EAGLE", "EAGLE3", "STANDALONE")
+PROVEN_ALGORITHMS = ("NGRAM", "EAGLE", "EAGLE3", "STANDALONE", "DFLASH", "DSPARK")
 """Speculative algorithms whose answers were held against the cache off."""
 
 SPECULATION_TESTED = (
@@ -53,8 +53,20 @@ def _is_apart(arguments: Any) -> bool:
     return arguments.disaggregation_mode != "null"
 
 
+def _attention_is_split(arguments: Any) -> bool:
+    return bool(arguments.enable_dp_attention) or (arguments.attn_dp_size or 1) > 1
+
+
 def _uses(*algorithms: str) -> Callable[[Any], bool]:
     return lambda arguments: arguments.speculative_algorithm in algorithms
+
+
+def _verifies_are_ragged() -> bool:
+    """Whether DSPARK verifies fewer of a request's drafts than it made, or accepts fewer, as its confidence in them
+    says."""
+    from sglang.srt.speculative.ragged_verify import RaggedVerifyMode, read_ragged_verify_mode
+
+    return read_ragged_verify_mode() is not RaggedVerifyMode.STATIC
 
 
 def draft_is_recurrent(arguments: Any) -> bool:
@@ -252,14 +264,21 @@ DEPLOYMENTS = (
         ),
     ),
     Deployment(
-        "speculation, DFLASH and DSPARK",
-        "`--speculative-algorithm DFLASH` or `DSPARK`",
-        False,
+        "speculation, blocks of drafts",
+        "`--speculative-algorithm DFLASH` or `DSPARK`, `--speculative-draft-model-path …`; page size as above",
+        True,
+        "CPU engine (Mamba2, Gated DeltaNet): 2 × 148 requests equal the cache off, with overlap; once by hand "
+        "without, and with pages of 16. In place of what a draft of random weights proposes, the drafts were recorded "
+        "answers, spoiled at random",
         conflicts=(
             Conflict(
-                _uses("DFLASH", "DSPARK"),
-                "does not support --speculative-algorithm DFLASH and DSPARK: they commit states past the "
-                "place where the extension chooses them",
+                lambda a: _uses("DFLASH", "DSPARK")(a) and _attention_is_split(a),
+                "does not support --speculative-algorithm DFLASH and DSPARK with data-parallel attention: answers with "
+                "both were not held against the cache off",
+            ),
+            Conflict(
+                lambda a: _uses("DSPARK")(a) and _verifies_are_ragged(),
+                "supports --speculative-algorithm DSPARK with SGLANG_RAGGED_VERIFY_MODE=static alone, its default",
             ),
         ),
     ),
@@ -269,9 +288,7 @@ DEPLOYMENTS = (
         False,
         conflicts=(
             Conflict(
-                lambda a: (
-                    _speculates(a) and a.speculative_algorithm not in (*PROVEN_ALGORITHMS, "DFLASH", "DSPARK")
-                ),
+                lambda a: _speculates(a) and not _uses(*PROVEN_ALGORITHMS)(a),
                 f"supports --speculative-algorithm {', '.join(PROVEN_ALGORITHMS)} alone",
             ),
         ),

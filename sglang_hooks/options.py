@@ -50,7 +50,7 @@ OPTIONS = (
         "speculative_algorithm",
         Decision.REFUSED,
         "all but what [deployments.md](deployments.md) shows as tested",
-        "DFLASH",
+        "UNO",
     ),
     Option("speculative_adaptive", Decision.REFUSED, "verifies turn into plain decode steps", True),
     Option("enable_multi_layer_eagle", Decision.REFUSED, "not held against the cache off", True),

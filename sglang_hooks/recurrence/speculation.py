@@ -128,16 +128,34 @@ class AcceptedRuns:
 
         accept_index: int[N, depth], the accepted path in the batch's flattened trees, -1 behind its end
         """
-        told, drafts = self._told, self._drafts
-        assert told is not None and drafts is not None, "no run was told"
+        assert self._drafts is not None, "no run was told"
+        drafts = self._drafts
         number = torch.arange(len(drafts), device=drafts.device)
         path = accept_index.long() - (number * drafts.shape[1])[:, None]
-        tokens = drafts.gather(1, path.clamp(min=0))
-        keep, ended = tokens_to_keep(tokens, accept_lens, batch.seq_lens, told)
+        keep = self._keep(batch, drafts.gather(1, path.clamp(min=0)), accept_lens, batch.seq_lens)
+        return path[number, keep - 1].to(accept_index.dtype)
+
+    def lens_to_commit(
+        self, batch: ScheduleBatch, accept_lens: torch.Tensor, consumed: torch.Tensor
+    ) -> torch.Tensor:
+        """As `steps_to_commit` where each request's drafts are a chain: how many of its accepted tokens are its own.
+
+        accept_lens, and what is returned: int[N], the root included; consumed: int[N], tokens before the root
+        """
+        assert self._drafts is not None, "no run was told"
+        return self._keep(batch, self._drafts, accept_lens, consumed).to(accept_lens.dtype)
+
+    def _keep(
+        self, batch: ScheduleBatch, tokens: torch.Tensor, accept_lens: torch.Tensor, consumed: torch.Tensor
+    ) -> torch.Tensor:
+        """int64[N], see `tokens_to_keep`; remembers which requests have ended."""
+        told = self._told
+        assert told is not None, "no run was told"
+        keep, ended = tokens_to_keep(tokens, accept_lens, consumed, told)
         rows = batch.req_pool_indices.long()
         # By the run's number and not by its row: a retracted request's row may have a new owner by now.
         self._ended[rows] = torch.where(ended, told.numbers, self._ended[rows])
-        return path[number, keep - 1].to(accept_index.dtype)
+        return keep
 
     def _tell(self, runs: Sequence[Run], device: torch.device) -> Told:
         if (
@@ -205,8 +223,15 @@ def runs() -> AcceptedRuns | None:
 
 def _launching(_result: None, batch: Any) -> None:
     accepted = runs()
-    if accepted is not None:
+    # DSPARK prepares twice, the first time before the batch holds its drafts.
+    if accepted is not None and not _is_still_drafting(batch):
         accepted.launching(batch)
+
+
+def _is_still_drafting(batch: Any) -> bool:
+    from sglang.srt.speculative.dflash_info_v2 import DFlashDraftInputV2
+
+    return isinstance(batch.spec_info, DFlashDraftInputV2)
 
 
 def _commit(
@@ -233,6 +258,28 @@ def _commit(
     original(target_worker, batch, accept_lens, accept_index, draft_token_num, prepared)
 
 
+def _commit_chain(
+    original: Callable[..., None],
+    worker: Any,
+    *,
+    batch: Any,
+    seq_lens_pre_verify: torch.Tensor,
+    seq_lens_post_verify: torch.Tensor,
+    commit_lens: torch.Tensor,
+) -> None:
+    """What SGLang would track behind the request's own end isn't tracked either: no key would be as long."""
+    accepted = runs()
+    if accepted is not None:
+        commit_lens = accepted.lens_to_commit(batch, commit_lens, seq_lens_pre_verify)
+    original(
+        worker,
+        batch=batch,
+        seq_lens_pre_verify=seq_lens_pre_verify,
+        seq_lens_post_verify=seq_lens_post_verify,
+        commit_lens=commit_lens,
+    )
+
+
 def _can_cache(original: Callable[..., bool], processor: Any, req: Any, result: Any, i: int) -> bool:
     accepted = runs()
     if accepted is None or result.num_correct_drafts_per_req_cpu is None:
@@ -257,6 +304,21 @@ SPECULATION_HOOKS = (
         _commit,
         why="commit the state of the request's last token, where it ends inside the accepted run",
         parameters="target_worker batch accept_lens accept_index draft_token_num prepared_step_indices",
+    ),
+    Hook(
+        "sglang.srt.speculative.dflash_worker_v2.DFlashWorkerV2._update_target_mamba_state_after_verify",
+        "around",
+        _commit_chain,
+        why="the same for DFLASH, which commits states itself",
+        parameters="self batch seq_lens_pre_verify seq_lens_post_verify commit_lens",
+    ),
+    Hook(
+        "sglang.srt.speculative.dspark_components.dspark_worker_v2.DSparkWorkerV2."
+        "_commit_target_mamba_states_after_verify",
+        "around",
+        _commit_chain,
+        why="the same for DSPARK",
+        parameters="self batch seq_lens_pre_verify seq_lens_post_verify commit_lens",
     ),
     Hook(
         "sglang.srt.managers.scheduler_components.batch_result_processor."

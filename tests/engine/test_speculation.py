@@ -1,7 +1,8 @@
 """Speculative decoding: the answers are those of an empty cache, and every request's last state is kept.
 
 Each model drafts in one way throughout and in each other way once: n-grams (trees that branch) with Mamba2, the layer
-for multi-token prediction (chains) with Gated DeltaNet.
+for multi-token prediction (chains) with Gated DeltaNet. Blocks of drafts (DFLASH, DSPARK) hold recorded
+answers, spoiled at random.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import running_ahead
 from engine_in_process import Engines, Job
+from recorded_drafts import RecordedDrafts
 from speculative_traffic import (
     CONCURRENCY,
     MULTI_TOKEN_PREDICTION,
@@ -24,7 +26,12 @@ from speculative_traffic import (
     wrong,
 )
 
-from marconi_ext.models.drafts import write_eagle3_draft, write_standalone_draft
+from marconi_ext.models.drafts import (
+    write_dflash_draft,
+    write_dspark_draft,
+    write_eagle3_draft,
+    write_standalone_draft,
+)
 from marconi_ext.models.families import FAMILIES, write_small_model
 
 pytestmark = pytest.mark.engine
@@ -113,6 +120,34 @@ def test_drafts_of_another_model(engines: Engines, model: Path, cases: list[Case
     other = {"speculative_algorithm": algorithm, "speculative_draft_model_path": draft}
     options = {"model_path": model, **MULTI_TOKEN_PREDICTION, **other, **MARCONI}
     assert_all_exact(cases, engines.run(Job(options, Twice(cases))))
+
+
+def blocks(model: Path, algorithm: str) -> Options:
+    """Drafts of a block: five tokens at once."""
+    folder = model.with_name(f"{model.name}-{algorithm}")
+    if algorithm == "DFLASH":
+        draft = write_dflash_draft(folder, VOCABULARY, block=6)  # with the answer's last token
+    else:
+        draft = write_dspark_draft(folder, VOCABULARY, drafted=5)
+    options = {"speculative_algorithm": algorithm, "speculative_draft_model_path": draft}
+    return {"model_path": model, **options, "mamba_radix_cache_strategy": "extra_buffer"}
+
+
+@pytest.mark.parametrize("algorithm", ["DFLASH", "DSPARK"])
+def test_drafts_of_a_block(engines: Engines, model: Path, cases: list[Case], algorithm: str) -> None:
+    options = {**blocks(model, algorithm), **MARCONI}
+    passes = engines.run(Job(options, Twice(cases), RecordedDrafts(cases)))
+    assert_all_exact(cases, passes)
+    assert passes[0].marconi["speculation"]["ends"]["inside_a_run"] > 30
+
+
+def test_a_block_that_sglang_commits_shows(engines: Engines, model: Path, cases: list[Case]) -> None:
+    """The negative control for blocks: all is ours, but how much of them is committed."""
+    options = {**blocks(model, "DSPARK" if model.name == "mamba2" else "DFLASH"), **MARCONI}
+    before = RecordedDrafts(cases, then=running_ahead.commit_whole_blocks)
+    passes = engines.run(Job(options, Twice(cases), before))
+    assert len(wrong(cases, passes[1].answers)) >= 12
+    assert passes[1].marconi["slots"]["unaccounted"] == 0
 
 
 def test_larger_pages(engines: Engines, model: Path, cases: list[Case]) -> None:

@@ -11,3 +11,10 @@ def apply() -> None:
     speculation.AcceptedRuns.launching = lambda self, batch: None
     speculation.AcceptedRuns.steps_to_commit = steps_to_commit
     speculation.AcceptedRuns.is_exact = lambda self, req, length: length == req.kv.kv_committed_len
+
+
+def commit_whole_blocks() -> None:
+    """Another, for drafts of a block: of a chain all is committed that was accepted, a request's own or not."""
+    import sglang_hooks.recurrence.speculation as speculation
+
+    speculation.AcceptedRuns.lens_to_commit = lambda self, batch, accept_lens, consumed: accept_lens

@@ -55,8 +55,10 @@ def test_what_speculation_was_not_proven_with_is_refused(setting: dict[str, obje
 @pytest.mark.parametrize(
     ("algorithm", "reason"),
     [
-        ("DSPARK", "commit states past the place"),
-        ("FROZEN_KV_MTP", "supports --speculative-algorithm NGRAM, EAGLE, EAGLE3, STANDALONE alone"),
+        (
+            "FROZEN_KV_MTP",
+            "supports --speculative-algorithm NGRAM, EAGLE, EAGLE3, STANDALONE, DFLASH, DSPARK alone",
+        ),
         ("UNO", "supports --speculative-algorithm NGRAM"),
     ],
 )
@@ -69,6 +71,11 @@ def test_unproven_speculation_is_refused_with_its_reason(algorithm: str, reason:
     ("settings", "reason"),
     [
         ({"pp_size": 2, "speculative_algorithm": "NGRAM"}, "--speculative-algorithm with --pp-size above 1"),
+        ({"attn_dp_size": 2, "speculative_algorithm": "DFLASH"}, "DFLASH and DSPARK with data-parallel"),
+        (
+            {"enable_dp_attention": True, "speculative_algorithm": "DSPARK"},
+            "DFLASH and DSPARK with data-parallel",
+        ),
         ({"pp_size": 2, "enable_hierarchical_cache": True}, "--pp-size above 1 without"),
         (
             {"disaggregation_mode": "prefill", "speculative_algorithm": "NGRAM"},
@@ -82,6 +89,14 @@ def test_what_was_not_proven_together_is_refused(settings: dict[str, object], re
     check_arguments(Resolved(**dict(list(settings.items())[:1])))
     with pytest.raises(ConfigError, match=reason):
         check_arguments(Resolved(**settings))
+
+
+@pytest.mark.parametrize("mode", ["compact", "cap-accept"])
+def test_ragged_verifies_are_refused(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SGLANG_RAGGED_VERIFY_MODE", mode)
+    check_arguments(Resolved(speculative_algorithm="DFLASH"))
+    with pytest.raises(ConfigError, match="DSPARK with SGLANG_RAGGED_VERIFY_MODE=static alone"):
+        check_arguments(Resolved(speculative_algorithm="DSPARK"))
 
 
 def test_a_decode_server_without_a_cache_says_so(

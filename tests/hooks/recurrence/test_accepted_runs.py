@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from hook_functions import hooked
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sglang.srt.speculative.dflash_info_v2 import DFlashDraftInputV2
 
+from sglang_hooks.recurrence import speculation
 from sglang_hooks.recurrence.speculation import AcceptedRuns, Told, ended_before, tokens_to_keep
 
 PROMPT = 10
@@ -31,9 +34,13 @@ def request(answer_tokens: int, *, stops: tuple[int, ...] = (STOP,), row: int = 
 
 
 class Device:
-    """A pool whose running slots say how many tokens their state has consumed, and chains of drafts."""
+    """A pool whose running slots say how many tokens their state has consumed, and chains of drafts.
 
-    def __init__(self, requests: list[Any]) -> None:
+    lengths_alone: SGLang commits by how many tokens it accepts, as with DFLASH, and knows no path
+    """
+
+    def __init__(self, requests: list[Any], lengths_alone: bool = False) -> None:
+        self.lengths_alone = lengths_alone
         mapping = torch.zeros(8, dtype=torch.int32)
         self.pool = SimpleNamespace(req_index_to_mamba_index_mapping=mapping)
         self.runs, self.requests = AcceptedRuns(self.pool), requests
@@ -60,7 +67,10 @@ class Device:
         path = torch.arange(width).repeat(len(chains), 1) + torch.arange(len(chains))[:, None] * width
         taken = torch.tensor(accepted)
         path[torch.arange(width) >= taken[:, None]] = -1
-        steps = self.runs.steps_to_commit(batch, path, taken)
+        if self.lengths_alone:
+            steps = self.runs.lens_to_commit(batch, taken, lengths) - 1
+        else:
+            steps = self.runs.steps_to_commit(batch, path, taken)
         self.consumed[slots] = lengths + steps + 1
         for req, length in zip(self.requests, accepted, strict=True):
             self.lengths[req.row] += length
@@ -72,14 +82,15 @@ class Device:
     runs=st.lists(st.integers(1, 4), min_size=24, max_size=24),
     answer_tokens=st.integers(1, 20),
     overlap=st.booleans(),
+    lengths_alone=st.booleans(),
 )
 def test_the_slot_at_the_end_is_exact(
-    tokens: list[int], runs: list[int], answer_tokens: int, overlap: bool
+    tokens: list[int], runs: list[int], answer_tokens: int, overlap: bool, lengths_alone: bool
 ) -> None:
     """The model says `tokens` for ever. Each verify takes some; the host sees a result one verify late, or at once."""
     said = tokens * 20
     req = request(answer_tokens)
-    device = Device([req])
+    device = Device([req], lengths_alone)
     ends = next(at + 1 for at, token in enumerate(said) if token == STOP or at + 1 == answer_tokens)
     told, results, seen = 1, [1], 0  # the prefill's token is the first result
 
@@ -161,3 +172,53 @@ def test_without_stop_tokens_any_token_goes() -> None:
     keep, ended = tokens_to_keep(tokens, torch.tensor([3]), torch.tensor([10]), told)
     assert (keep.tolist(), ended.tolist()) == ([3], [False])
     assert ended_before(tokens[:, 0], torch.tensor([10]), told).tolist() == [False]
+
+
+def test_a_verify_that_is_prepared_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DSPARK prepares a verify before it has given the batch its drafts, and once more with them."""
+    device = Device([request(50)])
+    monkeypatch.setattr(speculation, "runs", lambda: device.runs)
+    batch = SimpleNamespace(
+        reqs=device.requests,
+        input_ids=torch.tensor([1, 2, 3, 4, 5]),  # the last forward's
+        req_pool_indices=torch.tensor([1]),
+        seq_lens=torch.tensor([PROMPT]),
+        spec_info=DFlashDraftInputV2.create_idle_input(torch.device("cpu")),
+    )
+    prepared = hooked(speculation.SPECULATION_HOOKS, "prepare_mamba_track_for_verify")
+    prepared(None, batch)
+    assert device.requests[0].marconi_run.launched == 0
+    batch.spec_info = None  # the drafts' own
+    prepared(None, batch)
+    assert device.requests[0].marconi_run.launched == 1
+
+
+@pytest.mark.parametrize("live", [True, False])
+@pytest.mark.parametrize(
+    "name", ["_update_target_mamba_state_after_verify", "_commit_target_mamba_states_after_verify"]
+)
+def test_a_chain_is_committed_to_the_last_own_token(
+    name: str, live: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two requests accept four tokens; the first may have three. Without the extension SGLang's own commit."""
+    device = Device([request(3, row=1), request(50, row=2)])
+    batch = SimpleNamespace(
+        reqs=device.requests,
+        input_ids=torch.tensor([[1, 2, 3, 4]] * 2).flatten(),
+        req_pool_indices=torch.tensor([1, 2]),
+        seq_lens=torch.tensor([PROMPT, PROMPT]),
+    )
+    device.runs.launching(batch)
+    monkeypatch.setattr(speculation, "runs", lambda: device.runs if live else None)
+    seen: dict[str, Any] = {}
+    hooked(speculation.SPECULATION_HOOKS, name)(
+        lambda worker, **given: seen.update(given),
+        None,
+        batch=batch,
+        seq_lens_pre_verify=batch.seq_lens,
+        seq_lens_post_verify=batch.seq_lens + 4,
+        commit_lens=torch.tensor([4, 4], dtype=torch.int32),
+    )
+    assert seen["commit_lens"].tolist() == ([3, 4] if live else [4, 4])
+    assert seen["commit_lens"].dtype == torch.int32
+    assert seen["seq_lens_post_verify"].tolist() == [PROMPT + 4] * 2
