@@ -127,62 +127,6 @@ def fused_recurrent_gated_delta_rule_packed_decode(
     return out, initial_state
 
 
-def fused_sigmoid_gating_delta_rule_update(
-    A_log,
-    a,
-    dt_bias,
-    softplus_beta,
-    softplus_threshold,
-    q,
-    k,
-    v,
-    b,
-    initial_state_source,
-    initial_state_indices,
-    scale=None,
-    use_qk_l2norm_in_kernel=False,
-    cu_seqlens=None,
-    is_kda=False,
-    disable_state_update=False,
-    intermediate_states_buffer=None,
-    intermediate_state_indices=None,
-    cache_steps=None,
-    retrieve_parent_token=None,
-    **unsupported,
-):
-    """Verify N trees of T draft tokens and keep the state after every token.
-
-    q, k: [1, N·T, H, K]; v: [1, N·T, HV, V]; a, b: [N·T, HV]; initial_state_source: [slots, HV, V, K], left as it is;
-    initial_state_indices: int[N]; intermediate_states_buffer: [rows, T, HV, V, K], written at
-    `intermediate_state_indices`; retrieve_parent_token: int[N, T], or None for a chain. Returns [1, N·T, HV, V].
-    Raises: NotImplementedError for what SGLang's GDN backend doesn't ask for while it verifies."""
-    if is_kda or not disable_state_update or intermediate_states_buffer is None or cu_seqlens is None:
-        raise NotImplementedError(
-            "the torch delta rule takes several tokens only where their states are kept"
-        )
-    if any(value is not None for value in unsupported.values()):
-        raise NotImplementedError(f"the torch delta rule doesn't know {', '.join(unsupported)}")
-    heads, steps, count = v.shape[2], cache_steps, len(cu_seqlens) - 1
-    g, beta = fused_gdn_gating(A_log, a, b, dt_bias, softplus_beta, softplus_threshold)
-    if use_qk_l2norm_in_kernel:
-        q, k = l2norm(q), l2norm(k)
-    scale = k.shape[-1] ** -0.5 if scale is None else scale
-    q, k = (x[0].float().repeat_interleave(heads // x.shape[2], dim=1) for x in (q * scale, k))
-    q, k, values, g, beta = (x.unflatten(0, (count, steps)) for x in (q, k, v[0].float(), g[0], beta[0]))
-    slots = initial_state_indices[:count].long().clamp(min=0)
-    state, out = initial_state_source[slots].float(), torch.empty_like(values)
-    rows = intermediate_state_indices[:count].long()
-    numbers = torch.arange(count, device=state.device)
-    for step in range(steps):
-        if step and retrieve_parent_token is not None:
-            state = intermediate_states_buffer[rows, retrieve_parent_token[:, step].long()].float()
-        out[:, step] = delta_rule_step(
-            q[:, step], k[:, step], values[:, step], g[:, step], beta[:, step], state, numbers
-        )
-        intermediate_states_buffer[rows, step] = state.to(intermediate_states_buffer.dtype)
-    return out.flatten(0, 1).unsqueeze(0).to(v.dtype)
-
-
 def split_qkv(mixed: torch.Tensor, pool: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Packed rows [N, H·K + H·K + HV·V] into [N, H, K] twice and [N, HV, V]; the pool tells HV, V and K."""
     heads, value_dim, key_dim = pool.shape[-3:]

@@ -58,17 +58,23 @@ def seg_la_fwd(
     track_state_indices=None,
     softmax_scale=None,
 ):
-    """Prefill, or decode where there is one token a sequence.
+    """Prefill, decode where there is one token a sequence, or with `caches` the verification of chains of drafts.
 
     q, k, v: [T, H, D]; s: [slots, H, D, D]; decay_scales: H slopes; meta: SGLang's SegLaMeta, whose s_scales say which
     sequences begin with their slot's state; a slot of −1 is padding. track_lens, track_state_indices: the state after
-    so many tokens, a multiple of the chunk, goes to that slot too (0 or −1: none). Mutates s. Returns [T, H, D].
-    Raises: NotImplementedError for speculative decoding.
+    so many tokens, a multiple of the chunk, goes to that slot too (0 or −1: none). caches: [rows, steps, H, D, D] gets
+    the states after each draft at `cache_indices`, int[N], and s stays as it is then; else s is mutated.
+    Returns [T, H, D].
+    Raises: NotImplementedError for trees of drafts.
     """
-    if caches is not None or meta.mask is not None:
-        raise NotImplementedError("the torch lightning attention takes prefills and decodes")
+    if meta.mask is not None:
+        raise NotImplementedError(
+            "the torch lightning attention takes prefills, decodes and chains of drafts"
+        )
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     slopes = decay_scales.reshape(-1).float()
+    if caches is not None:
+        return _verify(q, k, v, s, slopes, meta.s_offsets, scale, caches, cache_indices)
     if q.shape[0] <= meta.batch_size:
         return _step(q, k, v, s, slopes, meta.s_offsets, scale)
     out = torch.zeros_like(v)
@@ -99,3 +105,16 @@ def _step(q, k, v, s, slopes, slots, scale):
         out, slots, state = out * real[:, None, None], slots[real], state[real]
     s[slots] = state.to(s.dtype)
     return out.to(v.dtype)
+
+
+def _verify(q, k, v, s, slopes, slots, scale, caches, rows):
+    """A chain of T / N drafts a sequence; the state after each goes to `caches`."""
+    count = len(slots)
+    queries, keys, values = (x.unflatten(0, (count, -1)).float() for x in (q, k, v))
+    state, out = s[slots.long().clamp(min=0)].float(), torch.empty_like(values)
+    decay = (-slopes).exp()[:, None, None]
+    for step in range(queries.shape[1]):
+        state = state * decay + keys[:, step].unsqueeze(-1) * values[:, step].unsqueeze(-2)
+        out[:, step] = ((queries[:, step] * scale).unsqueeze(-2) @ state).squeeze(-2)
+        caches[rows.long(), step] = state.to(caches.dtype)
+    return out.flatten(0, 1).to(v.dtype)

@@ -45,7 +45,7 @@ def model(
     context: Annotated[int | None, typer.Option(help="Longest sequence in tokens; default 131072.")] = None,
     embedding_scale: Annotated[
         int | None,
-        typer.Option(help="Scale of gdn's embeddings; a draft guesses the more, the larger; default 1."),
+        typer.Option(help="Scale of the embeddings; a draft guesses the more, the larger; default 1."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the weights; default 0.")] = None,
     force: Annotated[bool, typer.Option(help="Replace a model of other sizes.")] = False,

@@ -12,7 +12,11 @@ from .seeded import Seeded, check_sizes
 
 @dataclass(frozen=True)
 class KdaModel:
-    """Sizes; equal values give files that are equal to the bit. Every `interval`-th layer is latent attention."""
+    """Sizes; equal values give files that are equal to the bit. Every `interval`-th layer is latent attention.
+
+    embedding_scale: of the embeddings, against what the layers add. Where it is large the next token depends mostly on
+        the last, and drafts are often right.
+    """
 
     hidden: int = 64
     layers: int = 4
@@ -24,6 +28,7 @@ class KdaModel:
     width: int = 128
     vocab: int = 4096
     context: int = 131_072
+    embedding_scale: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -56,6 +61,7 @@ class KdaModel:
             "max_position_embeddings": self.context,
             "bos_token_id": 1,
             "eos_token_id": 2,
+            "marconi_embedding_scale": self.embedding_scale,
             "marconi_toy_seed": self.seed,
         }
 
@@ -70,7 +76,9 @@ class KdaModel:
                 mixer = self._delta_attention(seeded, f"{prefix}.self_attn")
             return mixer | gated_mlp(seeded, f"{prefix}.mlp", self.hidden, self.width)
 
-        return seeded.decoder(self.vocab, self.hidden, self.layers, parts)
+        tensors = seeded.decoder(self.vocab, self.hidden, self.layers, parts)
+        tensors["model.embed_tokens.weight"] *= self.embedding_scale
+        return tensors
 
     def _delta_attention(self, seeded: Seeded, prefix: str) -> dict[str, np.ndarray]:
         inner = self.heads * self.head_dim

@@ -7,12 +7,16 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .latent_attention import LatentAttention, gated_mlp
-from .seeded import Seeded, check_sizes
+from .seeded import DRAFT_GAIN, Seeded, check_sizes
 
 
 @dataclass(frozen=True)
 class LightningModel:
-    """Sizes; equal values give files that are equal to the bit. Every `interval`-th layer is latent attention."""
+    """Sizes; equal values give files that are equal to the bit. Every `interval`-th layer is latent attention.
+
+    embedding_scale: of the embeddings, against what the layers add. Where it is large the next token depends mostly on
+        the last, and the layer for multi-token prediction, which knows little else, guesses it.
+    """
 
     hidden: int = 64
     layers: int = 4
@@ -23,6 +27,7 @@ class LightningModel:
     width: int = 128
     vocab: int = 4096
     context: int = 131_072
+    embedding_scale: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -38,6 +43,7 @@ class LightningModel:
             "hidden_size": self.hidden,
             "intermediate_size": self.width,
             "num_hidden_layers": self.layers,
+            "num_nextn_predict_layers": 1,
             "layer_group_size": self.interval,
             **self.attention.config(),
             "head_dim": self.head_dim,
@@ -56,6 +62,7 @@ class LightningModel:
             "bos_token_id": 1,
             "eos_token_id": 2,
             "pad_token_id": 11,
+            "marconi_embedding_scale": self.embedding_scale,
             "marconi_toy_seed": self.seed,
         }
 
@@ -71,8 +78,19 @@ class LightningModel:
             return mixer | gated_mlp(seeded, f"{prefix}.mlp", self.hidden, self.width)
 
         tensors = seeded.decoder(self.vocab, self.hidden, self.layers, parts)
-        tensors["model.word_embeddings.weight"] = tensors.pop("model.embed_tokens.weight")
-        return tensors
+        embeddings = tensors.pop("model.embed_tokens.weight") * self.embedding_scale
+        return tensors | {"model.word_embeddings.weight": embeddings} | self._draft(seeded)
+
+    def _draft(self, seeded: Seeded) -> dict[str, np.ndarray]:
+        """The layer that drafts the token after next, from a token's embedding and the state before it (MTP)."""
+        layer = f"model.layers.{self.layers}"
+        tensors = self.attention.weights(seeded, f"{layer}.attention", self.hidden, "dense")
+        tensors |= gated_mlp(seeded, f"{layer}.mlp", self.hidden, self.width)
+        for name in ("attention.dense", "mlp.down_proj"):
+            tensors[f"{layer}.{name}.weight"] *= DRAFT_GAIN
+        for norm in ("enorm", "hnorm", "input_layernorm", "post_attention_layernorm", "final_layernorm"):
+            tensors[f"{layer}.{norm}.weight"] = np.ones(self.hidden, np.float32)
+        return tensors | {f"{layer}.eh_proj.weight": seeded.draft_input(f"{layer}.eh_proj", self.hidden)}
 
     def _lightning(self, seeded: Seeded, prefix: str) -> dict[str, np.ndarray]:
         inner = self.attention.heads * self.head_dim

@@ -17,7 +17,11 @@ CONV, ATTENTION = "conv", "full_attention"
 
 @dataclass(frozen=True)
 class ShortConvModel:
-    """Sizes; equal values give files that are equal to the bit. Every `interval`-th layer is attention."""
+    """Sizes; equal values give files that are equal to the bit. Every `interval`-th layer is attention.
+
+    embedding_scale: of the embeddings, against what the layers add. Where it is large the next token depends mostly on
+        the last, and drafts are often right.
+    """
 
     hidden: int = 64
     layers: int = 4
@@ -28,6 +32,7 @@ class ShortConvModel:
     width: int = 128
     vocab: int = 4096
     context: int = 131_072
+    embedding_scale: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -59,6 +64,7 @@ class ShortConvModel:
             "max_position_embeddings": self.context,
             "bos_token_id": 1,
             "eos_token_id": 2,
+            "marconi_embedding_scale": self.embedding_scale,
             "marconi_toy_seed": self.seed,
         }
 
@@ -70,7 +76,7 @@ class ShortConvModel:
             mixer = self._conv if self.layer_types[layer] == CONV else self._attention
             return mixer(seeded, prefix) | self._feed_forward(seeded, layer, f"{prefix}.feed_forward")
 
-        return seeded.decoder(
+        tensors = seeded.decoder(
             self.vocab,
             self.hidden,
             len(self.layer_types),
@@ -78,6 +84,8 @@ class ShortConvModel:
             norms=("operator_norm", "ffn_norm"),
             last_norm="embedding_norm",
         )
+        tensors["model.embed_tokens.weight"] *= self.embedding_scale
+        return tensors
 
     def _feed_forward(self, seeded: Seeded, _layer: int, prefix: str) -> dict[str, np.ndarray]:
         return self._mlp(seeded, prefix)

@@ -18,7 +18,7 @@ import types
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from marconi_kernels.torch_twins import delta_rule as torch_delta_rule
+from marconi_kernels.torch_twins import delta_verify
 from sglang_hooks.cpu_platform.rebind import rebind
 
 OPS = "sglang.kernels.ops.speculative"
@@ -51,7 +51,7 @@ def apply() -> None:
     rebind(
         "sglang.kernels.ops.attention.linear.fused_sigmoid_gating_recurrent",
         "fused_sigmoid_gating_delta_rule_update",
-        torch_delta_rule.fused_sigmoid_gating_delta_rule_update,
+        delta_verify.fused_sigmoid_gating_delta_rule_update,
     )
     from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
     from sglang.srt.mem_cache import memory_pool

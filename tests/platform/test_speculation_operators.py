@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from marconi_kernels.torch_twins import delta_rule
+from marconi_kernels.torch_twins import delta_rule, delta_verify
 from marconi_kernels.torch_twins.conv import causal_conv1d_update, tree_parents
+from marconi_kernels.torch_twins.kda import fused_recurrent_kda_packed_decode
+from marconi_kernels.torch_twins.lightning import seg_la_fwd
 from marconi_kernels.torch_twins.update import selective_state_update
 from sglang_hooks.cpu_platform import speculation
 
@@ -162,7 +165,7 @@ def test_delta_rule_states_are_those_of_single_steps(chain: bool) -> None:
     A_log, dt_bias = torch.randn(values), torch.randn(values)
     pool, slots = torch.randn(6, values, value, key), torch.tensor([3, 1, 5])
     kept = torch.zeros(COUNT, NODES, values, value, key)
-    out = delta_rule.fused_sigmoid_gating_delta_rule_update(
+    out = delta_verify.fused_sigmoid_gating_delta_rule_update(
         A_log=A_log,
         a=a,
         dt_bias=dt_bias,
@@ -202,6 +205,82 @@ def test_delta_rule_states_are_those_of_single_steps(chain: bool) -> None:
                 )
             torch.testing.assert_close(kept[row, node], state[0], rtol=0, atol=1e-5)
             torch.testing.assert_close(out[0, row * NODES + node], y[0, 0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("lower_bound", [None, -5.0], ids=["plain gate", "safe gate"])
+@pytest.mark.parametrize("chain", [True, False], ids=["chain", "tree"])
+def test_kda_states_are_those_of_single_steps(chain: bool, lower_bound: float | None) -> None:
+    torch.manual_seed(0)
+    heads, key, value = 3, 5, 5
+    parents = [list(range(-1, NODES - 1))] * COUNT if chain else trees(4)
+    tokens = COUNT * NODES
+    q, k, v = torch.randn(3, 1, tokens, heads, key)
+    a, b = torch.randn(tokens, heads * key), torch.randn(1, tokens, heads)
+    A_log, dt_bias = torch.randn(1, 1, heads, 1), torch.randn(heads * key)
+    pool, slots = torch.randn(6, heads, value, key), torch.tensor([3, 1, 5])
+    before, kept = pool.clone(), torch.zeros(COUNT, NODES, heads, value, key)
+    out = delta_verify.fused_sigmoid_gating_delta_rule_update(
+        A_log=A_log,
+        a=a,
+        dt_bias=dt_bias,
+        softplus_beta=1.0,
+        softplus_threshold=20.0,
+        q=q,
+        k=k,
+        v=v,
+        b=b,
+        initial_state_source=pool,
+        initial_state_indices=slots,
+        use_qk_l2norm_in_kernel=True,
+        cu_seqlens=torch.arange(0, tokens + 1, NODES),
+        is_kda=True,
+        lower_bound=lower_bound,
+        disable_state_update=True,
+        intermediate_states_buffer=kept,
+        intermediate_state_indices=torch.arange(COUNT),
+        cache_steps=NODES,
+        retrieve_parent_token=None if chain else torch.tensor(parents).clamp(min=0),
+        cache_ring=False,
+    )
+    assert torch.equal(pool, before)
+    for row, tree in enumerate(parents):
+        for node in range(NODES):
+            state, y = pool[slots[row]][None].clone(), torch.empty(1, 1, heads, value)
+            for step in ancestors(tree, node):
+                at = row * NODES + step
+                mixed = torch.cat([x[0, at].flatten() for x in (q, k, v)])[None]
+                fused_recurrent_kda_packed_decode(
+                    mixed,
+                    a[at][None],
+                    b[:, at],
+                    A_log.flatten(),
+                    dt_bias,
+                    key**-0.5,
+                    state,
+                    y,
+                    torch.zeros(1, dtype=torch.int64),
+                    use_qk_l2norm_in_kernel=True,
+                    lower_bound=lower_bound,
+                )
+            torch.testing.assert_close(kept[row, node], state[0], rtol=0, atol=1e-5)
+            torch.testing.assert_close(out[0, row * NODES + node], y[0, 0], rtol=0, atol=1e-5)
+
+
+def test_lightning_states_are_those_of_single_steps() -> None:
+    torch.manual_seed(0)
+    heads, width = 3, 5
+    q, k, v = torch.randn(3, COUNT * NODES, heads, width)
+    slopes, slots = torch.tensor([0.5, 0.05, 0.001]), torch.tensor([3, 1, 5])
+    pool, rows = torch.randn(6, heads, width, width), torch.tensor([2, 0, 1])
+    before, kept = pool.clone(), torch.zeros(COUNT, NODES, heads, width, width)
+    meta = SimpleNamespace(batch_size=COUNT, s_offsets=slots, mask=None)
+    out = seg_la_fwd(q, k, v, pool, slopes, meta, caches=kept, cache_indices=rows)
+    assert torch.equal(pool, before)
+    for step in range(NODES):
+        part = (x.unflatten(0, (COUNT, NODES))[:, step] for x in (q, k, v))
+        y = seg_la_fwd(*part, pool, slopes, meta)
+        torch.testing.assert_close(kept[rows, step], pool[slots], rtol=0, atol=1e-6)
+        torch.testing.assert_close(out.unflatten(0, (COUNT, NODES))[:, step], y, rtol=0, atol=1e-5)
 
 
 def test_locations_of_accepted_tokens() -> None:
