@@ -93,7 +93,7 @@ def why_stock(ctx: TreeCacheBuildContext) -> str | None:
     backend, family = linear_backend(ctx), registry.family_named(model)
     if family is None or family is not registry.family_of(backend):
         return f"{model} runs on {type(backend).__name__}, whose states aren't known to be exact"
-    conflict = family.conflict_with(ctx.server_args)
+    conflict = family.conflict_with(ctx.server_args, model)
     return None if conflict is None else f"{model}: {conflict}"
 
 

@@ -208,7 +208,7 @@ DEPLOYMENTS = (
         "speculation, n-grams",
         "`--speculative-algorithm NGRAM`, page size 1",
         True,
-        SPECULATION_TESTED,
+        f"{SPECULATION_TESTED}; KDA with overlap",
         conflicts=(
             Conflict(
                 lambda a: a.speculative_algorithm == "NGRAM" and (a.page_size or 1) > 1,
@@ -240,7 +240,8 @@ DEPLOYMENTS = (
         "--speculative-eagle-topk 1 --speculative-num-draft-tokens 4`; or "
         "`EAGLE3` with a head's path. Page size 1, or twice the draft tokens at least",
         True,
-        f"{SPECULATION_TESTED}; pages of 16; with Gated DeltaNet EAGLE3, and trees (`--speculative-eagle-topk 2`) "
+        f"{SPECULATION_TESTED}; lightning attention with overlap; "
+        "pages of 16; with Gated DeltaNet EAGLE3, and trees (`--speculative-eagle-topk 2`) "
         "once by hand",
         conflicts=(
             Conflict(
@@ -254,7 +255,8 @@ DEPLOYMENTS = (
         "`--speculative-algorithm STANDALONE --speculative-draft-model-path …`, a model without recurrent layers; page "
         "size as above",
         True,
-        "CPU engine (Mamba2): 2 × 148 requests equal the cache off, with overlap",
+        "CPU engine (Mamba2, short convolutions; once by hand KDA, lightning attention): 2 × 148 requests equal the "
+        "cache off, with overlap",
         conflicts=(
             Conflict(
                 lambda a: a.speculative_algorithm == "STANDALONE" and draft_is_recurrent(a),

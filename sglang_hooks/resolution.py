@@ -28,10 +28,22 @@ def _resolve_once(original: Callable[[Any], None], server_args: Any) -> None:
     original(server_args)
     architecture = _architecture(view)
     if architecture is None or not _served_as_stock(architecture):
+        if architecture is not None:
+            refuse_for(architecture, view)
         track_nothing_lazily(server_args, view)
         check_arguments(view)
     if config.events == "resumable" and not server_args.kv_events_config:
         raise ConfigError("--marconi-events resumable: needs --kv-events-config, whose stream it changes")
+
+
+def refuse_for(architecture: str, view: Any) -> None:
+    """Raises: ConfigError for resolved arguments that go against exact states of this model."""
+    from .recurrence.registry import family_named
+
+    family = family_named(architecture)
+    conflict = None if family is None else family.conflict_with(view, architecture)
+    if conflict is not None:
+        raise ConfigError(f"--enable-marconi with {architecture}: {conflict}")
 
 
 def choose_extra_buffer(server_args: Any, view: Any) -> None:
@@ -82,7 +94,7 @@ def _extra_buffer(original: Callable[..., bool], view: Any, hf_config: Any) -> b
     """Stock asks for models whose states it tracks during decode; ours serves some without."""
     if original(view, hf_config):
         return True
-    if config_of(view) is None or view.speculative_algorithm is not None:
+    if config_of(view) is None:
         return False  # where ours won't be live, stock's cache must not believe that it tracks states
     from .recurrence.registry import needs_no_tracking
 

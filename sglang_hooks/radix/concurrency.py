@@ -106,4 +106,4 @@ def _is_ours(configurator: Any) -> bool:
         return False
     model = configurator.model_config.hf_config.architectures[0]
     family = family_named(model)
-    return family is not None and model not in family.refused and family.conflict_with(args) is None
+    return family is not None and model not in family.refused and family.conflict_with(args, model) is None

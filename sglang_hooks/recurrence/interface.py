@@ -105,6 +105,8 @@ class Recurrence:
     untracked: architectures whose states SGLang doesn't track during decode, so that it gives them no extra buffer;
         ours then keeps a request's last state where its length is a page multiple, as any is at page size 1
     speculates: answers with speculative decoding were held against the cache off
+    chains_only: SGLang verifies this family's drafts as a chain, so that its own answers are wrong where they branch
+    unverified: architectures of which SGLang keeps no states while it verifies drafts
     tested: architecture → what has run, for the table of models
     """
 
@@ -118,6 +120,8 @@ class Recurrence:
     refused: Mapping[str, str] = field(default_factory=dict)
     untracked: tuple[str, ...] = ()
     speculates: bool = False
+    chains_only: bool = False
+    unverified: tuple[str, ...] = ()
     tested: Mapping[str, str] = field(default_factory=dict)
 
     def serves(self, backend: object) -> bool:
@@ -125,8 +129,19 @@ class Recurrence:
         kind = type(backend)
         return f"{kind.__module__}.{kind.__qualname__}" in self.backends
 
-    def conflict_with(self, arguments: Any) -> str | None:
-        """What in a server's resolved arguments goes against exact states, or None."""
-        if getattr(arguments, "speculative_algorithm", None) is not None and not self.speculates:
+    def conflict_with(self, arguments: Any, architecture: str) -> str | None:
+        """What in a server's resolved arguments goes against exact states of this model, or None."""
+        algorithm = getattr(arguments, "speculative_algorithm", None)
+        if algorithm is None:
+            return None
+        if architecture in self.unverified:
+            return f"SGLang 0.5.23 keeps no states of {architecture} during a verify: drop --speculative-algorithm"
+        if not self.speculates:
             return f"{self.name} was not held against the cache off with --speculative-algorithm: drop it"
+        branches = algorithm == "NGRAM" or (getattr(arguments, "speculative_eagle_topk", None) or 1) > 1
+        if self.chains_only and branches:
+            return (
+                f"SGLang 0.5.23 verifies the drafts of {self.name} as a chain, and answers wrongly where they branch: "
+                "drop --speculative-algorithm NGRAM, or --speculative-eagle-topk above 1"
+            )
         return None

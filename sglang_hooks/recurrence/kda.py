@@ -57,5 +57,6 @@ KDA = Recurrence(
     saver=lambda context: PieceSaver(
         context, DeltaStages(_KERNEL, window_first=True, trial=kda_trial), as_decode
     ),
+    speculates=True,
     tested={"KimiLinearForCausalLM": "CPU engine, Triton's interpreter"},
 )

@@ -16,5 +16,7 @@ LIGHTNING = Recurrence(
     hooks=PIECE_HOOKS,
     saver=lambda context: PieceSaver(context, BesideLightning(seg_la_trial)),
     refused={"MiniCPMSALAForCausalLM": "SGLang switches its prefix cache off"},
+    speculates=True,
+    chains_only=True,
     tested={"BailingMoeV2_5ForCausalLM": "CPU engine, Triton's interpreter"},
 )

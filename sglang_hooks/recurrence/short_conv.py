@@ -185,5 +185,8 @@ SHORT_CONV = Recurrence(
         "Lfm2VlForConditionalGeneration": "SGLang gives it no prefix cache of states",
     },
     untracked=_ARCHITECTURES,
+    speculates=True,
+    chains_only=True,
+    unverified=("ZayaForCausalLM",),
     tested=dict.fromkeys(_ARCHITECTURES, "CPU engine"),
 )

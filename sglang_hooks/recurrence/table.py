@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from .interface import Recurrence
 from .registry import FAMILIES
 
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
@@ -12,9 +13,18 @@ BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
 def families() -> str:
     """A row a family."""
-    rows = ["| family | state of a layer | saved by |", "|---|---|---|"]
-    rows += [f"| {f.name} | {f.state} | {f.method} |" for f in FAMILIES]
+    rows = ["| family | state of a layer | saved by | speculative decoding |", "|---|---|---|---|"]
+    rows += [f"| {f.name} | {f.state} | {f.method} | {drafts(f)} |" for f in FAMILIES]
     return "\n".join(rows)
+
+
+def drafts(family: Recurrence) -> str:
+    """Which drafts a family verifies with exact states."""
+    if not family.speculates:
+        return "not tested"
+    which = "chains" if family.chains_only else "chains and trees"
+    none = ", ".join(f"`{name}`" for name in family.unverified)
+    return f"{which}; none with {none}" if none else which
 
 
 def models() -> str:

@@ -1,8 +1,8 @@
 """Speculative decoding: the answers are those of an empty cache, and every request's last state is kept.
 
 Each model drafts in one way throughout and in each other way once: n-grams (trees that branch) with Mamba2, the layer
-for multi-token prediction (chains) with Gated DeltaNet. Blocks of drafts (DFLASH, DSPARK) hold recorded
-answers, spoiled at random.
+for multi-token prediction (chains) with Gated DeltaNet. Blocks of drafts (DFLASH, DSPARK) hold recorded answers, spoiled
+at random. The other families run once, in a way that SGLang has for them.
 """
 
 from __future__ import annotations
@@ -176,3 +176,15 @@ def test_a_slot_that_runs_ahead_shows(engines: Engines, model: Path, cases: list
     passes = engines.run(Job(options, Twice(cases), before=running_ahead.apply))
     assert len(wrong(cases, passes[1].answers)) >= 12
     assert passes[1].marconi["slots"]["unaccounted"] == 0  # the census can't tell
+
+
+@pytest.mark.parametrize("family", ["kda", "lightning", "lfm2"])
+def test_other_families_with_overlap(engines: Engines, family: str, tmp_path: Path) -> None:
+    """Trees with KDA; SGLang verifies drafts of the two others as chains alone."""
+    model = write_small_model(tmp_path / family, FAMILIES[family](embedding_scale=EMBEDDING_SCALE))
+    options: Options = NGRAM if family == "kda" else MULTI_TOKEN_PREDICTION
+    if family == "lfm2":
+        draft = write_standalone_draft(tmp_path / "draft", VOCABULARY, EMBEDDING_SCALE)
+        options = options | {"speculative_algorithm": "STANDALONE", "speculative_draft_model_path": draft}
+    cases = engines.run(Job({"model_path": model, "disable_radix_cache": True}, record))
+    assert_all_exact(cases, engines.run(Job({"model_path": model, **options, **MARCONI}, Twice(cases))))

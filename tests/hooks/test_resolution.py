@@ -15,9 +15,9 @@ from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.server_args import ServerArgs
 
-from marconi_ext.config import MarconiConfig
+from marconi_ext.config import ConfigError, MarconiConfig
 from marconi_ext.models.toy_model import ToyModel, write_model
-from sglang_hooks.resolution import RESOLUTION_HOOKS, choose_extra_buffer, track_nothing_lazily
+from sglang_hooks.resolution import RESOLUTION_HOOKS, choose_extra_buffer, refuse_for, track_nothing_lazily
 
 LFM2, ZAYA, MOBIUS = "Lfm2ForCausalLM", "ZayaForCausalLM", "InternS2MobiusForConditionalGeneration"
 
@@ -27,17 +27,15 @@ def answer(
     *,
     stock: bool = False,
     enabled: bool = True,
-    draft: str | None = None,
 ) -> bool:
     settings = {"_marconi_config": MarconiConfig().model_dump_json()} if enabled else {}
     given = hooked(RESOLUTION_HOOKS, "supports_mamba_cache_extra_buffer")
-    view = SimpleNamespace(speculative_algorithm=draft, **settings)
+    view = SimpleNamespace(**settings)
     return given(lambda view, config: stock, view, SimpleNamespace(architectures=[architecture]))
 
 
 def test_no_tracking_means_an_extra_buffer() -> None:
     assert answer(LFM2) and answer(ZAYA)
-    assert not answer(LFM2, draft="NGRAM")
     assert not answer(MOBIUS)
     assert answer(MOBIUS, stock=True)
 
@@ -45,6 +43,43 @@ def test_no_tracking_means_an_extra_buffer() -> None:
 def test_stock_servers_keep_their_answer() -> None:
     assert not answer(LFM2, enabled=False)
     assert answer("Qwen3NextForCausalLM", stock=True, enabled=False)
+
+
+NO_STATES = "SGLang 0.5.23 keeps no states of ZayaForCausalLM during a verify: drop --speculative-algorithm"
+CHAINS = "verifies the drafts of short convolutions as a chain, and answers wrongly where they branch"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "algorithm", "topk", "message"),
+    [
+        (ZAYA, "STANDALONE", 1, NO_STATES),
+        (ZAYA, "NGRAM", 10, NO_STATES),
+        (LFM2, "NGRAM", 10, CHAINS),
+        ("Lfm2MoeForCausalLM", "STANDALONE", 2, CHAINS),
+        ("BailingMoeV2_5ForCausalLM", "NGRAM", 1, "the drafts of lightning attention as a chain"),
+    ],
+)
+def test_drafts_without_states_are_refused_by_model(
+    architecture: str, algorithm: str, topk: int, message: str
+) -> None:
+    refuse_for(architecture, SimpleNamespace(speculative_algorithm=None))
+    with pytest.raises(ConfigError, match=f"--enable-marconi with {architecture}: .*{message}"):
+        refuse_for(
+            architecture, SimpleNamespace(speculative_algorithm=algorithm, speculative_eagle_topk=topk)
+        )
+
+
+@pytest.mark.parametrize(
+    ("architecture", "algorithm", "topk"),
+    [
+        (LFM2, "STANDALONE", 1),
+        ("BailingMoeV2_5ForCausalLM", "EAGLE", 1),
+        ("KimiLinearForCausalLM", "NGRAM", 10),
+        ("Qwen3NextForCausalLM", "EAGLE", 2),
+    ],
+)
+def test_drafts_whose_states_are_kept_pass(architecture: str, algorithm: str, topk: int) -> None:
+    refuse_for(architecture, SimpleNamespace(speculative_algorithm=algorithm, speculative_eagle_topk=topk))
 
 
 def test_lazy_tracking_is_taken_as_what_it_saves_on() -> None:

@@ -63,6 +63,7 @@ def test_no_model_is_in_two_tables() -> None:
     for family in FAMILIES:
         assert set(family.tested) <= set(family.architectures)
         assert set(family.untracked) <= set(family.architectures)
+        assert set(family.unverified) <= set(family.architectures)
 
 
 def test_every_model_is_one_of_sglangs() -> None:
