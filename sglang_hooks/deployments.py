@@ -215,6 +215,11 @@ DEPLOYMENTS = (
                 "supports --speculative-algorithm NGRAM with --page-size 1 alone",
             ),
             Conflict(
+                lambda a: a.speculative_algorithm == "NGRAM" and a.speculative_ngram_max_bfs_breadth < 2,
+                "with --speculative-algorithm NGRAM needs --speculative-ngram-max-bfs-breadth 2 or more: at 1 SGLang's "
+                "drafts branch all the same, but it computes their states as a chain's, and answers wrongly",
+            ),
+            Conflict(
                 lambda a: (
                     _speculates(a) and 1 < (a.page_size or 1) < 2 * (a.speculative_num_draft_tokens or 0)
                 ),

@@ -44,6 +44,7 @@ def test_a_recurrent_draft_is_refused(tmp_path: Path) -> None:
         ),
         ({"enable_unified_memory": True}, "--speculative-algorithm with --enable-unified-memory"),
         ({"enable_mixed_chunk": True}, "--speculative-algorithm with --enable-mixed-chunk"),
+        ({"speculative_ngram_max_bfs_breadth": 1}, "needs --speculative-ngram-max-bfs-breadth 2 or more"),
     ],
 )
 def test_what_speculation_was_not_proven_with_is_refused(setting: dict[str, object], message: str) -> None:
