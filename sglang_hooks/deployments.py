@@ -13,7 +13,8 @@ PROVEN_ALGORITHMS = ("NGRAM", "EAGLE", "EAGLE3", "STANDALONE", "DFLASH", "DSPARK
 """Speculative algorithms whose answers were held against the cache off."""
 
 SPECULATION_TESTED = (
-    "CPU engine (Mamba2, Gated DeltaNet): 2 × 148 requests equal the cache off, with overlap and without"
+    "CPU engine (Mamba2, Gated DeltaNet): 2 × 148 requests equal the cache off, with overlap and without, and "
+    "(`bench/speculation_modes.py`) with retractions, two ranks, chunks of 64, tight pools, a host tier"
 )
 
 

@@ -1,8 +1,8 @@
 """Speculative decoding: the answers are those of an empty cache, and every request's last state is kept.
 
 Each model drafts in one way throughout and in each other way once: n-grams (trees that branch) with Mamba2, the layer
-for multi-token prediction (chains) with Gated DeltaNet. Blocks of drafts (DFLASH, DSPARK) hold recorded answers, spoiled
-at random. The other families run once, in a way that SGLang has for them.
+for multi-token prediction (chains) with Gated DeltaNet. Blocks of drafts (DFLASH, DSPARK) hold recorded answers,
+spoiled at random. The other families run once, in a way that SGLang has for them.
 """
 
 from __future__ import annotations
