@@ -276,7 +276,8 @@ DEPLOYMENTS = (
         "`--speculative-algorithm DFLASH` or `DSPARK`, `--speculative-draft-model-path …`; page size as above",
         True,
         "CPU engine (Mamba2, Gated DeltaNet): 2 × 148 requests equal the cache off, with overlap; once by hand "
-        "without, and with pages of 16; with Gated DeltaNet also with retractions (DFLASH) and aborts (DSPARK). "
+        "without, and with pages of 16; with Gated DeltaNet also with retractions (DFLASH) and aborts (DSPARK); "
+        "LFM2 once by hand with overlap. "
         "In place of what a draft of random weights proposes, the drafts were recorded answers, spoiled at random",
         conflicts=(
             Conflict(

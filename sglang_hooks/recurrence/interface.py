@@ -106,6 +106,7 @@ class Recurrence:
         ours then keeps a request's last state where its length is a page multiple, as any is at page size 1
     speculates: answers with speculative decoding were held against the cache off
     chains_only: SGLang verifies this family's drafts as a chain, so that its own answers are wrong where they branch
+    untried: speculative algorithms with which they were not, for want of a small model that SGLang runs with them
     unverified: architectures of which SGLang keeps no states while it verifies drafts
     tested: architecture → what has run, for the table of models
     """
@@ -121,6 +122,7 @@ class Recurrence:
     untracked: tuple[str, ...] = ()
     speculates: bool = False
     chains_only: bool = False
+    untried: tuple[str, ...] = ()
     unverified: tuple[str, ...] = ()
     tested: Mapping[str, str] = field(default_factory=dict)
 
@@ -138,6 +140,8 @@ class Recurrence:
             return f"SGLang 0.5.23 keeps no states of {architecture} during a verify: drop --speculative-algorithm"
         if not self.speculates:
             return f"{self.name} was not held against the cache off with --speculative-algorithm: drop it"
+        if algorithm in self.untried:
+            return f"{self.name} was not held against the cache off with {algorithm}: drop --speculative-algorithm"
         branches = algorithm == "NGRAM" or (getattr(arguments, "speculative_eagle_topk", None) or 1) > 1
         if self.chains_only and branches:
             return (

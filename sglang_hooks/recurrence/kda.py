@@ -58,5 +58,6 @@ KDA = Recurrence(
         context, DeltaStages(_KERNEL, window_first=True, trial=kda_trial), as_decode
     ),
     speculates=True,
+    untried=("DFLASH", "DSPARK"),
     tested={"KimiLinearForCausalLM": "CPU engine, Triton's interpreter"},
 )

@@ -18,5 +18,6 @@ LIGHTNING = Recurrence(
     refused={"MiniCPMSALAForCausalLM": "SGLang switches its prefix cache off"},
     speculates=True,
     chains_only=True,
+    untried=("DFLASH", "DSPARK"),
     tested={"BailingMoeV2_5ForCausalLM": "CPU engine, Triton's interpreter"},
 )

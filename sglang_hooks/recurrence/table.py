@@ -23,6 +23,8 @@ def drafts(family: Recurrence) -> str:
     if not family.speculates:
         return "not tested"
     which = "chains" if family.chains_only else "chains and trees"
+    if family.untried:
+        which += f"; not tested with {', '.join(family.untried)}"
     none = ", ".join(f"`{name}`" for name in family.unverified)
     return f"{which}; none with {none}" if none else which
 

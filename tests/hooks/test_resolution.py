@@ -57,6 +57,7 @@ CHAINS = "verifies the drafts of short convolutions as a chain, and answers wron
         (LFM2, "NGRAM", 10, CHAINS),
         ("Lfm2MoeForCausalLM", "STANDALONE", 2, CHAINS),
         ("BailingMoeV2_5ForCausalLM", "NGRAM", 1, "the drafts of lightning attention as a chain"),
+        ("KimiK3ForConditionalGeneration", "DSPARK", 1, "KDA was not held against the cache off with DSPARK"),
     ],
 )
 def test_drafts_without_states_are_refused_by_model(
