@@ -63,11 +63,13 @@ class Job:
     options: as keyword arguments of `sglang.Engine`, beside `OPTIONS`
     task: called with the `Engine` in its process; what it returns is pickled. A function of a module, so that it can be
     before: called before the scheduler is made
+    limit_s: after which the engine is ended
     """
 
     options: Mapping[str, Any]
     task: Callable[[Engine], Any]
     before: Callable[[], None] | None = None
+    limit_s: int = LIMIT_S
 
 
 STORAGE: dict[str, object] = {
@@ -285,10 +287,10 @@ def _run(job_file: str, result: str, log: str) -> None:
     file = os.open(log, os.O_WRONLY | os.O_CREAT)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    signal.alarm(LIMIT_S)
     code = 1
     try:
         job: Job = pickle.loads(Path(job_file).read_bytes())
+        signal.alarm(job.limit_s)
         if job.before is not None:
             job.before()
         Path(result).write_bytes(pickle.dumps(job.task(Engine(job.options))))

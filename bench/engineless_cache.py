@@ -277,10 +277,11 @@ class Driver:
         cache, pool, hit = self.cache, self.cache.req_to_token_pool, req.prefix_len
         new = self.in_pages(hit, req.extend_end)
         with self._timed("plan"):
+            begins = not req.kv.holds_kv  # else it goes on in another chunk
             rows = alloc_req_slots(pool, [req], cache)
-            prefix = cache.prefix_device_indices(req) if hit else None
+            prefix = cache.prefix_device_indices(req) if hit and begins else None
             fresh = alloc_token_slots(cache, new.stop - new.start)
-        if hit:
+        if prefix is not None:
             pool.write((rows[0], slice(0, hit)), prefix)
         pool.write((rows[0], new), fresh)
         req.kv.kv_allocated_len = req.kv.kv_committed_len = req.extend_end

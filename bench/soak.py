@@ -1,11 +1,13 @@
-"""A long run that is rough on the cache: aborts, dropped connections, flushes, forced retractions, tight pools.
+"""A long run that is rough on the cache: aborts, dropped connections, flushes, pauses, forced retractions, tight pools.
 
 Short prompts that share, fork and come back; a sample of the answers is compared with a server whose prefix cache is
 off. Fails on a leaked slot, a wrong answer, a wrong sum, a difference between the policy's table and the tree, a dead
 server, an error in its log, or memory that keeps growing.
 
-    python bench/soak.py [--requests 20000] [--ranks 2 --slow-rank] [--policy marconi --kill-tuner] [--tenants]
-                         [--json FILE]
+    python bench/soak.py [--requests 20000] [--family gdn] [--ranks 2 --slow-rank] [--policy marconi --kill-tuner]
+                         [--tenants] [--server-flags "--pp-size 2"] [--json FILE]
+
+`--server-flags "--speculative-algorithm …"` takes a model whose drafts are right now and then.
 """
 
 from __future__ import annotations
@@ -25,10 +27,11 @@ from records import records_of, write
 from rich.console import Console
 from rich.progress import Progress
 from soak_tenants import Tenants, flags
-from soak_troubles import kill_tuners, memory_mb, slow_down_rank
+from soak_troubles import kill_tuners, memory_mb, pause, slow_down_rank
 
+from marconi_ext.commands.server_setup import small_model
 from marconi_ext.errors import CheckFailedError
-from marconi_ext.models.toy_model import ToyModel, write_model
+from marconi_ext.models.families import SmallModel, write_small_model
 from marconi_ext.output import check_writable
 from marconi_ext.servers.engine_options import CPU_OPTIONS, environment, to_flags
 from marconi_ext.servers.server import Server, ServerSpec
@@ -124,7 +127,9 @@ async def soak(
     gate = asyncio.Semaphore(concurrency)
     timeout = aiohttp.ClientTimeout(total=600)
     began = time.monotonic()
-    troubles = [asyncio.create_task(kill_tuners(live, counts))] if killing else []
+    troubles = [asyncio.create_task(pause(live, counts, seed))]
+    if killing:
+        troubles.append(asyncio.create_task(kill_tuners(live, counts)))
     if slowing:
         troubles.append(asyncio.create_task(slow_down_rank(live, counts, seed)))
     if tenants is not None:
@@ -217,12 +222,19 @@ def settled(live: Server) -> dict:
         time.sleep(0.2)
 
 
+def model_for(family: str, server_flags: str) -> SmallModel:
+    """Prompts pass several of its chunks; where the server speculates, an embedding that drafts can go by."""
+    sizes = {"vocab": VOCABULARY, **({"chunk_size": 64} if family == "mamba2" else {})}
+    return small_model(family, **sizes, **({"embedding_scale": 8} if "--speculative" in server_flags else {}))
+
+
 def main(
     requests: Annotated[int, typer.Option(min=100)] = 20_000,
     concurrency: Annotated[int, typer.Option(min=1)] = 8,
     slots: Annotated[int, typer.Option(min=40)] = 60,
     tokens: Annotated[int, typer.Option(min=4_000)] = 4_500,
     ranks: Annotated[int, typer.Option(min=1, max=2)] = 1,
+    family: Annotated[str, typer.Option(help="Of the small model.")] = "mamba2",
     policy: Annotated[str, typer.Option(help="As --marconi-eviction.")] = "gittins",
     kill_tuner: Annotated[
         bool, typer.Option("--kill-tuner", help="Kill its process again and again.")
@@ -242,7 +254,7 @@ def main(
     if slow_rank and ranks == 1:
         raise typer.BadParameter("there is one rank; give --ranks 2 as well", param_hint="--slow-rank")
     with tempfile.TemporaryDirectory(prefix="marconi-soak-") as folder:
-        model = write_model(Path(folder) / "model", ToyModel(chunk_size=64, vocab=VOCABULARY))
+        model = write_small_model(Path(folder) / "model", model_for(family, server_flags))
         common = {
             **CPU_OPTIONS,
             "model_path": model,
@@ -291,7 +303,7 @@ def main(
         result |= {"ranks": ranks, "retractions": log.count("#retracted_reqs"), "problems": problems}
     if json:
         row = result | {"memory_mb": [mb for _, mb in result["memory_mb"]], "problems": len(problems)}
-        config = {"slots": slots, "tokens": tokens, "server_flags": server_flags}
+        config = {"family": family, "slots": slots, "tokens": tokens, "server_flags": server_flags}
         made = records_of(
             [{"eviction": policy, **row}],
             bench="soak",

@@ -1,4 +1,4 @@
-"""What `soak.py` does to a server from outside: kills its tuner, holds one rank, and reads its memory."""
+"""What `soak.py` does to a server from outside: pauses it, kills its tuner, holds one rank, and reads its memory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import signal
 from collections import Counter
 
+import aiohttp
 import numpy as np
 
 from marconi_ext.policies.paper import tuner_process
@@ -35,6 +36,23 @@ def memory_mb(server: Server) -> float:
             text = (folder / "status").read_text()
             total += int(text.split("VmRSS:")[1].split()[0]) if "VmRSS:" in text else 0
     return total / 1024
+
+
+async def pause(live: Server, counts: Counter, seed: int) -> None:
+    """Pause all generation for 50 to 300 ms, again and again: its requests stay where they are, or are retracted."""
+    rng = np.random.default_rng(seed)
+    async with aiohttp.ClientSession(raise_for_status=True) as http:
+        while True:
+            await asyncio.sleep(float(rng.uniform(2, 8)))
+            mode = str(rng.choice(["in_place", "retract"]))
+            async with http.post(f"{live.url}/pause_generation", json={"mode": mode}):
+                pass
+            try:
+                await asyncio.sleep(float(rng.uniform(0.05, 0.3)))
+            finally:
+                async with http.post(f"{live.url}/continue_generation", json={}):
+                    pass
+            counts[f"paused_{mode}"] += 1
 
 
 async def kill_tuners(live: Server, counts: Counter) -> None:

@@ -47,6 +47,7 @@ def build_cache(
         return create_unified_radix_cache(ctx)
     our_components(ctx.params)
     cache = create_unified_radix_cache(ctx, cache_class=MarconiRadixCache)
+    cache.sends_kv = ctx.server_args.disaggregation_mode == "prefill"
     pool = ctx.params.req_to_token_pool
     ledger = CheckpointLedger()
     currency = currency_of(ctx.model_config.model_path)

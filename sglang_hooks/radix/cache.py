@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 class MarconiRadixCache(PooledRadixCache):
     """Adds to stock: one insert a checkpoint, shallow first, and a census of the state slots."""
 
+    sends_kv = False  # a prefill server, which sends a chunk's KV on while the next one is computed
+
     @property
     def mamba(self) -> MarconiMambaComponent:
         """The component that owns the recurrent states."""
@@ -55,12 +57,17 @@ class MarconiRadixCache(PooledRadixCache):
                 mamba.publishing = checkpoint
                 self.publish(req, checkpoint.position_tokens, **kwargs)
                 mamba.publishing = None
-            if req.finished():
+            if req.finished() or self._is_sent_on(req, up_to):
                 self.publish(req, up_to, **kwargs)
         finally:
             mamba.publishing = mamba.saving_for = None
         self._release_state(req)
         mamba.keep_within_ceiling(req)
+
+    def _is_sent_on(self, req: Req, up_to: int) -> bool:
+        """Whether the KV of a chunk is about to be sent that no state took into the tree. It goes in now: later
+        another request may have brought the same, and this one's would be freed while it is still being read."""
+        return self.sends_kv and req.kv.cache_protected_len < up_to < len(req.origin_input_ids)
 
     def _release_state(self, req: Req) -> None:
         """A request has copied the state that it starts from once its first batch was launched: from then on it locks

@@ -52,13 +52,16 @@ class StatePublishing(StateEviction):
     ) -> int | None:
         """Name the state that goes with the key; 0 means that there is nothing to insert.
 
-        A finished request's KV goes in even where no state can go with it: it shows where later requests part.
+        A finished request's KV goes in even where no state can go with it: it shows where later requests part. So does
+        that of a chunk which is sent on.
         """
         if self.publishing is not None:
             insert_params.mamba_value = self.publishing.slot
             return self.publishing.position_tokens
-        if not is_finished or is_probe(req):
+        if is_probe(req):
             return 0
+        if not is_finished:
+            return token_ids_len if self.cache.sends_kv else 0
         last = req.full_untruncated_fill_ids[token_ids_len - 1]
         wanted = self.serving.saves_last_token(self.plans.get(req), token_ids_len, last)
         aligned = (

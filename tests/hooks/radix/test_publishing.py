@@ -89,3 +89,22 @@ def test_a_health_check_saves_nothing(driver: Driver) -> None:
     driver.serve(f"{HEALTH_CHECK_RID_PREFIX}_1", array("q", [5]), array("q", [6]))
     assert states(driver) == [] and driver.cache.mamba.runtime.tick == 0
     assert_all_accounted(driver)
+
+
+@pytest.mark.parametrize("sends", [True, False], ids=["prefill server", "any other"])
+def test_what_a_prefill_server_sends_is_not_freed(driver: Driver, sends: bool) -> None:
+    """A chunk without a state is sent on; before the next is through, another request has brought the same tokens."""
+    driver.cache.sends_kv = sends
+    chunked, other = (driver.match(number, PROMPT, len(ANSWER)) for number in range(2))
+    chunked.extend_end = 20
+    driver.prefill(chunked)
+    assert 20 not in states(driver)
+    row = driver.cache.req_to_token_pool.req_to_token[chunked.kv.req_pool_idx]
+    sent = row[:20].clone()
+    driver.prefill(other)
+    chunked.extend_end = len(PROMPT)
+    driver.prefill(chunked)
+    assert sends == bool((row[:20] == sent).all())
+    for req in (chunked, other):
+        driver.finish(req, ANSWER)
+    assert_all_accounted(driver)
