@@ -159,7 +159,8 @@ DEPLOYMENTS = (
         "prefill and decode apart: the prefill server",
         "`--disaggregation-mode prefill`",
         True,
-        f"{TWICE}, over Mooncake's TCP to a decode server without the extension's cache and to one with it",
+        f"{TWICE}, over Mooncake's TCP to a decode server without the extension's cache and to one with it; 5,000 with "
+        "transfers that broke and stalled, aborts and retractions (`bench/soak_pair.py`), to one without it",
         conflicts=(
             Conflict(
                 lambda a: _is_apart(a) and _speculates(a),
