@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ STOP_S = 1.0  # schedulers end at once; the launcher would then wait 5 s for cra
 POLL_S = 0.25
 ASK_S = 30.0
 HEALTH_S = 5.0
+PORTS = range(10_000, 32_000)
 LAUNCHER = (sys.executable, "-m", "sglang.launch_server")
 FORKING_LAUNCHER = (sys.executable, "-m", "marconi_ext.servers.forking_launcher")
 
@@ -192,10 +194,13 @@ class Server:
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A TCP port of the loopback interface that nobody has now. From those that no outgoing connection gets, for SGLang
+    takes others at a distance from it."""
+    while True:
+        port = random.SystemRandom().choice(PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def signal_group(leader: int, number: int) -> None:
