@@ -103,12 +103,14 @@ def retract() -> None:
 
 
 def missing(engine: Engine) -> int:
-    """Slots that are held or unaccounted for while nothing runs, and differences of table and tree."""
+    """Slots that are held or unaccounted for while nothing runs, and differences of table and tree. A decode server
+    keeps a failed transfer's slot for 30 s, in which somebody may still write to it."""
     facts = engine.marconi()
     if facts is None:
         return 0
-    slots = facts["slots"]
-    return abs(slots["unaccounted"]) + slots["held"] + facts["table"]["differences"]
+    slots, queue = facts["slots"], getattr(engine.scheduler, "disagg_decode_transfer_queue", None)
+    waiting = queue.num_pending_deferred_releases() if queue is not None else 0
+    return abs(slots["unaccounted"] - waiting) + slots["held"] + facts["table"]["differences"]
 
 
 class RoughPair(Pair):
