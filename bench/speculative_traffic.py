@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 from engine_in_process import Ask, Engine, Said
+from unequal_answers import unequal
 
 from marconi_ext.traces.script import Histories, Script
 from marconi_ext.traces.workloads import AgentSizes, FewShotSizes, ForkSizes, agent, few_shot, fork
 
 VOCABULARY = 4_096
-ATOL = 1e-4
 CONCURRENCY = 8
 BEYOND_TOKENS = 6  # recorded after the end of an answer, as long as a run of accepted drafts
 
@@ -114,9 +114,4 @@ class Twice:
 
 def wrong(cases: Sequence[Case], answers: Sequence[Said]) -> list[int]:
     """Numbers of the requests whose answer isn't that of an empty cache."""
-    return [
-        number
-        for number, (case, answer) in enumerate(zip(cases, answers, strict=True))
-        if answer.output_ids != case.alone.output_ids
-        or not np.allclose(answer.logprobs, case.alone.logprobs, atol=ATOL, rtol=0)
-    ]
+    return unequal(answers, [case.alone for case in cases])

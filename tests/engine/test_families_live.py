@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from live_server import LiveServer, plugin_environment, running
-from server_pair import Answer
+from unequal_answers import unequal
 
 from marconi_ext.models.families import FAMILIES, write_small_model
 from marconi_ext.traces.script import draw_tokens
@@ -17,7 +17,6 @@ from sglang_hooks.recurrence import form
 
 pytestmark = pytest.mark.engine
 
-TOLERANCE = 1e-4
 ANSWER_TOKENS = 6
 
 
@@ -37,18 +36,8 @@ def requests(vocabulary: int) -> list[list[int]]:
     return prompts
 
 
-def differing(answers: list[Answer], expected: list[Answer]) -> list[int]:
-    """Requests whose tokens or logprobs are others."""
-    return [
-        number
-        for number, (one, other) in enumerate(zip(answers, expected, strict=True))
-        if one.output_ids != other.output_ids
-        or not np.allclose(one.logprobs, other.logprobs, atol=TOLERANCE, rtol=0)
-    ]
-
-
 def differing_trimmed(live: LiveServer, vocabulary: int) -> list[int]:
-    """As `differing`, of a chat whose client trims each answer: alone, then turn by turn, twice from an empty cache."""
+    """As `unequal`, of a chat whose client trims each answer: alone, then turn by turn, twice from an empty cache."""
     ids = draw_tokens(np.random.default_rng(1), 300, vocabulary).tolist()
     prompt, prompts, alone = ids[:90], [], []
     for turn in range(4):
@@ -59,7 +48,7 @@ def differing_trimmed(live: LiveServer, vocabulary: int) -> list[int]:
     wrong = []
     for _ in range(2):  # the first time it is learned
         live.server.flush_cache()
-        wrong += differing([live.generate(prompt, 40) for prompt in prompts], alone)
+        wrong += unequal([live.generate(prompt, 40) for prompt in prompts], alone)
     return wrong
 
 
@@ -115,7 +104,7 @@ def test_hits_are_exact_and_outputs_those_of_an_empty_cache(
     assert [answer.cached_tokens for answer in first[:4]] == [0, 0, 150, 199]
     assert first[-1].cached_tokens == len(prompts[-4]) - 1
     assert [answer.cached_tokens for answer in second] == [len(prompt) - 1 for prompt in prompts]
-    assert differing(first, alone) == differing(second, alone) == []
+    assert unequal(first, alone) == unequal(second, alone) == []
     if CASES[case][1] == IN_KERNEL:
         assert differing_trimmed(live, 4_096) == []
         assert live.marconi()["counters"]["published_in-answer"] > 2
@@ -123,4 +112,4 @@ def test_hits_are_exact_and_outputs_those_of_an_empty_cache(
     (tmp_path / "early").touch()
     live.server.flush_cache()
     wrong = [live.generate(*one) for one in asked] + [live.generate(*one) for one in asked]
-    assert len(differing(wrong, alone + alone)) > len(prompts) // 2
+    assert len(unequal(wrong, alone + alone)) > len(prompts) // 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from adapters import share_keys, write_adapter
 from engine_in_process import Ask, Engine, Engines, Job, Said
+from unequal_answers import unequal
 
 from marconi_ext.models.toy_model import ToyModel, write_model
 
 pytestmark = pytest.mark.engine
 
 MODEL = ToyModel(chunk_size=64, vocab=4_096)
-ATOL = 1e-4
 OFF, ON = {"disable_radix_cache": True}, {"enable_marconi": True}
 Passes = tuple[list[Said], list[Said]]
 
@@ -30,15 +30,6 @@ def engines() -> Iterator[Engines]:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("models") / "hybrid", MODEL)
-
-
-def different(answers: Sequence[Said], alone: Sequence[Said]) -> list[int]:
-    return [
-        number
-        for number, (one, other) in enumerate(zip(answers, alone, strict=True))
-        if one.output_ids != other.output_ids
-        or not np.allclose(one.logprobs, other.logprobs, atol=ATOL, rtol=0)
-    ]
 
 
 def assert_nothing_is_lost(engine: Engine) -> None:
@@ -77,12 +68,12 @@ def test_adapters_share_no_prefix(engines: Engines, model: Path, tmp_path: Path)
     }
     task = AskAdapters(folders)
     alone, _ = engines.run(Job({**options, **OFF}, task))
-    assert all(different(alone[first::3], alone[second::3]) for first, second in ((0, 1), (0, 2), (1, 2)))
+    assert all(unequal(alone[first::3], alone[second::3]) for first, second in ((0, 1), (0, 2), (1, 2)))
     first, second = engines.run(Job({**options, **ON}, task))
-    assert different(first, alone) == different(second, alone) == []
+    assert unequal(first, alone) == unequal(second, alone) == []
     assert sum(said.cached_tokens for said in first) > 4_000
     wrong = engines.run(Job({**options, **ON}, task, before=share_keys))
-    assert len(different(wrong[0], alone)) > 24
+    assert len(unequal(wrong[0], alone)) > 24
 
 
 def think(engine: Engine) -> tuple[list[Said], list[int]]:
@@ -109,7 +100,7 @@ def test_stripped_thinking_leaves_the_prompt(engines: Engines, model: Path) -> N
     """A turn resumes at the end of the prompt before it, though the answer that its client sent back isn't cached."""
     alone, _ = engines.run(Job({"model_path": model, **OFF}, think))
     said, lengths = engines.run(Job({"model_path": model, **ON, "strip_thinking_cache": True}, think))
-    assert different(said, alone) == []
+    assert unequal(said, alone) == []
     reused = [one.cached_tokens for one in said]
     assert [reused[turn] for turn in range(len(said)) if turn % 3] == [
         lengths[turn - 1] - 1 for turn in range(len(said)) if turn % 3
