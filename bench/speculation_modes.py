@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from engine_in_process import Engines, Job
 from engine_progress import Ticks, watched
-from equal_outputs import PASSES, TIGHT, Asked, Setting, compare_ranks, retract_often, row_of
+from equal_outputs import PASSES, SETTINGS, TIGHT, Asked, Setting, row_of
 from records import records_of, write
 from speculative_traffic import CONCURRENCY, MULTI_TOKEN_PREDICTION, NGRAM, record
 
@@ -33,23 +32,13 @@ EMBEDDING_SCALE = 8  # so that a draft is right more often than not, and often w
 DRAFTS: dict[str, dict[str, object]] = {"ngram": NGRAM, "prediction": MULTI_TOKEN_PREDICTION}
 
 
-@dataclass(frozen=True)
-class Mode:
-    """options: beside those of the drafts; before: called ahead of the engine"""
-
-    options: dict[str, object] = field(default_factory=dict)
-    before: Callable[[], None] | None = None
-
-
 MODES = {
-    "overlap": Mode(),
-    "synchronous": Mode({"disable_overlap_schedule": True}),
-    "chunks-of-64": Mode({"chunked_prefill_size": 64}),
-    "tight": Mode(TIGHT),
-    "retraction": Mode({**TIGHT, "max_total_tokens": 16_000}, retract_often),
-    "two-ranks": Mode({"tp_size": 2, "max_mamba_cache_size": 60}, compare_ranks),
-    "host-tier": Mode({"enable_hierarchical_cache": True, "max_mamba_cache_size": 96}),
-    "pages-of-16": Mode({"page_size": 16}),
+    "overlap": Setting(),
+    "synchronous": Setting({"disable_overlap_schedule": True}),
+    "chunks-of-64": Setting({"chunked_prefill_size": 64}),
+    "tight": Setting(TIGHT),
+    **{name: SETTINGS[name] for name in ("retraction", "two-ranks", "host-tier")},
+    "pages-of-16": Setting({"page_size": 16}),
 }
 COLUMNS = {
     "requests": ".0f",
@@ -117,7 +106,7 @@ def measured(
         "ends_inside_a_run": ends["inside_a_run"],
         "ends_after_a_run": ends["after_a_run"],
         "ends_unknown": ends["seen_by_host"] + ends["too_late"],
-        "wrong": row.wrong(Setting()),
+        "wrong": row.wrong(mode),
     }
 
 
